@@ -1,0 +1,2 @@
+//! The `stratalloc` command.
+fn main() {}

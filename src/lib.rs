@@ -1,0 +1,6 @@
+//! stratalloc.
+
+pub mod driver;
+pub mod error;
+pub(crate) mod sync;
+pub mod units;
