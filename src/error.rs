@@ -2,7 +2,7 @@
 //!
 //! | the caller may | variants |
 //! |---|---|
-//! | correct the call | [`Error::InvalidSize`], [`Error::InvalidAlignment`], [`Error::InvalidPointer`], [`Error::DoubleFree`], [`Error::WrongDevice`], [`Error::UnknownDevice`], [`Error::UnknownPool`], [`Error::Config`] |
+//! | correct the call | [`Error::InvalidSize`], [`Error::InvalidAlignment`], [`Error::InvalidTag`], [`Error::InvalidPointer`], [`Error::DoubleFree`], [`Error::WrongDevice`], [`Error::UnknownDevice`], [`Error::UnknownPool`], [`Error::Config`] |
 //! | ask for less | [`Error::NeverFits`] |
 //! | free something, then try again | [`Error::OutOfMemory`], [`Error::OverLimit`], [`Error::LimitBelowUse`] |
 //! | wait for a capture to end | [`Error::Capturing`] |
@@ -33,6 +33,14 @@ pub enum Error {
         /// The largest alignment served, in bytes.
         max: u64,
     },
+    /// A tag number that does not exist.
+    #[error("no tag {tag}: tags are numbered 0 (none) to {max}")]
+    InvalidTag {
+        /// What was given.
+        tag: u8,
+        /// The largest tag number.
+        max: u8,
+    },
     /// More than the device, or its limit, could ever hold.
     #[error("{} can never fit: the device has {}{}", ByteSize(*size), ByteSize(*capacity), match limit { Some(l) => format!(", limited to {}", ByteSize(*l)), None => String::new() })]
     NeverFits {
@@ -47,12 +55,12 @@ pub enum Error {
     #[error("{0}")]
     OutOfMemory(Box<OutOfMemory>),
     /// The request would take its tag over the tag's limit.
-    #[error("{} would take tag '{tag}' from {} over its limit of {}", ByteSize(*size), ByteSize(*in_use), ByteSize(*limit))]
+    #[error("{} would take tag {tag} from {} over its limit of {}", ByteSize(*size), ByteSize(*in_use), ByteSize(*limit))]
     OverLimit {
         /// What was asked for, in bytes.
         size: u64,
-        /// The tag's name.
-        tag: String,
+        /// The tag's number.
+        tag: u8,
         /// Live bytes of the tag.
         in_use: u64,
         /// The tag's limit in bytes.

@@ -1,0 +1,468 @@
+//! The offset allocator: nodes that tile segments, best fit by owner, O(1) split and coalesce, holes that grow and shrink.
+
+use super::bins::Bins;
+use crate::units::{GRANULE, align_down, align_up};
+
+/// A node's number, dense from 0 and used again.
+pub type NodeId = u32;
+/// No node.
+pub(super) const NIL: NodeId = NodeId::MAX;
+
+/// Whoever may use a free node at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner(pub u16);
+
+impl Owner {
+    /// Anyone: no unfinished work touches the node.
+    pub const SHARED: Owner = Owner(0);
+}
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// The number is not in use.
+    Vacant,
+    /// Handed out.
+    Used,
+    /// Mapped, and in the bins of its owner.
+    Free,
+    /// Nothing is mapped there.
+    Hole,
+}
+
+/// A range of a segment.
+#[derive(Debug, Clone, Copy)]
+pub struct Node {
+    /// First byte.
+    pub addr: u64,
+    /// Bytes, a multiple of the granule.
+    pub size: u64,
+    /// The owner's epoch when the node became free.
+    pub stamp: u64,
+    prev: NodeId,
+    next: NodeId,
+    pub(super) bin_prev: NodeId,
+    pub(super) bin_next: NodeId,
+    /// Who may use the node, while it is free.
+    pub owner: Owner,
+    /// What the node is.
+    pub state: State,
+}
+
+impl Node {
+    /// One past the last byte.
+    #[inline]
+    pub fn end(&self) -> u64 {
+        self.addr + self.size
+    }
+}
+
+/// Where memory has to be mapped so that a request fits: `bytes` at `at`, inside one hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// First byte to map.
+    pub at: u64,
+    /// How much, a multiple of the chunk size or the whole hole.
+    pub bytes: u64,
+}
+
+/// Ranges of one or several segments. See the [module](super) for the words.
+///
+/// Conservation: used + free + hole bytes == bytes of all segments, and the bins of all owners hold exactly the free nodes
+/// ([`Arena::validate`]).
+#[derive(Debug, Clone, Default)]
+pub struct Arena {
+    nodes: Vec<Node>,
+    vacant: Vec<NodeId>,
+    /// By owner.
+    bins: Vec<Bins>,
+    holes: Bins,
+    used_bytes: u64,
+    segment_bytes: u64,
+}
+
+impl Arena {
+    /// The node with this number.
+    #[inline]
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id as usize]
+    }
+
+    /// The numbers of nodes there are or have been: every [`NodeId`] is below it.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Bytes free for `owner`.
+    #[inline]
+    pub fn free_bytes(&self, owner: Owner) -> u64 {
+        self.bins.get(owner.0 as usize).map_or(0, |bins| bins.bytes)
+    }
+
+    /// Bytes free for anyone at all, whether or not a clock has to pass first.
+    pub fn free_bytes_total(&self) -> u64 {
+        self.bins.iter().map(|bins| bins.bytes).sum()
+    }
+
+    /// Bytes handed out.
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes
+    }
+
+    /// The largest free node of `owner`, in bytes.
+    pub fn largest_free(&self, owner: Owner) -> u64 {
+        self.bins.get(owner.0 as usize).map_or(0, |bins| bins.largest(&self.nodes))
+    }
+
+    /// The free nodes of `owner`, from the smallest bin.
+    pub fn free_nodes(&self, owner: Owner) -> impl Iterator<Item = (NodeId, &Node)> {
+        let ids = self.bins.get(owner.0 as usize).into_iter().flat_map(|bins| bins.iter(&self.nodes));
+        ids.map(|id| (id, self.node(id)))
+    }
+
+    /// The owners that have free nodes.
+    pub fn owners(&self) -> impl Iterator<Item = Owner> + '_ {
+        (0u16..).zip(&self.bins).filter(|(_, bins)| bins.bytes > 0).map(|(index, _)| Owner(index))
+    }
+
+    /// Adds a segment in which nothing is mapped. It has no neighbours.
+    pub fn add_segment(&mut self, addr: u64, size: u64) -> NodeId {
+        self.segment_bytes += size;
+        let id = self.new_node(addr, size, NIL, NIL);
+        self.put_hole(id);
+        id
+    }
+
+    /// Takes a segment out that is one single hole.
+    pub fn remove_segment(&mut self, id: NodeId) {
+        let node = self.nodes[id as usize];
+        assert!(node.state == State::Hole && node.prev == NIL && node.next == NIL, "segment in use: {node:?}");
+        self.holes.remove(&mut self.nodes, id);
+        self.segment_bytes -= node.size;
+        self.retire(id);
+    }
+
+    /// Takes `size` bytes at a multiple of `alignment` out of the free nodes of `owner`. Best fit.
+    #[inline]
+    pub fn take(&mut self, owner: Owner, size: u64, alignment: u64) -> Option<NodeId> {
+        debug_assert!(size > 0 && size.is_multiple_of(GRANULE) && alignment.is_power_of_two());
+        let bins = self.bins.get(owner.0 as usize)?;
+        let id = if alignment <= GRANULE {
+            bins.best_fit(&self.nodes, size)?
+        } else {
+            // A node that fits as it stands, else one that fits wherever it starts.
+            let fits = |&id: &NodeId| {
+                let node = &self.nodes[id as usize];
+                align_up(node.addr, alignment).is_some_and(|start| start + size <= node.end())
+            };
+            let exact = bins.best_fit(&self.nodes, size).filter(fits);
+            exact.or_else(|| bins.best_fit(&self.nodes, size.checked_add(alignment - GRANULE)?))?
+        };
+        Some(self.take_from(id, size, alignment))
+    }
+
+    /// Takes `size` bytes at a multiple of `alignment` out of a free node that has room for them. The rests stay with its owner.
+    #[inline]
+    pub fn take_from(&mut self, id: NodeId, size: u64, alignment: u64) -> NodeId {
+        let Node { addr, stamp, owner, state, .. } = self.nodes[id as usize];
+        debug_assert!(state == State::Free);
+        self.bins[owner.0 as usize].remove(&mut self.nodes, id);
+        let start = addr.next_multiple_of(alignment);
+        let mut taken = id;
+        if start > addr {
+            taken = self.split(id, start - addr);
+            self.put_free(id, owner, stamp);
+        }
+        if self.nodes[taken as usize].size > size {
+            let rest = self.split(taken, size);
+            self.put_free(rest, owner, stamp);
+        }
+        self.nodes[taken as usize].state = State::Used;
+        self.used_bytes += size;
+        taken
+    }
+
+    /// Frees a used node for `owner`, whose epoch is `stamp`, and coalesces it with the neighbours that `owner` has already.
+    #[inline]
+    pub fn release(&mut self, id: NodeId, owner: Owner, stamp: u64) {
+        debug_assert!(self.nodes[id as usize].state == State::Used);
+        self.used_bytes -= self.nodes[id as usize].size;
+        self.put_coalesced(id, owner, stamp, |neighbour| neighbour == owner);
+    }
+
+    /// Makes the free nodes of `owner` whose stamp is at most `passed` usable by anyone.
+    pub fn share(&mut self, owner: Owner, passed: u64) -> u64 {
+        debug_assert!(owner != Owner::SHARED);
+        let ids: Vec<NodeId> = self.free_nodes(owner).filter(|(_, n)| n.stamp <= passed).map(|(id, _)| id).collect();
+        let mut bytes = 0;
+        for id in ids {
+            bytes += self.nodes[id as usize].size;
+            self.bins[owner.0 as usize].remove(&mut self.nodes, id);
+            self.put_coalesced(id, Owner::SHARED, 0, |neighbour| neighbour == Owner::SHARED);
+        }
+        bytes
+    }
+
+    /// Coalesces the free nodes of `owner` with neighbours that anyone may use, which become `owner`'s.
+    /// Returns whether any were.
+    pub fn absorb(&mut self, owner: Owner) -> bool {
+        let beside_shared = |&(_, node): &(NodeId, &Node)| {
+            [node.prev, node.next].iter().any(|&n| n != NIL && self.is_free_for(n, Owner::SHARED))
+        };
+        let ids: Vec<NodeId> = self.free_nodes(owner).filter(beside_shared).map(|(id, _)| id).collect();
+        for &id in &ids {
+            // An earlier round may have merged this node into another.
+            if self.is_free_for(id, owner) {
+                let stamp = self.nodes[id as usize].stamp;
+                self.bins[owner.0 as usize].remove(&mut self.nodes, id);
+                self.put_coalesced(id, owner, stamp, |neighbour| neighbour == owner || neighbour == Owner::SHARED);
+            }
+        }
+        !ids.is_empty()
+    }
+
+    /// The cheapest place where mapping memory into a hole makes room for `size` bytes for `owner`: the least to map, the lowest
+    /// address among equals. What `usable` owners have free beside the hole counts.
+    pub fn plan_growth(&self, size: u64, alignment: u64, chunk: u64, usable: impl Fn(Owner) -> bool) -> Option<Growth> {
+        let beside = |id: NodeId| match id {
+            NIL => 0,
+            id if self.nodes[id as usize].state == State::Free && usable(self.nodes[id as usize].owner) => {
+                self.nodes[id as usize].size
+            }
+            _ => 0,
+        };
+        let mut best: Option<Growth> = None;
+        let mut offer = |at: u64, bytes: u64| {
+            if best.is_none_or(|best| (bytes, at) < (best.bytes, best.at)) {
+                best = Some(Growth { at, bytes });
+            }
+        };
+        for id in self.holes.iter(&self.nodes) {
+            let hole = &self.nodes[id as usize];
+            let (first, last) = (hole.addr - beside(hole.prev), hole.end() + beside(hole.next));
+            // From the left: the request starts as low as it can.
+            let Some(end) = align_up(first, alignment).and_then(|start| start.checked_add(size)) else { continue };
+            if end > last {
+                continue;
+            }
+            let bytes = align_up(end.saturating_sub(hole.addr).max(1), chunk).unwrap_or(u64::MAX);
+            offer(hole.addr, bytes.min(hole.size));
+            // From the right: it ends as high as it can.
+            let start = align_down(last - size, alignment);
+            let bytes = align_up(hole.end().saturating_sub(start).max(1), chunk).unwrap_or(u64::MAX);
+            if last > hole.end() && bytes <= hole.size && start + size > hole.end() - bytes {
+                offer(hole.end() - bytes, bytes);
+            }
+        }
+        best
+    }
+
+    /// Memory has been mapped: the range, inside one hole, becomes free for `owner`, coalesced with its `usable` neighbours.
+    /// Returns the node that it is part of then.
+    pub fn fill(&mut self, growth: Growth, owner: Owner, stamp: u64, usable: impl Fn(Owner) -> bool) -> NodeId {
+        let hole = self.hole_around(growth.at, growth.bytes).expect("growth lies in a hole");
+        self.holes.remove(&mut self.nodes, hole);
+        let id = self.cut(hole, growth.at, growth.bytes, |arena, rest| arena.put_hole(rest));
+        self.put_coalesced(id, owner, stamp, usable)
+    }
+
+    /// Memory is to be unmapped: `size` bytes at `addr` of the free node `id` become a hole.
+    pub fn punch(&mut self, id: NodeId, addr: u64, size: u64) {
+        let Node { owner, stamp, state, .. } = self.nodes[id as usize];
+        assert!(state == State::Free, "only free nodes are punched");
+        self.bins[owner.0 as usize].remove(&mut self.nodes, id);
+        let hole = self.cut(id, addr, size, |arena, rest| arena.put_free(rest, owner, stamp));
+        let Node { prev, next, .. } = self.nodes[hole as usize];
+        let mut merged = hole;
+        if next != NIL && self.nodes[next as usize].state == State::Hole {
+            self.holes.remove(&mut self.nodes, next);
+            self.merge_next(merged);
+        }
+        if prev != NIL && self.nodes[prev as usize].state == State::Hole {
+            self.holes.remove(&mut self.nodes, prev);
+            self.merge_next(prev);
+            merged = prev;
+        }
+        self.put_hole(merged);
+    }
+
+    /// The hole that contains the whole range.
+    fn hole_around(&self, addr: u64, size: u64) -> Option<NodeId> {
+        self.holes.iter(&self.nodes).find(|&id| {
+            let hole = self.node(id);
+            hole.addr <= addr && addr + size <= hole.end()
+        })
+    }
+
+    /// Cuts `[addr, addr + size)` out of the unbinned node `id`; `put` takes the rests on either side.
+    fn cut(&mut self, id: NodeId, addr: u64, size: u64, mut put: impl FnMut(&mut Arena, NodeId)) -> NodeId {
+        let mut middle = id;
+        if addr > self.nodes[id as usize].addr {
+            middle = self.split(id, addr - self.nodes[id as usize].addr);
+            put(self, id);
+        }
+        if self.nodes[middle as usize].size > size {
+            let rest = self.split(middle, size);
+            put(self, rest);
+        }
+        middle
+    }
+
+    #[inline]
+    fn is_free_for(&self, id: NodeId, owner: Owner) -> bool {
+        let node = &self.nodes[id as usize];
+        node.state == State::Free && node.owner == owner
+    }
+
+    /// Splits an unbinned node after `size` bytes. Returns the second part.
+    #[inline]
+    fn split(&mut self, id: NodeId, size: u64) -> NodeId {
+        let Node { addr, size: whole, next, .. } = self.nodes[id as usize];
+        debug_assert!(0 < size && size < whole);
+        let rest = self.new_node(addr + size, whole - size, id, next);
+        self.nodes[id as usize].size = size;
+        self.nodes[id as usize].next = rest;
+        if next != NIL {
+            self.nodes[next as usize].prev = rest;
+        }
+        rest
+    }
+
+    /// Merges an unbinned node with its unbinned right neighbour, which ceases to be.
+    #[inline]
+    fn merge_next(&mut self, id: NodeId) {
+        let right = self.nodes[id as usize].next;
+        let Node { size, next, .. } = self.nodes[right as usize];
+        self.nodes[id as usize].size += size;
+        self.nodes[id as usize].next = next;
+        if next != NIL {
+            self.nodes[next as usize].prev = id;
+        }
+        self.retire(right);
+    }
+
+    /// Puts an unbinned node into the bins of `owner`, merged with the free neighbours whose owner `joins`.
+    #[inline]
+    fn put_coalesced(&mut self, id: NodeId, owner: Owner, mut stamp: u64, joins: impl Fn(Owner) -> bool) -> NodeId {
+        let mut id = id;
+        let Node { prev, next, .. } = self.nodes[id as usize];
+        for neighbour in [next, prev] {
+            if neighbour == NIL {
+                continue;
+            }
+            let node = self.nodes[neighbour as usize];
+            if node.state != State::Free || !joins(node.owner) {
+                continue;
+            }
+            self.bins[node.owner.0 as usize].remove(&mut self.nodes, neighbour);
+            if node.owner == owner {
+                stamp = stamp.max(node.stamp);
+            }
+            if neighbour == next {
+                self.merge_next(id);
+            } else {
+                self.merge_next(prev);
+                id = prev;
+            }
+        }
+        self.put_free(id, owner, stamp);
+        id
+    }
+
+    #[inline]
+    fn put_free(&mut self, id: NodeId, owner: Owner, stamp: u64) {
+        let node = &mut self.nodes[id as usize];
+        node.state = State::Free;
+        node.owner = owner;
+        node.stamp = stamp;
+        if self.bins.len() <= owner.0 as usize {
+            self.bins.resize_with(owner.0 as usize + 1, Bins::default);
+        }
+        self.bins[owner.0 as usize].insert(&mut self.nodes, id);
+    }
+
+    fn put_hole(&mut self, id: NodeId) {
+        self.nodes[id as usize].state = State::Hole;
+        self.holes.insert(&mut self.nodes, id);
+    }
+
+    #[inline]
+    fn new_node(&mut self, addr: u64, size: u64, prev: NodeId, next: NodeId) -> NodeId {
+        let node = Node {
+            addr,
+            size,
+            stamp: 0,
+            prev,
+            next,
+            bin_prev: NIL,
+            bin_next: NIL,
+            owner: Owner::SHARED,
+            state: State::Vacant,
+        };
+        match self.vacant.pop() {
+            Some(id) => {
+                self.nodes[id as usize] = node;
+                id
+            }
+            None => {
+                self.nodes.push(node);
+                (self.nodes.len() - 1) as NodeId
+            }
+        }
+    }
+
+    fn retire(&mut self, id: NodeId) {
+        self.nodes[id as usize].state = State::Vacant;
+        self.vacant.push(id);
+    }
+
+    /// Checks the whole structure: tiling, neighbour links, bins, byte counts, and that no two free neighbours of one owner stand apart.
+    pub fn validate(&self) -> Result<(), String> {
+        let (mut used, mut total, mut free_nodes, mut hole_nodes) = (0, 0, 0, 0);
+        for (id, node) in (0..).zip(&self.nodes).filter(|(_, node)| node.state != State::Vacant) {
+            let fail = |what: &str| Err(format!("node {id}: {what}: {node:?}"));
+            total += node.size;
+            match node.state {
+                State::Used => used += node.size,
+                State::Free => free_nodes += 1,
+                State::Hole => hole_nodes += 1,
+                State::Vacant => {}
+            }
+            if node.size == 0 || !node.size.is_multiple_of(GRANULE) || !node.addr.is_multiple_of(GRANULE) {
+                return fail("not a multiple of the granule");
+            }
+            if node.next != NIL {
+                let next = self.node(node.next);
+                if next.state == State::Vacant || next.prev != id || next.addr != node.end() {
+                    return fail("wrong neighbour");
+                }
+                let apart = match (node.state, next.state) {
+                    (State::Free, State::Free) => node.owner == next.owner,
+                    (State::Hole, State::Hole) => true,
+                    _ => false,
+                };
+                if apart {
+                    return fail("not coalesced");
+                }
+            }
+            if node.prev != NIL && self.node(node.prev).next != id {
+                return fail("wrong left neighbour");
+            }
+        }
+        let mut binned = 0;
+        for (owner, bins) in self.bins.iter().enumerate() {
+            binned += bins.validate(&self.nodes).map_err(|e| format!("owner {owner}: {e}"))?;
+            let stray = bins.iter(&self.nodes).find(|&id| !self.is_free_for(id, Owner(owner as u16)));
+            if let Some(id) = stray {
+                return Err(format!("node {id} is in the bins of owner {owner}: {:?}", self.node(id)));
+            }
+        }
+        if self.holes.validate(&self.nodes)? != hole_nodes || binned != free_nodes {
+            return Err(format!("{free_nodes} free nodes, {binned} binned; {hole_nodes} holes"));
+        }
+        if used != self.used_bytes || total != self.segment_bytes {
+            return Err(format!("used {used} != {}, total {total} != {}", self.used_bytes, self.segment_bytes));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,490 @@
+//! One device as threads see it: magazines in front of the pool.
+//!
+//! The hot path is [`DeviceCache::alloc`] and [`DeviceCache::free`] down to their first `slow`: no lock, no atomic read-modify-write,
+//! no driver call. Everything else takes the pool's lock.
+
+#[cfg(not(loom))]
+mod gate;
+#[cfg(loom)]
+pub(crate) mod gate;
+mod magazine;
+mod stats;
+mod threads;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+
+use crate::block::{CLASS_SIZE_MAX, ClassId};
+use crate::config::Config;
+use crate::driver::Driver;
+use crate::error::{Error, Result};
+use crate::pool::{BlockId, Drain, Header, Kind, LaneId, Magazines, Pool, PoolId, PoolState, StreamFilter, Want, life};
+use crate::sync::Mutex;
+use crate::telemetry::{EventKind, Rung, TraceRing};
+use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
+
+use gate::{Barrier, Gate};
+pub(crate) use magazine::TAGS;
+use magazine::{Key, Sums, ThreadCache};
+use stats::Retired;
+
+/// The most that can be asked for, in bytes: what a block's number of granules can say.
+pub(crate) const SIZE_MAX: u64 = (u32::MAX as u64) * GRANULE;
+/// The largest alignment served, in bytes.
+pub(crate) const ALIGNMENT_MAX: u64 = PAGE;
+/// Bytes that a refill brings from a slab, and the most slots.
+const REFILL_BYTES: u64 = 64 << 10;
+const REFILL_SLOTS: u64 = 32;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) size: u64,
+    pub(crate) alignment: u64,
+    pub(crate) stream: StreamId,
+    pub(crate) tag: u8,
+}
+
+/// One device: its pool, and its threads' magazines.
+#[derive(Debug)]
+pub(crate) struct DeviceCache {
+    /// Unique in the process, never used again.
+    pub(crate) number: u64,
+    pub(crate) pool: Pool,
+    pub(crate) ring: TraceRing,
+    this: Weak<DeviceCache>,
+    barrier: Barrier,
+    /// Bytes that one thread may hold.
+    magazine_bytes: u64,
+    /// How far a thread's counts may drift from the sums.
+    drift: i64,
+    /// Bit t: tag t has a limit, and its requests take the lock.
+    limited_tags: AtomicU64,
+    tag_limits: Mutex<[u64; TAGS]>,
+    /// Locked after the pool, if both are.
+    threads: Mutex<Vec<&'static ThreadCache>>,
+    retired: Mutex<Retired>,
+}
+
+impl DeviceCache {
+    pub(crate) fn new(device: usize, driver: Arc<dyn Driver>, config: &Config) -> Result<Arc<DeviceCache>> {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        let pool = Pool::new(device, driver, config.clone())?;
+        let magazine_bytes = (pool.capacity as f64 * config.magazine) as u64;
+        let drift = (pool.capacity >> 10) as i64;
+        Ok(Arc::new_cyclic(|this| DeviceCache {
+            number: NUMBER.fetch_add(1, Relaxed),
+            pool,
+            ring: TraceRing::new(config.trace),
+            this: this.clone(),
+            barrier: Barrier::detect(),
+            magazine_bytes,
+            drift,
+            limited_tags: AtomicU64::new(0),
+            tag_limits: Mutex::new([u64::MAX; TAGS]),
+            threads: Mutex::new(Vec::new()),
+            retired: Mutex::new(Retired::default()),
+        }))
+    }
+
+    #[inline]
+    fn sums(&self) -> Sums<'_> {
+        Sums { live: &self.pool.live, active: &self.pool.active, bound: self.drift }
+    }
+
+    #[inline]
+    fn tag_is_limited(&self, tag: u8) -> bool {
+        tag != 0 && self.limited_tags.load(Relaxed) >> (tag as u32 % 64) & 1 != 0
+    }
+
+    /// Hands out a block.
+    #[inline]
+    pub(crate) fn alloc(&self, request: Request) -> Result<DevicePtr> {
+        let Request { size, alignment, stream, tag } = request;
+        if size.wrapping_sub(1) >= SIZE_MAX || alignment > GRANULE || self.tag_is_limited(tag) {
+            return self.alloc_checked(request);
+        }
+        let granules = block_granules(size);
+        let Some(cache) = threads::current(self.number) else { return self.alloc_slow(request, granules) };
+        let Some(lane) = cache.lane(stream) else { return self.alloc_slow(request, granules) };
+        if !cache.gate.try_enter(self.barrier) {
+            return self.alloc_slow(request, granules);
+        }
+        let Some(block) = cache.pop(Key::new(lane, granules), &self.pool.directory) else {
+            cache.gate.leave();
+            return self.alloc_slow(request, granules);
+        };
+        let header = self.pool.directory.header(block);
+        header.hand_out(size, tag);
+        cache.count_alloc(size, u64::from(granules) * GRANULE, tag, &self.sums());
+        cache.gate.leave();
+        Ok(header.ptr())
+    }
+
+    /// Takes a block back, in the order of its home stream.
+    #[inline]
+    pub(crate) fn free(&self, ptr: DevicePtr) -> Result<()> {
+        let Some((block, header)) = self.pool.directory.find(ptr) else { return Err(Error::InvalidPointer { ptr }) };
+        self.free_block(ptr, block, header)
+    }
+
+    /// The block at `ptr`, if it is this device's.
+    #[inline]
+    pub(crate) fn find(&self, ptr: DevicePtr) -> Option<(BlockId, &Header)> {
+        self.pool.directory.find(ptr)
+    }
+
+    /// [`DeviceCache::free`] of a block that was found.
+    #[inline]
+    pub(crate) fn free_block(&self, ptr: DevicePtr, block: BlockId, header: &Header) -> Result<()> {
+        if header.life() != life::LIVE {
+            return Err(Error::DoubleFree { ptr });
+        }
+        let Some(cache) = threads::current(self.number) else { return self.free_slow(block) };
+        if header.is_recorded() || cache.held(false) + header.size() > self.magazine_bytes {
+            return self.free_slow(block);
+        }
+        if !cache.gate.try_enter(self.barrier) {
+            return self.free_slow(block);
+        }
+        let (requested, size, tag) = (header.requested(), header.size(), header.tag());
+        if !cache.try_push(Key::new(header.lane(), header.granules()), block, &self.pool.directory) {
+            cache.gate.leave();
+            return self.free_slow(block);
+        }
+        cache.count_free(requested, size, tag, &self.sums());
+        cache.gate.leave();
+        Ok(())
+    }
+
+    /// Requests that need a look before anything else: errors, alignments, limits of tags.
+    #[cold]
+    fn alloc_checked(&self, request: Request) -> Result<DevicePtr> {
+        let Request { size, alignment, tag, .. } = request;
+        if size == 0 || size > SIZE_MAX {
+            return Err(Error::InvalidSize { size, max: SIZE_MAX });
+        }
+        if !alignment.is_power_of_two() || alignment > ALIGNMENT_MAX {
+            return Err(Error::InvalidAlignment { alignment, max: ALIGNMENT_MAX });
+        }
+        if tag as usize >= TAGS {
+            return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
+        }
+        let padded = size.max(alignment);
+        if alignment > GRANULE && padded <= CLASS_SIZE_MAX {
+            // A class that is a power of two has all its slots at multiples of it.
+            return self.alloc_slow(request, (padded.next_power_of_two() / GRANULE) as u32);
+        }
+        self.alloc_slow(request, block_granules(size))
+    }
+
+    /// Hands out a block under the pool's lock.
+    #[cold]
+    fn alloc_slow(&self, request: Request, granules: u32) -> Result<DevicePtr> {
+        let Request { size, alignment, stream, tag } = request;
+        let cache = threads::current_or_new(self);
+        let pool = &self.pool;
+        let mut state = pool.lock();
+        if self.tag_is_limited(tag) {
+            self.check_tag_limit(tag, size)?;
+        }
+        let lane = pool.lane(&mut state, stream)?;
+        let block_size = u64::from(granules) * GRANULE;
+        let is_slot = block_size <= CLASS_SIZE_MAX;
+        let capturing = pool.capturing(&state);
+        let cached = cache.filter(|_| !capturing);
+        if let Some(cache) = cached {
+            cache.remember_lane(stream, lane);
+        }
+        let from_magazine =
+            cached.filter(|_| is_slot || alignment <= GRANULE).and_then(|c| c.pop(Key::new(lane, granules), &pool.directory));
+        let block = match from_magazine {
+            Some(block) => block,
+            None => {
+                let kind = if is_slot {
+                    Kind::Slot(ClassId::for_size(block_size))
+                } else {
+                    Kind::Range { size: block_size, alignment: alignment.max(GRANULE) }
+                };
+                let (block, rung) = match pool.alloc(&mut state, Want { lane, kind }, self) {
+                    Ok(Some(found)) => found,
+                    Ok(None) => return Err(self.no_room(&mut state, size, block_size)),
+                    Err(error) if error.is_out_of_memory() => {
+                        return Err(pool.shortage(&mut state, size, self.live_bytes(), Some(error)));
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                pool.count(&mut state, rung);
+                if let Some(cache) = cache {
+                    cache.count_size(granules);
+                } else {
+                    self.retired.lock().count_size(granules);
+                }
+                if let (Some(cache), Kind::Slot(class)) = (cached, kind) {
+                    self.refill(&mut state, cache, lane, class);
+                }
+                block
+            }
+        };
+        let header = pool.directory.header(block);
+        header.hand_out(size, tag);
+        match cache {
+            Some(cache) => cache.count_alloc(size, block_size, tag, &self.sums()),
+            None => self.retired.lock().count_alloc(size, block_size, tag, &self.sums()),
+        }
+        self.check_invariants(&state);
+        drop(state);
+        self.ring.push(EventKind::Alloc, header.ptr(), size, stream, tag);
+        Ok(header.ptr())
+    }
+
+    /// Takes a block back under the pool's lock.
+    #[cold]
+    fn free_slow(&self, block: BlockId) -> Result<()> {
+        let cache = threads::current_or_new(self);
+        let pool = &self.pool;
+        let mut state = pool.lock();
+        let header = pool.directory.header(block);
+        if header.life() != life::LIVE {
+            // Another thread has freed it since it was looked at.
+            return Err(Error::DoubleFree { ptr: header.ptr() });
+        }
+        let (requested, size, tag) = (header.requested(), header.size(), header.tag());
+        let stream = pool.stream_of(&state, block);
+        let key = Key::new(header.lane(), header.granules());
+        let fits = |cache: &&ThreadCache| cache.held(false) + size <= self.magazine_bytes;
+        let keeps = cache.filter(|_| !header.is_recorded() && !pool.capturing(&state)).filter(fits);
+        let mut became_free = true;
+        match keeps {
+            Some(cache) => {
+                cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
+                cache.try_push(key, block, &pool.directory);
+            }
+            None => became_free = pool.free(&mut state, block),
+        }
+        let active = if became_free { size } else { 0 };
+        match cache {
+            Some(cache) => cache.count_free(requested, active, tag, &self.sums()),
+            None => self.retired.lock().count_free(requested, active, tag, &self.sums()),
+        }
+        self.check_invariants(&state);
+        drop(state);
+        self.ring.push(EventKind::Free, header.ptr(), requested, stream, tag);
+        Ok(())
+    }
+
+    /// Puts a few more slots of the class into the thread's magazine, so that the next requests need no lock.
+    fn refill(&self, state: &mut PoolState, cache: &ThreadCache, lane: LaneId, class: ClassId) {
+        let count = (REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1);
+        let room = self.magazine_bytes.saturating_sub(cache.held(false)) / class.size();
+        let directory = &self.pool.directory;
+        let key = Key::new(lane, (class.size() / GRANULE) as u32);
+        let blocks = self.pool.refill(state, lane, class, count.min(room) as u32);
+        if blocks.is_empty() {
+            return;
+        }
+        cache.claim(key, directory, |evicted| self.pool.put_back(state, evicted));
+        for block in blocks.into_iter().rev() {
+            cache.try_push(key, block, directory);
+        }
+    }
+
+    #[cold]
+    fn no_room(&self, state: &mut PoolState, size: u64, block_size: u64) -> Error {
+        let (limit, capacity) = (self.pool.limit(state), self.pool.capacity);
+        if block_size > limit {
+            return Error::NeverFits { size, capacity, limit: (limit < capacity).then_some(limit) };
+        }
+        self.ring.push(EventKind::OutOfMemory, DevicePtr::NULL, size, StreamId::DEFAULT, 0);
+        self.pool.shortage(state, size, self.live_bytes(), None)
+    }
+
+    /// Notes that work on `stream` uses the live block at `ptr`.
+    pub(crate) fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
+        let (block, header) = self.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
+        let mut state = self.pool.lock();
+        if header.life() != life::LIVE {
+            return Err(Error::DoubleFree { ptr });
+        }
+        self.pool.record_stream(&mut state, block, stream)?;
+        drop(state);
+        self.ring.push(EventKind::RecordStream, ptr, header.requested(), stream, header.tag());
+        Ok(())
+    }
+
+    /// Gives free memory back to the device. Waits for the streams. Returns the bytes given back.
+    pub(crate) fn empty(&self) -> Result<u64> {
+        let mut state = self.pool.lock();
+        let bytes = self.pool.empty(&mut state, self, 0)?;
+        self.check_invariants(&state);
+        drop(state);
+        self.ring.push(EventKind::EmptyCache, DevicePtr::NULL, bytes, StreamId::DEFAULT, 0);
+        Ok(bytes)
+    }
+
+    /// Bounds the memory held.
+    pub(crate) fn set_limit(&self, limit: u64) -> Result<()> {
+        let mut state = self.pool.lock();
+        self.pool.set_limit(&mut state, limit, self)
+    }
+
+    /// Bounds the live bytes of a tag, or no longer.
+    pub(crate) fn set_tag_limit(&self, tag: u8, limit: Option<u64>) -> Result<()> {
+        if tag == 0 || tag as usize >= TAGS {
+            return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
+        }
+        let _state = self.pool.lock();
+        let in_use = self.tag_bytes(tag);
+        if let Some(limit) = limit.filter(|&limit| in_use > limit) {
+            return Err(Error::LimitBelowUse { limit, in_use });
+        }
+        self.tag_limits.lock()[tag as usize] = limit.unwrap_or(u64::MAX);
+        let bit = 1 << tag;
+        match limit {
+            Some(_) => self.limited_tags.fetch_or(bit, Relaxed),
+            None => self.limited_tags.fetch_and(!bit, Relaxed),
+        };
+        Ok(())
+    }
+
+    /// Under the pool's lock, so that two requests of one tag cannot both get its last bytes.
+    fn check_tag_limit(&self, tag: u8, size: u64) -> Result<()> {
+        let (in_use, limit) = (self.tag_bytes(tag), self.tag_limits.lock()[tag as usize]);
+        if in_use.saturating_add(size) > limit {
+            return Err(Error::OverLimit { size, tag, in_use, limit });
+        }
+        Ok(())
+    }
+
+    /// Sends requests of the streams that `filter` names to a private pool, until [`DeviceCache::end_private`].
+    pub(crate) fn begin_private(&self, id: PoolId, filter: StreamFilter) -> Result<()> {
+        let mut state = self.pool.lock();
+        self.pool.begin_private(&mut state, id, filter)?;
+        let threads = self.threads.lock();
+        threads.iter().for_each(|cache| cache.gate.set_slow(true));
+        // Whoever is inside a gate now still routes as before.
+        self.with_closed(&threads, |_| ());
+        Ok(())
+    }
+
+    pub(crate) fn end_private(&self, id: PoolId) -> Result<()> {
+        let mut state = self.pool.lock();
+        self.pool.end_private(&mut state, id)?;
+        let slow = self.goes_slow(&state);
+        self.threads.lock().iter().for_each(|cache| cache.gate.set_slow(slow));
+        Ok(())
+    }
+
+    pub(crate) fn release_private(&self, id: PoolId) -> Result<()> {
+        let mut state = self.pool.lock();
+        self.pool.release_private(&mut state, id)
+    }
+
+    /// Whether every call has to take the lock.
+    fn goes_slow(&self, state: &PoolState) -> bool {
+        self.ring.is_on() || self.pool.capturing(state)
+    }
+
+    /// Shuts out the threads of these caches while `work` runs. Under the pool's lock.
+    fn with_closed<T>(&self, caches: &[&'static ThreadCache], work: impl FnOnce(&[&'static ThreadCache]) -> T) -> T {
+        // The calling thread holds the pool's lock, and so is not inside its gate.
+        Gate::close(caches.iter().map(|cache| &cache.gate), self.barrier);
+        let result = work(caches);
+        caches.iter().for_each(|cache| cache.gate.open());
+        result
+    }
+
+    /// A thread has a new cache. Called without the pool's lock.
+    fn adopt(&self, cache: &'static ThreadCache) {
+        let state = self.pool.lock();
+        cache.gate.set_slow(self.goes_slow(&state));
+        self.threads.lock().push(cache);
+    }
+
+    /// A thread ends: its blocks go back, its counts are kept. Called by that thread.
+    fn retire(&self, cache: &'static ThreadCache) {
+        let mut state = self.pool.lock();
+        cache.drain(false, &self.pool.directory, |block| self.pool.put_back(&mut state, block));
+        self.retire_counts(cache);
+        threads::give_back(cache, self.number);
+    }
+
+    fn retire_counts(&self, cache: &'static ThreadCache) {
+        cache.fold(&self.sums());
+        self.retired.lock().add(&cache.counts());
+        self.threads.lock().retain(|other| !std::ptr::eq(*other, cache));
+    }
+
+    #[inline]
+    fn check_invariants(&self, state: &PoolState) {
+        if cfg!(feature = "validate") {
+            if let Err(what) = self.pool.validate(state) {
+                broken_invariant(self, &what);
+            }
+        }
+    }
+
+    /// Checks every structure of the device. Exact when no call is under way.
+    pub(crate) fn validate(&self) -> std::result::Result<(), String> {
+        let state = self.pool.lock();
+        self.pool.validate(&state)?;
+        drop(state);
+        self.validate_counts()
+    }
+}
+
+impl Magazines for DeviceCache {
+    fn drain(&self, pool: &Pool, state: &mut PoolState, what: Drain) -> u64 {
+        let large_only = what != Drain::All;
+        let own = threads::current(self.number);
+        let mut bytes = 0;
+        if let Some(cache) = own {
+            bytes += cache.drain(large_only, &pool.directory, |block| pool.put_back(state, block));
+        }
+        if what == Drain::OwnLarge {
+            return bytes;
+        }
+        let others: Vec<_> = (self.threads.lock().iter().copied())
+            .filter(|cache| own.is_none_or(|own| !std::ptr::eq(own, *cache)) && cache.held(large_only) > 0)
+            .collect();
+        if others.is_empty() {
+            return bytes;
+        }
+        bytes
+            + self.with_closed(&others, |others| {
+                let drain = |cache: &&ThreadCache| {
+                    cache.drain(large_only, &pool.directory, |block| pool.put_back(state, block))
+                };
+                others.iter().map(drain).sum::<u64>()
+            })
+    }
+}
+
+impl Drop for DeviceCache {
+    /// No call is under way: whoever makes one holds a reference. Threads find their caches gone by the owner's number.
+    fn drop(&mut self) {
+        for cache in std::mem::take(self.threads.get_mut()) {
+            threads::give_back(cache, self.number);
+        }
+    }
+}
+
+/// The block size for a request, in granules.
+#[inline]
+fn block_granules(size: u64) -> u32 {
+    if size <= CLASS_SIZE_MAX {
+        (ClassId::for_size(size).size() / GRANULE) as u32
+    } else {
+        size.div_ceil(GRANULE) as u32
+    }
+}
+
+/// The structures contradict each other: going on could hand memory out twice. Says what is known, and ends the process.
+#[cold]
+#[allow(clippy::print_stderr)]
+fn broken_invariant(device: &DeviceCache, what: &str) -> ! {
+    eprintln!("stratalloc: broken invariant on device {}: {what}\n{:#?}", device.pool.device, device.stats());
+    std::process::abort()
+}
+
+const _: () = assert!(Rung::ALL.len() == 10);

@@ -1,0 +1,137 @@
+//! Statistics: the pool's numbers, the threads' counts, and those of threads that have ended.
+
+use super::DeviceCache;
+use super::magazine::{Counts, Sums, TAGS};
+use crate::telemetry::{Rung, SIZE_COUNTS, SizeCount, Stats, size_count_index};
+use crate::units::GRANULE;
+
+/// What threads counted that have ended, or that have no cache because they are ending.
+#[derive(Debug)]
+pub(super) struct Retired {
+    requested: u64,
+    frees: u64,
+    hits: u64,
+    sizes: [u64; SIZE_COUNTS],
+    tags: [i64; TAGS],
+}
+
+impl Default for Retired {
+    fn default() -> Retired {
+        Retired { requested: 0, frees: 0, hits: 0, sizes: [0; SIZE_COUNTS], tags: [0; TAGS] }
+    }
+}
+
+impl Retired {
+    pub(super) fn add(&mut self, counts: &Counts) {
+        self.requested += counts.requested;
+        self.frees += counts.frees;
+        self.hits += counts.hits;
+        self.sizes.iter_mut().zip(counts.sizes).for_each(|(sum, count)| *sum += count);
+        self.tags.iter_mut().zip(counts.tags).for_each(|(sum, count)| *sum += count);
+    }
+
+    pub(super) fn count_size(&mut self, granules: u32) {
+        self.sizes[size_count_index(granules)] += 1;
+    }
+
+    pub(super) fn count_alloc(&mut self, requested: u64, size: u64, tag: u8, sums: &Sums<'_>) {
+        sums.live.fold(requested as i64, requested as i64);
+        sums.active.fold(size as i64, size as i64);
+        self.requested += requested;
+        self.tags[tag as usize % TAGS] += requested as i64;
+    }
+
+    pub(super) fn count_free(&mut self, requested: u64, active: u64, tag: u8, sums: &Sums<'_>) {
+        sums.live.fold(-(requested as i64), 0);
+        sums.active.fold(-(active as i64), 0);
+        self.frees += 1;
+        self.tags[tag as usize % TAGS] -= requested as i64;
+    }
+}
+
+/// A sum of folded and unfolded counts, and its highest value.
+fn gauge(sum: i64, peak: i64, threads: impl Iterator<Item = (i64, i64)> + Clone) -> crate::telemetry::Gauge {
+    let now = sum + threads.clone().map(|(delta, _)| delta).sum::<i64>();
+    // At its peak each thread found the others about where they are now.
+    let highest = threads.map(|(delta, peak)| now - delta + peak).max().unwrap_or(now);
+    let current = now.max(0) as u64;
+    crate::telemetry::Gauge { current, peak: (peak.max(highest).max(0) as u64).max(current) }
+}
+
+impl DeviceCache {
+    fn counts(&self) -> Vec<Counts> {
+        self.threads.lock().iter().map(|cache| cache.counts()).collect()
+    }
+
+    /// The device in numbers.
+    pub(crate) fn stats(&self) -> Stats {
+        let state = self.pool.lock();
+        let threads = self.counts();
+        let mut stats = Stats::default();
+        let mut total = Retired::default();
+        {
+            let retired = self.retired.lock();
+            total.requested = retired.requested;
+            total.frees = retired.frees;
+            total.hits = retired.hits;
+            total.sizes = retired.sizes;
+            total.tags = retired.tags;
+        }
+        threads.iter().for_each(|counts| total.add(counts));
+        stats.rungs[Rung::Magazine as usize] = total.hits;
+        self.pool.add_stats(&state, &mut stats);
+        drop(state);
+        stats.live = gauge(self.pool.live.sum(), self.pool.live.peak(), threads.iter().map(|c| c.live));
+        stats.active = gauge(self.pool.active.sum(), self.pool.active.peak(), threads.iter().map(|c| c.active));
+        stats.cached = stats.reserved.current.saturating_sub(stats.active.current);
+        stats.magazines = self.threads.lock().iter().map(|cache| cache.held(false)).sum();
+        stats.metadata += size_of_val(&*self) as u64;
+        stats.metadata += threads.len() as u64 * size_of::<super::ThreadCache>() as u64;
+        stats.requested = total.requested;
+        stats.frees = total.frees;
+        stats.allocs = total.sizes.iter().sum();
+        let range = |(index, &allocs): (usize, &u64)| SizeCount { up_to: GRANULE << index, allocs };
+        stats.sizes = total.sizes.iter().enumerate().map(range).filter(|range| range.allocs > 0).collect();
+        let tags = (0u8..).zip(total.tags).skip(1).filter(|&(_, bytes)| bytes != 0);
+        stats.tags = tags.map(|(tag, bytes)| (tag, bytes.max(0) as u64)).collect();
+        stats
+    }
+
+    /// Requested bytes now.
+    pub(super) fn live_bytes(&self) -> u64 {
+        gauge(self.pool.live.sum(), 0, self.counts().iter().map(|counts| counts.live)).current
+    }
+
+    /// Live bytes of a tag.
+    pub(super) fn tag_bytes(&self, tag: u8) -> u64 {
+        let threads: i64 = self.threads.lock().iter().map(|cache| cache.tag(tag)).sum();
+        (threads + self.retired.lock().tags[tag as usize % TAGS]).max(0) as u64
+    }
+
+    /// Starts new peaks from what is in use now.
+    pub(crate) fn reset_peaks(&self) {
+        let mut state = self.pool.lock();
+        let threads = self.threads.lock();
+        self.with_closed(&threads, |threads| {
+            threads.iter().for_each(|cache| cache.fold(&self.sums()));
+            self.pool.live.reset(self.pool.live.sum());
+            self.pool.active.reset(self.pool.active.sum());
+        });
+        self.pool.reset_peaks(&mut state);
+    }
+
+    /// Checks the conservation equations between counts.
+    pub(super) fn validate_counts(&self) -> Result<(), String> {
+        let stats = self.stats();
+        if stats.active.current < stats.live.current {
+            return Err(format!("{} bytes active, {} live", stats.active.current, stats.live.current));
+        }
+        if stats.reserved.current < stats.active.current {
+            return Err(format!("{} bytes reserved, {} active", stats.reserved.current, stats.active.current));
+        }
+        if stats.allocs < stats.frees {
+            return Err(format!("{} allocs, {} frees", stats.allocs, stats.frees));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! The typed configuration and the one parser of `STRATALLOC_CONF`.
+//!
+//! The text is `key:value,key:value`; spaces around either are ignored. The keys are listed in [`KEYS`].
+
+use std::str::FromStr;
+
+use crate::error::ConfigError;
+use crate::units::{ByteSize, PAGE};
+
+/// The environment variable that [`Config::from_env`] reads.
+pub const ENV: &str = "STRATALLOC_CONF";
+
+/// A bound on the memory that a device's pool may hold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Limit {
+    /// So many bytes.
+    Bytes(ByteSize),
+    /// This part of the device's memory, above 0 and at most 1.
+    Fraction(f64),
+}
+
+impl Limit {
+    /// The bound in bytes on a device with so much memory.
+    pub fn bytes(self, capacity: u64) -> u64 {
+        match self {
+            Limit::Bytes(size) => size.0.min(capacity),
+            Limit::Fraction(part) => (capacity as f64 * part) as u64,
+        }
+    }
+}
+
+impl FromStr for Limit {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Limit, ()> {
+        match text.parse::<f64>() {
+            Ok(part) if text.contains('.') || part <= 1.0 => {
+                if part > 0.0 && part <= 1.0 { Ok(Limit::Fraction(part)) } else { Err(()) }
+            }
+            _ => match text.parse::<ByteSize>() {
+                Ok(size) if size.0 > 0 => Ok(Limit::Bytes(size)),
+                _ => Err(()),
+            },
+        }
+    }
+}
+
+/// How an allocator behaves. [`Config::default`] suits most programs.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The most physical memory to hold on each device. Default: all of it.
+    pub limit: Option<Limit>,
+    /// Bytes a physical chunk: a power of two, 2 MiB to 1 GiB.
+    pub chunk: ByteSize,
+    /// Bytes that one thread may keep in its magazines on a device, as a part of the device's memory, 0 to 1. 0 turns magazines off.
+    pub magazine: f64,
+    /// The part of the limit above which free memory is moved or given back before more is taken from the device, above 0
+    /// to 1. PyTorch calls it `garbage_collection_threshold`. Default 1: only when there is no more to take.
+    pub gc_threshold: f64,
+    /// Whether a stream may be made to wait for another one (`cuStreamWaitEvent`) to use its memory, rather than
+    /// take more from the device.
+    pub cross_stream_wait: bool,
+    /// Address space to reserve a device, in multiples of its memory, 1 to 64. Ignored without virtual memory management.
+    pub address_space: u32,
+    /// Events that the trace ring keeps. 0: no tracing.
+    pub trace: usize,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            limit: None,
+            chunk: ByteSize(PAGE),
+            magazine: 0.25,
+            gc_threshold: 1.0,
+            cross_stream_wait: false,
+            address_space: 8,
+            trace: 0,
+        }
+    }
+}
+
+struct Key {
+    name: &'static str,
+    allowed: &'static str,
+    set: fn(&mut Config, &str) -> bool,
+}
+
+fn put<T>(slot: &mut T, value: Option<T>) -> bool {
+    match value {
+        Some(value) => {
+            *slot = value;
+            true
+        }
+        None => false,
+    }
+}
+
+fn part(text: &str) -> Option<f64> {
+    text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part))
+}
+
+const TABLE: [Key; 7] = [
+    Key {
+        name: "limit",
+        allowed: "a size such as 70GiB, or a part of the device's memory above 0 and at most 1.0, such as 0.9",
+        set: |config, text| put(&mut config.limit, text.parse().ok().map(Some)),
+    },
+    Key {
+        name: "chunk",
+        allowed: "a power of two from 2MiB to 1GiB",
+        set: |config, text| {
+            let size = text.parse::<ByteSize>().ok();
+            put(&mut config.chunk, size.filter(|size| size.0.is_power_of_two() && (PAGE..=1 << 30).contains(&size.0)))
+        },
+    },
+    Key {
+        name: "magazine",
+        allowed: "a part of the device's memory from 0 (off) to 1",
+        set: |config, text| put(&mut config.magazine, part(text)),
+    },
+    Key {
+        name: "gc_threshold",
+        allowed: "a part of the limit above 0 and at most 1",
+        set: |config, text| put(&mut config.gc_threshold, part(text).filter(|&part| part > 0.0)),
+    },
+    Key {
+        name: "cross_stream_wait",
+        allowed: "true or false",
+        set: |config, text| put(&mut config.cross_stream_wait, text.parse().ok()),
+    },
+    Key {
+        name: "address_space",
+        allowed: "a whole number from 1 to 64",
+        set: |config, text| put(&mut config.address_space, text.parse().ok().filter(|n| (1..=64).contains(n))),
+    },
+    Key {
+        name: "trace",
+        allowed: "a number of events from 0 (off) to 100000000",
+        set: |config, text| put(&mut config.trace, text.parse().ok().filter(|&n| n <= 100_000_000)),
+    },
+];
+
+/// Every key, with what is allowed.
+pub const KEYS: [(&str, &str); TABLE.len()] = {
+    let mut keys = [("", ""); TABLE.len()];
+    let mut index = 0;
+    while index < keys.len() {
+        keys[index] = (TABLE[index].name, TABLE[index].allowed);
+        index += 1;
+    }
+    keys
+};
+
+impl Config {
+    /// Reads `key:value,key:value`. Empty text is the default.
+    pub fn parse(text: &str) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        let brief = |text: &str| text.chars().take(80).collect::<String>();
+        for setting in text.split(',').map(str::trim).filter(|setting| !setting.is_empty()) {
+            let (name, value) = setting.split_once(':').ok_or_else(|| ConfigError::Syntax { text: brief(setting) })?;
+            let (name, value) = (name.trim(), value.trim());
+            let key = TABLE.iter().find(|key| key.name == name).ok_or_else(|| ConfigError::UnknownKey {
+                key: brief(name),
+                known: KEYS.map(|(name, _)| name).join(", "),
+            })?;
+            if !(key.set)(&mut config, value) {
+                let (key, allowed) = (key.name.to_string(), key.allowed.to_string());
+                return Err(ConfigError::InvalidValue { key, value: brief(value), allowed });
+            }
+        }
+        Ok(config)
+    }
+
+    /// Reads [`ENV`]. The default when it is not set.
+    pub fn from_env() -> Result<Config, ConfigError> {
+        match std::env::var(ENV) {
+            Ok(text) => Config::parse(&text),
+            Err(std::env::VarError::NotPresent) => Ok(Config::default()),
+            Err(std::env::VarError::NotUnicode(text)) => Err(ConfigError::Syntax { text: text.to_string_lossy().into() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_key() {
+        let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,trace:100,";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
+        assert_eq!(config.chunk, ByteSize::mib(32));
+        assert_eq!((config.magazine, config.gc_threshold, config.cross_stream_wait), (0.1, 0.8, true));
+        assert_eq!((config.address_space, config.trace), (4, 100));
+        assert_eq!(Config::parse("limit:70GiB").unwrap().limit, Some(Limit::Bytes(ByteSize::gib(70))));
+        assert_eq!(Config::parse("limit:1").unwrap().limit, Some(Limit::Fraction(1.0)));
+        assert_eq!(Config::parse(" ").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn refusals_name_the_key_the_value_and_what_is_allowed() {
+        for (text, parts) in [
+            ("limt:0.5", ["limt", "unknown key", "gc_threshold"]),
+            ("limit:1.5", ["limit", "'1.5'", "at most 1.0"]),
+            ("limit:0", ["limit", "'0'", "above 0"]),
+            ("limit:", ["limit", "''", "a size"]),
+            ("chunk:3MiB", ["chunk", "'3MiB'", "power of two"]),
+            ("chunk:1MiB", ["chunk", "'1MiB'", "2MiB to 1GiB"]),
+            ("magazine:nan", ["magazine", "'nan'", "0 (off) to 1"]),
+            ("gc_threshold:0", ["gc_threshold", "'0'", "above 0"]),
+            ("cross_stream_wait:yes", ["cross_stream_wait", "'yes'", "true or false"]),
+            ("address_space:0", ["address_space", "'0'", "1 to 64"]),
+            ("trace:-1", ["trace", "'-1'", "0 (off)"]),
+            ("limit=0.5", ["limit=0.5", "key:value", "commas"]),
+        ] {
+            let message = Config::parse(text).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| message.contains(part)), "{text}: {message}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The reuse ladder: how a request is served that no magazine had a block for. Cheapest rung first, and after each the
+//! search is repeated, so that nothing is waited for, moved or taken from the device that is not needed.
+
+use super::directory::{self, BlockId};
+use super::lanes::LaneId;
+use super::{LARGE, Pool, PoolState, SMALL, SMALL_MAX};
+use crate::block::{Arena, ClassId, NodeId, Owner};
+use crate::driver::{Driver, DriverError};
+use crate::telemetry::Rung;
+use crate::units::{PAGE, align_up};
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Want {
+    /// For which lane.
+    pub(crate) lane: LaneId,
+    /// How much.
+    pub(crate) kind: Kind,
+}
+
+/// How much is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// A slot of a slab.
+    Slot(ClassId),
+    /// So many bytes, a multiple of the granule above the largest class, at a multiple of `alignment`.
+    Range { size: u64, alignment: u64 },
+}
+
+impl Want {
+    /// Where to look, for how much, at which alignment: a slot needs a page if no slab has one free.
+    fn range(&self) -> (usize, u64, u64) {
+        match self.kind {
+            Kind::Slot(_) => (SMALL, PAGE, PAGE),
+            Kind::Range { size, alignment } => (if size <= SMALL_MAX { SMALL } else { LARGE }, size, alignment),
+        }
+    }
+}
+
+/// Which of the blocks in magazines to take back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drain {
+    /// The calling thread's large blocks.
+    OwnLarge,
+    /// Every thread's large blocks.
+    Large,
+    /// Every block of every thread.
+    All,
+}
+
+/// The blocks in threads' magazines, as the pool sees them.
+pub(crate) trait Magazines {
+    /// Takes blocks back into the pool. Returns how many bytes.
+    fn drain(&self, pool: &Pool, state: &mut PoolState, what: Drain) -> u64;
+}
+
+/// Why a rung failed for good: nothing above it will do better.
+pub(super) type Climb<T> = std::result::Result<T, DriverError>;
+
+impl Pool {
+    /// Serves a request, or says that there is no room (`Ok(None)`) or that the driver failed. On failure nothing has changed that a
+    /// caller could see.
+    pub(crate) fn alloc(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        if let Some(block) = self.take(state, want, Owner(want.lane))? {
+            return Ok(Some((block, Rung::Own)));
+        }
+        if let Some(block) = self.take(state, want, Owner::SHARED)? {
+            return Ok(Some((block, Rung::Shared)));
+        }
+        self.climb(state, want, magazines)
+    }
+
+    fn climb(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
+        // During a capture no event may be asked for, and none recorded.
+        if !state.private.capturing() {
+            if self.advance(state, want.lane)? {
+                if let Some(found) = found(self.search(state, want)?, Rung::Passed) {
+                    return Ok(Some(found));
+                }
+            }
+            if self.config.cross_stream_wait {
+                if let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait) {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        for drain in [Drain::OwnLarge, Drain::Large] {
+            let drained = magazines.drain(self, state, drain) > 0;
+            if drained | self.absorb(state, want) {
+                if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        if let Some(found) = self.grow(state, want, magazines)? {
+            return Ok(Some(found));
+        }
+        if !state.private.capturing() && self.settle(state)? {
+            if let Some(found) = found(self.search(state, want)?, Rung::Wait) {
+                return Ok(Some(found));
+            }
+            if let Some((block, _)) = self.grow(state, want, magazines)? {
+                return Ok(Some((block, Rung::Wait)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks through what the lane may use at once.
+    fn search(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+        match self.take(state, want, Owner(want.lane))? {
+            Some(block) => Ok(Some(block)),
+            None => self.take(state, want, Owner::SHARED),
+        }
+    }
+
+    /// Takes what is wanted from `owner`'s free memory.
+    #[inline]
+    fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
+        if let Kind::Slot(class) = want.kind {
+            if let Some((slab, slot)) = state.slabs.take(want.lane, class) {
+                return Ok(Some(directory::slot_id(slab, slot)));
+            }
+        }
+        let (zone, size, alignment) = want.range();
+        match state.zones[zone].take(owner, size, alignment) {
+            Some(node) => self.enter(state, want, node),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes a block of a node that was taken for the request.
+    #[inline]
+    fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
+        let (zone, size, _) = want.range();
+        let addr = state.zones[zone].node(node).addr;
+        let entered = match want.kind {
+            Kind::Range { .. } => self.directory.enter_node(zone, node, addr, size, want.lane),
+            Kind::Slot(class) => {
+                let number = state.slabs.next_number();
+                if number >= self.directory.slabs_max() {
+                    Ok(None)
+                } else {
+                    self.directory.enter_slab(number, addr, class, want.lane).map(|()| {
+                        state.slabs.add(addr, class, want.lane, node);
+                        state.slabs.take(want.lane, class).map(|(slab, slot)| directory::slot_id(slab, slot))
+                    })
+                }
+            }
+        };
+        if !matches!(entered, Ok(Some(_))) {
+            // The numbers are used up, or there is no host memory for metadata.
+            let stamp = state.lanes.stamp(want.lane);
+            state.zones[zone].release(node, Owner(want.lane), stamp);
+        }
+        entered
+    }
+
+    /// More free slots of a class, beyond the first, without climbing: into `chain`, whose links are the headers'.
+    pub(crate) fn refill(&self, state: &mut PoolState, lane: LaneId, class: ClassId, count: u32) -> Vec<BlockId> {
+        let slots = std::iter::from_fn(|| state.slabs.take(lane, class));
+        slots.take(count as usize).map(|(slab, slot)| directory::slot_id(slab, slot)).collect()
+    }
+
+    /// Learns how far the streams are, and makes what they have passed usable. Asks only where there is something to gain for `lane`.
+    pub(super) fn advance(&self, state: &mut PoolState, lane: LaneId) -> Climb<bool> {
+        let PoolState { lanes, events, pending, zones, .. } = &mut *state;
+        let own = lanes.get(lane).clock;
+        let worth = |id: LaneId| id != lane && zones.iter().any(|zone| zone.free_bytes(Owner(id)) > 0);
+        let mut wanted = vec![false; lanes.clocks.len()];
+        for id in lanes.ids().filter(|&id| worth(id) && lanes.get(id).private.is_none()) {
+            wanted[lanes.get(id).clock as usize] = true;
+        }
+        wanted[own as usize] = false;
+        for (index, clock) in (0u16..).zip(&mut lanes.clocks) {
+            if wanted[index as usize] || pending.waits_for(index) {
+                clock.close(&*self.driver, events)?;
+                clock.poll(&*self.driver, events)?;
+            }
+        }
+        let finished = self.finish_pending(state);
+        Ok(self.share_passed(state, Some(lane)) | finished)
+    }
+
+    /// Blocks that waited for recorded streams and do so no longer go back to where they belong.
+    pub(super) fn finish_pending(&self, state: &mut PoolState) -> bool {
+        if state.pending.bytes() == 0 {
+            return false;
+        }
+        let done = state.pending.take_passed(&state.lanes.clocks);
+        for &block in &done {
+            self.active.fold(-(self.directory.header(block).size() as i64), 0);
+            self.put_back(state, block);
+        }
+        !done.is_empty()
+    }
+
+    /// What the lanes have passed becomes everyone's, but for `except`'s, which can use its own anyway.
+    pub(super) fn share_passed(&self, state: &mut PoolState, except: Option<LaneId>) -> bool {
+        let mut any = false;
+        for id in state.lanes.ids().filter(|&id| Some(id) != except) {
+            let lane = state.lanes.get(id);
+            if lane.private.is_some() {
+                continue;
+            }
+            let passed = state.lanes.clocks[lane.clock as usize].passed();
+            for zone in &mut state.zones {
+                any |= zone.free_bytes(Owner(id)) > 0 && zone.share(Owner(id), passed) > 0;
+            }
+        }
+        any
+    }
+
+    /// Coalesces what the lane has free with what anyone may use.
+    fn absorb(&self, state: &mut PoolState, want: Want) -> bool {
+        let zone = &mut state.zones[want.range().0];
+        let owner = Owner(want.lane);
+        state.lanes.get(want.lane).private.is_none()
+            && zone.free_bytes(owner) > 0
+            && zone.free_bytes(Owner::SHARED) > 0
+            && zone.absorb(owner)
+    }
+
+    /// Makes the lane's stream wait for another one that has enough free memory, and takes it.
+    fn stream_wait(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+        let (zone, size, _) = want.range();
+        let stream = state.lanes.stream(want.lane);
+        if state.lanes.get(want.lane).private.is_some() {
+            return Ok(None);
+        }
+        for id in state.lanes.ids().filter(|&id| id != want.lane) {
+            if state.lanes.get(id).private.is_some() || state.zones[zone].largest_free(Owner(id)) < size {
+                continue;
+            }
+            let PoolState { lanes, events, .. } = &mut *state;
+            lanes.clock(id).let_wait(stream, &*self.driver, events)?;
+            if let Some(block) = self.take(state, want, Owner(id))? {
+                return Ok(Some(block));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Maps memory where that makes room: new chunks as long as the limit and the device allow, free ones from elsewhere then.
+    fn grow(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        let (zone, size, alignment) = want.range();
+        if !self.driver.properties().vmm {
+            return self.grow_plain(state, want, magazines);
+        }
+        let private = state.lanes.get(want.lane).private.is_some();
+        let usable = |owner: Owner| owner == Owner(want.lane) || (owner == Owner::SHARED && !private);
+        let chunk = state.space.chunk_size();
+        let mut rung = Rung::NewChunk;
+        let mut drained = false;
+        loop {
+            let Some(growth) = state.zones[zone].plan_growth(size, alignment, chunk, usable) else {
+                let (least, wanted) = (align_up(size + alignment, chunk), self.segment_size(zone));
+                let Some(least) = least else { return Ok(None) };
+                let (addr, size) = match state.space.reserve_segment(wanted, least) {
+                    Ok(segment) => segment,
+                    Err(error) if error.is_out_of_memory() => return Ok(None),
+                    Err(error) => return Err(error),
+                };
+                state.zones[zone].add_segment(addr, size);
+                continue;
+            };
+            if rung == Rung::NewChunk && !self.over_threshold(state, growth.bytes) {
+                self.create_chunks(state, growth.bytes)?;
+            }
+            if state.space.reserve_bytes() < growth.bytes {
+                if !drained {
+                    drained = true;
+                    if magazines.drain(self, state, Drain::All) > 0 {
+                        continue;
+                    }
+                }
+                let missing = growth.bytes - state.space.reserve_bytes();
+                let beside = growth.at..=growth.at + growth.bytes;
+                if self.harvest(state, missing, Some(beside))? > 0 || self.harvest(state, missing, None)? > 0 {
+                    rung = Rung::Trim;
+                    continue;
+                }
+                // Above the threshold, but nothing to trim: take from the device after all.
+                self.create_chunks(state, growth.bytes)?;
+                if state.space.reserve_bytes() < growth.bytes {
+                    return Ok(None);
+                }
+            }
+            state.space.map(growth.at, growth.bytes)?;
+            let stamp = if private { u64::MAX } else { 0 };
+            let node = state.zones[zone].fill(growth, Owner(want.lane), stamp, usable);
+            let node = state.zones[zone].take_from(node, size, alignment);
+            return Ok(self.enter(state, want, node)?.map(|block| (block, rung)));
+        }
+    }
+
+    /// Creates chunks until the reserve holds `bytes`, the limit is reached, or the device has no more.
+    fn create_chunks(&self, state: &mut PoolState, bytes: u64) -> Climb<()> {
+        let chunk = state.space.chunk_size();
+        while state.space.reserve_bytes() < bytes && state.space.physical_bytes() + chunk <= state.limit {
+            match state.space.create() {
+                Ok(()) => state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes()),
+                Err(error) if error.is_out_of_memory() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn over_threshold(&self, state: &PoolState, bytes: u64) -> bool {
+        let bound = state.limit as f64 * self.config.gc_threshold;
+        (state.space.physical_bytes() + bytes) as f64 > bound && self.config.gc_threshold < 1.0
+    }
+
+    /// Address space for a zone's first segment. A later one is needed only when this is in pieces.
+    fn segment_size(&self, zone: usize) -> u64 {
+        let multiple = if zone == LARGE { u64::from(self.config.address_space) } else { 1 };
+        self.capacity.saturating_mul(multiple)
+    }
+
+    /// The same without virtual memory management: a segment of plain memory, after freeing those that are not in use.
+    fn grow_plain(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        let (zone, size, alignment) = want.range();
+        let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
+        // A 64th of the device at a time for what is smaller than that, so that segments stay few.
+        let wanted = least.max((self.capacity >> 6).min(64 << 20));
+        let mut rung = Rung::NewChunk;
+        for size_tried in [wanted, least] {
+            let Some(bytes) = align_up(size_tried, PAGE) else { return Ok(None) };
+            loop {
+                if state.space.physical_bytes().saturating_add(bytes) <= state.limit {
+                    match state.space.alloc_plain(bytes) {
+                        Ok(addr) => {
+                            state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
+                            let arena: &mut Arena = &mut state.zones[zone];
+                            arena.add_segment(addr, bytes);
+                            let growth = crate::block::Growth { at: addr, bytes };
+                            let node = arena.fill(growth, Owner(want.lane), 0, |_| false);
+                            let node = arena.take_from(node, size, alignment);
+                            return Ok(self.enter(state, want, node)?.map(|block| (block, rung)));
+                        }
+                        Err(error) if error.is_out_of_memory() => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                magazines.drain(self, state, Drain::All);
+                if self.harvest(state, bytes, None)? == 0 {
+                    break;
+                }
+                rung = Rung::Trim;
+            }
+        }
+        Ok(None)
+    }
+}

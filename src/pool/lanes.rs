@@ -1,0 +1,112 @@
+//! Lanes: who may reuse a block at once. A lane is a stream, or a stream inside a private pool; its number is its
+//! [`Owner`] in the block core. Lane 0 stands for [`Owner::SHARED`].
+
+use std::collections::HashMap;
+
+use crate::block::Owner;
+use crate::stream::Clock;
+use crate::units::StreamId;
+
+/// A private pool of memory, as graph captures need one (PyTorch: `MempoolId_t`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolId(pub u64);
+
+/// A lane's number.
+pub type LaneId = u16;
+
+/// One lane.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lane {
+    /// Index of the stream's clock.
+    pub(super) clock: u16,
+    /// The private pool, for as long as it keeps its memory to itself.
+    pub(super) private: Option<PoolId>,
+}
+
+/// All lanes and clocks of a device.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    list: Vec<Lane>,
+    by_key: HashMap<(StreamId, Option<PoolId>), LaneId>,
+    pub(super) clocks: Vec<Clock>,
+    clock_of: HashMap<StreamId, u16>,
+}
+
+impl Lanes {
+    pub(super) fn new() -> Lanes {
+        let shared = Lane { clock: 0, private: None };
+        let mut lanes =
+            Lanes { list: vec![shared], by_key: HashMap::new(), clocks: Vec::new(), clock_of: HashMap::new() };
+        // Lane 0 never asks its clock, but every lane has one.
+        lanes.clock_index(StreamId::DEFAULT);
+        lanes
+    }
+
+    /// The lane of a stream in a private pool, or in none. `None` when the numbers are used up.
+    pub(super) fn intern(&mut self, stream: StreamId, private: Option<PoolId>) -> Option<LaneId> {
+        if let Some(&lane) = self.by_key.get(&(stream, private)) {
+            return Some(lane);
+        }
+        let id = LaneId::try_from(self.list.len()).ok()?;
+        let clock = self.clock_index(stream)?;
+        self.list.push(Lane { clock, private });
+        self.by_key.insert((stream, private), id);
+        Some(id)
+    }
+
+    /// The index of a stream's clock. `None` when the numbers are used up.
+    pub(super) fn clock_index(&mut self, stream: StreamId) -> Option<u16> {
+        if let Some(&clock) = self.clock_of.get(&stream) {
+            return Some(clock);
+        }
+        let clock = u16::try_from(self.clocks.len()).ok()?;
+        self.clocks.push(Clock::new(stream));
+        self.clock_of.insert(stream, clock);
+        Some(clock)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, lane: LaneId) -> Lane {
+        self.list[lane as usize]
+    }
+
+    #[inline]
+    pub(super) fn clock(&mut self, lane: LaneId) -> &mut Clock {
+        &mut self.clocks[self.list[lane as usize].clock as usize]
+    }
+
+    /// The lane's stream.
+    pub(super) fn stream(&self, lane: LaneId) -> StreamId {
+        self.clocks[self.list[lane as usize].clock as usize].stream()
+    }
+
+    /// The stamp of a block that the lane frees now.
+    #[inline]
+    pub(super) fn stamp(&mut self, lane: LaneId) -> u64 {
+        // A graph's replays run on streams unknown here: what belongs to a private pool never passes by a clock.
+        if self.get(lane).private.is_some() { u64::MAX } else { self.clock(lane).stamp() }
+    }
+
+    /// Every lane but the shared one.
+    pub(super) fn ids(&self) -> impl Iterator<Item = LaneId> + use<> {
+        1..self.list.len() as LaneId
+    }
+
+    /// Makes the lanes of a private pool ordinary ones, whose blocks are for nobody until the device has been waited for.
+    pub(super) fn dissolve(&mut self, pool: PoolId) -> Vec<LaneId> {
+        self.by_key.retain(|&(_, private), _| private != Some(pool));
+        let mut dissolved = Vec::new();
+        for (id, lane) in (0..).zip(&mut self.list) {
+            if lane.private == Some(pool) {
+                lane.private = None;
+                dissolved.push(id);
+            }
+        }
+        dissolved
+    }
+
+    /// Whether a lane's clock has passed a stamp.
+    pub(super) fn has_passed(&self, lane: LaneId, stamp: u64) -> bool {
+        lane == Owner::SHARED.0 || self.clocks[self.list[lane as usize].clock as usize].has_passed(stamp)
+    }
+}

@@ -1,0 +1,324 @@
+//! One device's pool: the only place where blocks, address space and streams meet.
+//!
+//! | file | what |
+//! |---|---|
+//! | `directory` | address to block, without a lock |
+//! | `lanes` | streams and private pools, as owners of free memory |
+//! | `slabs` | small blocks |
+//! | `pending` | blocks that wait for recorded streams |
+//! | `private` | private pools for captures |
+//! | `ladder` | how a request is served, rung by rung |
+//! | `trim` | moving free chunks, and giving them back |
+//!
+//! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
+//! they are never on the hot path, and no driver calls back.
+
+mod directory;
+mod ladder;
+mod lanes;
+mod pending;
+mod private;
+mod slabs;
+mod trim;
+
+use std::sync::Arc;
+
+pub(crate) use directory::{BlockId, Directory, Header, NO_BLOCK, life};
+pub(crate) use ladder::{Drain, Kind, Magazines, Want};
+pub(crate) use lanes::LaneId;
+pub use lanes::PoolId;
+pub use private::StreamFilter;
+
+use directory::{Place, ZONES, place};
+use lanes::Lanes;
+use pending::Pending;
+use private::PrivatePools;
+use slabs::{Retired, Slabs};
+
+use crate::block::{Arena, Owner};
+use crate::config::Config;
+use crate::driver::Driver;
+use crate::driver::metered::Metered;
+use crate::error::{DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+use crate::stream::EventPool;
+use crate::sync::{Mutex, MutexGuard};
+use crate::telemetry::{Peak, Rung, Stats};
+use crate::units::{PAGE, StreamId};
+use crate::vm::Space;
+
+/// The arena of slabs and of blocks up to [`SMALL_MAX`].
+const SMALL: usize = 0;
+/// The arena of larger blocks. Lifetimes of small and large blocks differ, and so they lie apart.
+const LARGE: usize = 1;
+/// The largest block of the small zone, in bytes. PyTorch draws the line at the same size.
+const SMALL_MAX: u64 = 1 << 20;
+
+/// One device's pool.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    /// The device's ordinal in its allocator.
+    pub(crate) device: usize,
+    pub(crate) driver: Arc<Metered>,
+    pub(crate) directory: Directory,
+    /// Memory of the device, in bytes.
+    pub(crate) capacity: u64,
+    /// Requested bytes.
+    pub(crate) live: Peak,
+    /// Bytes of blocks that are not free.
+    pub(crate) active: Peak,
+    config: Config,
+    state: Mutex<PoolState>,
+}
+
+/// What the lock guards.
+#[derive(Debug)]
+pub(crate) struct PoolState {
+    zones: [Arena; ZONES],
+    space: Space,
+    slabs: Slabs,
+    lanes: Lanes,
+    events: EventPool,
+    pending: Pending,
+    private: PrivatePools,
+    /// Private pools were released whose memory waits for the device.
+    dissolved: Vec<LaneId>,
+    limit: u64,
+    reserved_peak: u64,
+    rungs: [u64; Rung::ALL.len()],
+    out_of_memory: u64,
+    /// Driver calls that failed where the caller had nothing to do with it.
+    failures: u64,
+}
+
+impl Pool {
+    /// A pool on `driver` that holds nothing yet.
+    pub(crate) fn new(device: usize, driver: Arc<dyn Driver>, config: Config) -> Result<Pool> {
+        let driver = Arc::new(Metered::new(driver));
+        let properties = driver.properties();
+        let capacity = properties.total_memory;
+        if properties.vmm && config.chunk.0 % properties.granularity != 0 {
+            let detail = format!("granularity {} does not divide the chunk size {}", properties.granularity, config.chunk.0);
+            return Err(DriverError::new(DriverErrorKind::NotSupported, "cuMemGetAllocationGranularity", detail).into());
+        }
+        let space = Space::new(driver.clone(), config.chunk.0);
+        let limit = config.limit.map_or(capacity, |limit| limit.bytes(capacity));
+        let state = PoolState {
+            zones: Default::default(),
+            space,
+            slabs: Slabs::default(),
+            lanes: Lanes::new(),
+            events: EventPool::default(),
+            pending: Pending::default(),
+            private: PrivatePools::default(),
+            dissolved: Vec::new(),
+            limit,
+            reserved_peak: 0,
+            rungs: [0; Rung::ALL.len()],
+            out_of_memory: 0,
+            failures: 0,
+        };
+        let directory = Directory::new(capacity)?;
+        let (live, active) = (Peak::default(), Peak::default());
+        Ok(Pool { device, driver, directory, capacity, live, active, config, state: Mutex::new(state) })
+    }
+
+    /// Locks the pool.
+    #[inline]
+    pub(crate) fn lock(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock()
+    }
+
+    /// The lane that requests of `stream` go to now.
+    pub(crate) fn lane(&self, state: &mut PoolState, stream: StreamId) -> Result<LaneId> {
+        let private = state.private.route(stream);
+        state.lanes.intern(stream, private).ok_or_else(too_many_streams)
+    }
+
+    /// The stream of a block's lane.
+    pub(crate) fn stream_of(&self, state: &PoolState, block: BlockId) -> StreamId {
+        state.lanes.stream(self.directory.header(block).lane())
+    }
+
+    /// Notes that `stream` uses a live block.
+    pub(crate) fn record_stream(&self, state: &mut PoolState, block: BlockId, stream: StreamId) -> Result<()> {
+        let header = self.directory.header(block);
+        if state.lanes.stream(header.lane()) == stream {
+            return Ok(());
+        }
+        let clock = state.lanes.clock_index(stream).ok_or_else(too_many_streams)?;
+        state.pending.record(block, clock);
+        header.set_recorded(true);
+        Ok(())
+    }
+
+    /// Takes back a block that is no longer in a caller's hands. Returns whether it became free, rather than waiting for streams.
+    pub(crate) fn free(&self, state: &mut PoolState, block: BlockId) -> bool {
+        let header = self.directory.header(block);
+        if !header.is_recorded() {
+            self.put_back(state, block);
+            return true;
+        }
+        header.set_life(life::PENDING);
+        header.set_recorded(false);
+        // An event for every 1/1024 of the device that waits costs little, and has often completed by the time of a miss.
+        let close_at = self.capacity >> 10;
+        let clock = state.pending.free(block, header.size(), &mut state.lanes.clocks, close_at);
+        if let Some(clock) = clock.filter(|_| !state.private.capturing()) {
+            if state.lanes.clocks[clock as usize].close(&*self.driver, &mut state.events).is_err() {
+                state.failures += 1;
+            }
+        }
+        false
+    }
+
+    /// Puts a block into its slab, or into the bins of its lane.
+    #[inline]
+    pub(crate) fn put_back(&self, state: &mut PoolState, block: BlockId) {
+        let header = self.directory.header(block);
+        header.set_life(life::FREE);
+        match place(block) {
+            Place::Node(zone, node) => {
+                let lane = header.lane();
+                let stamp = state.lanes.stamp(lane);
+                state.zones[zone].release(node, Owner(lane), stamp);
+            }
+            Place::Slot(slab, slot) => {
+                if let Some(retired) = state.slabs.release(slab, slot) {
+                    state.put_page(retired);
+                }
+            }
+        }
+    }
+
+    /// Changes the limit on reserved memory; gives free memory back where there is more than that.
+    pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
+        if state.space.physical_bytes() > limit {
+            self.empty(state, magazines, limit)?;
+        }
+        let in_use = state.space.physical_bytes();
+        if in_use > limit {
+            return Err(Error::LimitBelowUse { limit, in_use });
+        }
+        state.limit = limit;
+        Ok(())
+    }
+
+    /// Sends the requests of the streams that `filter` names to a private pool.
+    pub(crate) fn begin_private(&self, state: &mut PoolState, pool: PoolId, filter: StreamFilter) -> Result<()> {
+        state.private.begin(pool, filter)
+    }
+
+    /// Ends [`Pool::begin_private`]. The pool keeps its memory.
+    pub(crate) fn end_private(&self, state: &mut PoolState, pool: PoolId) -> Result<()> {
+        state.private.end(pool)
+    }
+
+    /// One user of a private pool has gone. With the last one, its memory becomes everyone's, once the device has been waited for.
+    pub(crate) fn release_private(&self, state: &mut PoolState, pool: PoolId) -> Result<()> {
+        if state.private.release(pool)? {
+            let lanes = state.lanes.dissolve(pool);
+            state.dissolved.extend(lanes);
+        }
+        Ok(())
+    }
+
+    /// Whether requests may go to a private pool, so that every one of them has to ask.
+    pub(crate) fn capturing(&self, state: &PoolState) -> bool {
+        state.private.capturing()
+    }
+
+    /// The most physical memory to hold, in bytes.
+    pub(crate) fn limit(&self, state: &PoolState) -> u64 {
+        state.limit
+    }
+
+    /// What an error says of the state of the pool.
+    #[cold]
+    pub(crate) fn shortage(&self, state: &mut PoolState, size: u64, live: u64, driver: Option<DriverError>) -> Error {
+        state.out_of_memory += 1;
+        let owners = || state.zones.iter().flat_map(|zone| zone.owners().map(move |owner| zone.largest_free(owner)));
+        Error::OutOfMemory(Box::new(OutOfMemory {
+            size,
+            device: self.device,
+            capacity: self.capacity,
+            limit: (state.limit < self.capacity).then_some(state.limit),
+            reserved: state.space.physical_bytes(),
+            live,
+            pending: state.pending.bytes(),
+            cached: state.zones.iter().map(Arena::free_bytes_total).sum::<u64>() + state.space.reserve_bytes(),
+            largest_free: owners().max().unwrap_or(0),
+            driver,
+        }))
+    }
+
+    /// Fills in what the pool knows.
+    pub(crate) fn add_stats(&self, state: &PoolState, stats: &mut Stats) {
+        stats.reserved.current = state.space.physical_bytes();
+        stats.reserved.peak = state.reserved_peak;
+        stats.pending = state.pending.bytes();
+        stats.reserve = state.space.reserve_bytes();
+        stats.out_of_memory = state.out_of_memory;
+        stats.cleanup_failures = state.space.cleanup_failures() + state.failures;
+        stats.limit = state.limit;
+        for (total, count) in stats.rungs.iter_mut().zip(state.rungs) {
+            *total += count;
+        }
+        let nodes: usize = state.zones.iter().map(Arena::node_count).sum();
+        stats.metadata += self.directory.touched_bytes(nodes as u64, state.slabs.count());
+        stats.metadata += nodes as u64 * size_of::<crate::block::Node>() as u64;
+    }
+
+    /// Starts new peaks from what is in use now.
+    pub(crate) fn reset_peaks(&self, state: &mut PoolState) {
+        state.reserved_peak = state.space.physical_bytes();
+    }
+
+    /// Counts a request served.
+    #[inline]
+    pub(crate) fn count(&self, state: &mut PoolState, rung: Rung) {
+        state.rungs[rung as usize] += 1;
+    }
+
+    /// Checks every structure of the pool and what must hold between them.
+    pub(crate) fn validate(&self, state: &PoolState) -> std::result::Result<(), String> {
+        state.zones.iter().try_for_each(Arena::validate)?;
+        state.space.validate()?;
+        state.slabs.validate()?;
+        state.pending.validate()?;
+        let in_arenas: u64 = state.zones.iter().map(|zone| zone.used_bytes() + zone.free_bytes_total()).sum();
+        let mapped = state.space.mapped_bytes();
+        if in_arenas != mapped {
+            return Err(format!("{in_arenas} bytes used or free in arenas, {mapped} mapped"));
+        }
+        if state.slabs.count() * PAGE > state.zones[SMALL].used_bytes() {
+            return Err(format!("{} slabs in {} used bytes", state.slabs.count(), state.zones[SMALL].used_bytes()));
+        }
+        if state.space.physical_bytes() > state.limit {
+            return Err(format!("{} bytes reserved, limit {}", state.space.physical_bytes(), state.limit));
+        }
+        Ok(())
+    }
+}
+
+impl PoolState {
+    /// Gives a retired slab's page back to its lane.
+    fn put_page(&mut self, Retired { node, lane }: Retired) {
+        let stamp = self.lanes.stamp(lane);
+        self.zones[SMALL].release(node, Owner(lane), stamp);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        for clock in &mut state.lanes.clocks {
+            clock.retire(&mut state.events);
+        }
+        state.events.clear(&*self.driver);
+    }
+}
+
+#[cold]
+fn too_many_streams() -> Error {
+    DriverError::new(DriverErrorKind::NotSupported, "stream", "more than 65,535 streams were used with one device").into()
+}

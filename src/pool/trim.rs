@@ -1,0 +1,130 @@
+//! Free chunks: moved to the reserve, from where they go to another address or back to the device.
+
+use std::ops::RangeInclusive;
+
+use super::ladder::{Climb, Drain, Magazines};
+use super::{Pool, PoolState};
+use crate::block::{Node, NodeId, Owner};
+use crate::driver::Driver;
+use crate::error::{Error, Result};
+use crate::units::{align_down, align_up};
+
+impl Pool {
+    /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; largest
+    /// free blocks first. Nodes that touch `spare` are left alone. Returns the bytes gained.
+    pub(super) fn harvest(
+        &self,
+        state: &mut PoolState,
+        wanted: u64,
+        spare: Option<RangeInclusive<u64>>,
+    ) -> Climb<u64> {
+        for retired in state.slabs.retire_empty() {
+            state.put_page(retired);
+        }
+        if !state.private.capturing() {
+            self.poll_all(state)?;
+        }
+        let chunk = state.space.chunk_size();
+        let vmm = self.driver.properties().vmm;
+        // What can go: whole chunks of free nodes, or whole plain segments.
+        let part = |state: &PoolState, node: &Node| {
+            if !vmm {
+                let whole = state.space.plain_segment(node.addr) == Some(node.size);
+                return whole.then_some((node.addr, node.size));
+            }
+            let (first, last) = (align_up(node.addr, chunk)?, align_down(node.end(), chunk));
+            (first < last).then(|| (first, last - first))
+        };
+        let mut candidates: Vec<(u64, usize, NodeId, u64)> = Vec::new();
+        for (zone, arena) in state.zones.iter().enumerate() {
+            for owner in arena.owners() {
+                let private = owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
+                for (id, node) in arena.free_nodes(owner).filter(|_| !private) {
+                    let spared = spare.as_ref().is_some_and(|spare| node.addr <= *spare.end() && *spare.start() <= node.end());
+                    if !spared && state.lanes.has_passed(owner.0, node.stamp) {
+                        candidates.extend(part(state, node).map(|(addr, bytes)| (bytes, zone, id, addr)));
+                    }
+                }
+            }
+        }
+        candidates.sort_unstable_by_key(|&(bytes, zone, _, addr)| (std::cmp::Reverse(bytes), zone, addr));
+        let mut gained = 0;
+        for (bytes, zone, id, addr) in candidates {
+            if gained >= wanted {
+                break;
+            }
+            if vmm {
+                let bytes = bytes.min(align_up(wanted - gained, chunk).unwrap_or(bytes));
+                // From the upper end, so that low addresses stay in use.
+                let end = align_down(state.zones[zone].node(id).end(), chunk);
+                state.space.unmap(end - bytes, bytes)?;
+                state.zones[zone].punch(id, end - bytes, bytes);
+                gained += bytes;
+            } else {
+                state.space.free_plain(addr)?;
+                state.zones[zone].punch(id, addr, bytes);
+                state.zones[zone].remove_segment(id);
+                gained += bytes;
+            }
+        }
+        Ok(gained)
+    }
+
+    /// Learns how far every stream is, without waiting, where that matters to anyone.
+    fn poll_all(&self, state: &mut PoolState) -> Climb<()> {
+        let PoolState { lanes, events, .. } = &mut *state;
+        for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
+            clock.close(&*self.driver, events)?;
+            clock.poll(&*self.driver, events)?;
+        }
+        self.finish_pending(state);
+        Ok(())
+    }
+
+    /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
+    pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
+        let mut waited = false;
+        if !state.dissolved.is_empty() {
+            // Replays of a graph ran on streams that nobody told of: only the whole device is certain.
+            self.driver.synchronize_device()?;
+            for lane in std::mem::take(&mut state.dissolved) {
+                for zone in &mut state.zones {
+                    zone.share(Owner(lane), u64::MAX);
+                }
+            }
+            waited = true;
+        }
+        let PoolState { lanes, events, .. } = &mut *state;
+        for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
+            clock.wait(&*self.driver, events)?;
+            waited = true;
+        }
+        self.finish_pending(state);
+        // What pending blocks brought home has stamps of its own.
+        let PoolState { lanes, events, .. } = &mut *state;
+        for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
+            clock.wait(&*self.driver, events)?;
+        }
+        self.share_passed(state, None);
+        Ok(waited)
+    }
+
+    /// Takes back what threads have in magazines, waits for the streams, and gives free chunks back to the device until at most `keep` bytes
+    /// are held. Returns the bytes given back.
+    pub(crate) fn empty(&self, state: &mut PoolState, magazines: &dyn Magazines, keep: u64) -> Result<u64> {
+        if state.private.capturing() {
+            return Err(Error::Capturing { what: "giving memory back to the device" });
+        }
+        magazines.drain(self, state, Drain::All);
+        self.settle(state)?;
+        let before = state.space.physical_bytes();
+        let excess = before.saturating_sub(keep);
+        let missing = excess.saturating_sub(state.space.reserve_bytes());
+        if missing > 0 {
+            self.harvest(state, missing, None)?;
+        }
+        let in_use = state.space.physical_bytes() - state.space.reserve_bytes();
+        state.space.release_reserve(keep.saturating_sub(in_use));
+        Ok(before - state.space.physical_bytes())
+    }
+}
