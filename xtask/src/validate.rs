@@ -89,7 +89,13 @@ pub(crate) fn run(root: &Path, options: &Options) -> bool {
 }
 
 fn format(root: &Path, _: &Options) -> Outcome {
-    cargo(root, "fmt --all -- --check", "run `cargo fmt --all`")
+    let outcome = cargo(root, "fmt --all -- --check", "run `cargo fmt --all`");
+    if matches!(outcome, Outcome::Passed) && root.join("fuzz/Cargo.toml").exists() {
+        // Outside the workspace, since it builds with nightly only.
+        let advice = "run `cargo fmt --manifest-path fuzz/Cargo.toml`";
+        return cargo(root, "fmt --manifest-path fuzz/Cargo.toml -- --check", advice);
+    }
+    outcome
 }
 
 fn house_rules(root: &Path, _: &Options) -> Outcome {
