@@ -1,2 +1,41 @@
-//! Project tasks.
-fn main() {}
+//! Project tasks: `cargo xtask validate` before a change is handed in, `cargo xtask tidy` for the house rules alone.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output is its result")]
+
+mod tidy;
+mod validate;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask validate [--fast] [--fuzz-seconds N]
+    Everything that CI runs; --fast leaves out all but formatting, house rules, clippy and one run of the tests.
+    Each fuzz target runs for N seconds, 20 unless told.
+cargo xtask tidy
+    The house rules: layer order, file lengths, SAFETY comments, names in documents, leftovers.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let passed = match words.as_slice() {
+        ["tidy"] => tidy::run(&root()),
+        ["validate", options @ ..] => match validate::Options::parse(options) {
+            Ok(options) => validate::run(&root(), &options),
+            Err(message) => {
+                eprintln!("{message}\n\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The repository's root: the folder above this crate.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
