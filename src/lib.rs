@@ -1,5 +1,6 @@
-//! stratalloc.
+#![doc = include_str!("../README.md")]
 
+mod allocator;
 pub mod block;
 mod cache;
 pub mod config;
@@ -11,3 +12,13 @@ pub(crate) mod sync;
 mod telemetry;
 pub mod units;
 mod vm;
+
+pub use allocator::{
+    AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, DeviceSpec, Lifetime, OomAction, OomObserver,
+    OwnedAllocation, Plain, Tag,
+};
+pub use config::{Config, Limit};
+pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+pub use pool::PoolId;
+pub use telemetry::{Event, EventKind, Gauge, Rung, SizeCount, Stats};
+pub use units::{ByteSize, DevicePtr, StreamId};

@@ -43,6 +43,10 @@ pub(crate) struct Request {
     pub(crate) alignment: u64,
     pub(crate) stream: StreamId,
     pub(crate) tag: u8,
+    /// Expected to live long: to be put apart.
+    pub(crate) persistent: bool,
+    /// Whether memory may be taken from the device, and streams waited for.
+    pub(crate) may_grow: bool,
 }
 
 /// One device: its pool, and its threads' magazines.
@@ -100,8 +104,8 @@ impl DeviceCache {
     /// Hands out a block.
     #[inline]
     pub(crate) fn alloc(&self, request: Request) -> Result<DevicePtr> {
-        let Request { size, alignment, stream, tag } = request;
-        if size.wrapping_sub(1) >= SIZE_MAX || alignment > GRANULE || self.tag_is_limited(tag) {
+        let Request { size, alignment, stream, tag, .. } = request;
+        if size.wrapping_sub(1) >= SIZE_MAX || alignment > GRANULE || request.persistent || self.tag_is_limited(tag) {
             return self.alloc_checked(request);
         }
         let granules = block_granules(size);
@@ -181,7 +185,7 @@ impl DeviceCache {
     /// Hands out a block under the pool's lock.
     #[cold]
     fn alloc_slow(&self, request: Request, granules: u32) -> Result<DevicePtr> {
-        let Request { size, alignment, stream, tag } = request;
+        let Request { size, alignment, stream, tag, persistent, may_grow } = request;
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();
@@ -196,17 +200,18 @@ impl DeviceCache {
         if let Some(cache) = cached {
             cache.remember_lane(stream, lane);
         }
+        let any_will_do = is_slot || (alignment <= GRANULE && !persistent);
         let from_magazine =
-            cached.filter(|_| is_slot || alignment <= GRANULE).and_then(|c| c.pop(Key::new(lane, granules), &pool.directory));
+            cached.filter(|_| any_will_do).and_then(|cache| cache.pop(Key::new(lane, granules), &pool.directory));
         let block = match from_magazine {
             Some(block) => block,
             None => {
                 let kind = if is_slot {
                     Kind::Slot(ClassId::for_size(block_size))
                 } else {
-                    Kind::Range { size: block_size, alignment: alignment.max(GRANULE) }
+                    Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
-                let (block, rung) = match pool.alloc(&mut state, Want { lane, kind }, self) {
+                let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
                     Ok(Some(found)) => found,
                     Ok(None) => return Err(self.no_room(&mut state, size, block_size)),
                     Err(error) if error.is_out_of_memory() => {
@@ -287,6 +292,11 @@ impl DeviceCache {
         for block in blocks.into_iter().rev() {
             cache.try_push(key, block, directory);
         }
+    }
+
+    /// A request succeeded after observers had freed something.
+    pub(crate) fn count_observed(&self) {
+        self.pool.count(&mut self.pool.lock(), Rung::Observer);
     }
 
     #[cold]

@@ -23,7 +23,7 @@ pub const NO_BLOCK: BlockId = BlockId::MAX;
 /// Arena nodes a zone that may have a header.
 const NODES: u32 = 1 << 23;
 /// Zones with an arena.
-pub(super) const ZONES: usize = 2;
+pub(super) const ZONES: usize = 3;
 const FIRST_SLOT: u32 = NODES * ZONES as u32;
 /// Slots a slab at most; its headers are this far apart.
 const SLOTS: u32 = (PAGE / GRANULE) as u32;

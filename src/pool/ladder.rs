@@ -3,7 +3,7 @@
 
 use super::directory::{self, BlockId};
 use super::lanes::LaneId;
-use super::{LARGE, Pool, PoolState, SMALL, SMALL_MAX};
+use super::{LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{Arena, ClassId, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
 use crate::telemetry::Rung;
@@ -16,6 +16,8 @@ pub(crate) struct Want {
     pub(crate) lane: LaneId,
     /// How much.
     pub(crate) kind: Kind,
+    /// Whether memory may be taken from the device, and streams waited for.
+    pub(crate) may_grow: bool,
 }
 
 /// How much is asked for.
@@ -24,7 +26,7 @@ pub(crate) enum Kind {
     /// A slot of a slab.
     Slot(ClassId),
     /// So many bytes, a multiple of the granule above the largest class, at a multiple of `alignment`.
-    Range { size: u64, alignment: u64 },
+    Range { size: u64, alignment: u64, persistent: bool },
 }
 
 impl Want {
@@ -32,7 +34,8 @@ impl Want {
     fn range(&self) -> (usize, u64, u64) {
         match self.kind {
             Kind::Slot(_) => (SMALL, PAGE, PAGE),
-            Kind::Range { size, alignment } => (if size <= SMALL_MAX { SMALL } else { LARGE }, size, alignment),
+            Kind::Range { size, alignment, persistent: true } => (PERSISTENT, size, alignment),
+            Kind::Range { size, alignment, .. } => (if size <= SMALL_MAX { SMALL } else { LARGE }, size, alignment),
         }
     }
 }
@@ -102,6 +105,9 @@ impl Pool {
                     return Ok(Some(found));
                 }
             }
+        }
+        if !want.may_grow {
+            return Ok(None);
         }
         if let Some(found) = self.grow(state, want, magazines)? {
             return Ok(Some(found));

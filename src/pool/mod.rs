@@ -50,6 +50,8 @@ use crate::vm::Space;
 const SMALL: usize = 0;
 /// The arena of larger blocks. Lifetimes of small and large blocks differ, and so they lie apart.
 const LARGE: usize = 1;
+/// The arena of blocks that were said to live long.
+const PERSISTENT: usize = 2;
 /// The largest block of the small zone, in bytes. PyTorch draws the line at the same size.
 const SMALL_MAX: u64 = 1 << 20;
 

@@ -1,0 +1,83 @@
+//! How an allocator comes into being.
+
+use std::sync::Arc;
+
+use super::Allocator;
+use crate::cache::DeviceCache;
+use crate::config::Config;
+use crate::driver::Driver;
+use crate::driver::soft::SoftDevice;
+use crate::error::Result;
+use crate::units::ByteSize;
+
+/// Memory of the software device that [`DeviceSpec::Auto`] makes where there is no GPU.
+const AUTO_SOFTWARE: ByteSize = ByteSize::gib(16);
+
+/// A device to allocate on.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum DeviceSpec {
+    /// The first CUDA device, or a software device of 16 GiB where there is none.
+    Auto,
+    /// The CUDA device with this ordinal.
+    Cuda(u32),
+    /// A software device with so much memory, which costs only what is touched.
+    Software(ByteSize),
+    /// Any driver.
+    Driver(Arc<dyn Driver>),
+}
+
+impl DeviceSpec {
+    /// Opens the device.
+    pub fn open(&self) -> Result<Arc<dyn Driver>> {
+        match self {
+            DeviceSpec::Driver(driver) => Ok(driver.clone()),
+            DeviceSpec::Software(size) => Ok(SoftDevice::builder(size.0).build()?),
+            DeviceSpec::Cuda(ordinal) => open_cuda(*ordinal),
+            DeviceSpec::Auto => open_cuda(0).or_else(|_| DeviceSpec::Software(AUTO_SOFTWARE).open()),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(ordinal: u32) -> Result<Arc<dyn Driver>> {
+    Ok(crate::driver::cuda::CudaDriver::open(ordinal)?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_ordinal: u32) -> Result<Arc<dyn Driver>> {
+    use crate::error::{DriverError, DriverErrorKind};
+    Err(DriverError::new(DriverErrorKind::LibraryMissing, "cuInit", "built without the feature 'cuda'").into())
+}
+
+/// Chooses devices and configuration. Without a device, [`DeviceSpec::Auto`]; without a configuration, the defaults.
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct Builder {
+    devices: Vec<DeviceSpec>,
+    config: Config,
+}
+
+impl Builder {
+    /// Adds a device. They are numbered from 0 in the order given.
+    pub fn device(mut self, device: DeviceSpec) -> Builder {
+        self.devices.push(device);
+        self
+    }
+
+    /// Sets the configuration, for all devices.
+    pub fn config(mut self, config: Config) -> Builder {
+        self.config = config;
+        self
+    }
+
+    /// Opens the devices. Takes no memory from them yet.
+    pub fn build(self) -> Result<Allocator> {
+        let specs = if self.devices.is_empty() { vec![DeviceSpec::Auto] } else { self.devices };
+        let open = |(ordinal, spec): (usize, &DeviceSpec)| -> Result<Arc<DeviceCache>> {
+            DeviceCache::new(ordinal, spec.open()?, &self.config)
+        };
+        let devices = specs.iter().enumerate().map(open).collect::<Result<Vec<_>>>()?;
+        Ok(Allocator::new(devices))
+    }
+}

@@ -1,0 +1,319 @@
+//! The facade: an [`Allocator`] over one or several devices, and what it hands out.
+
+mod allocation;
+mod builder;
+mod request;
+
+pub use allocation::{Allocation, Buffer, OwnedAllocation, Plain};
+pub use builder::{Builder, DeviceSpec};
+pub use request::{AllocFlags, AllocRequest, Lifetime, Tag};
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::cache::{DeviceCache, Request, TAGS};
+use crate::config::Limit;
+use crate::driver::Driver;
+use crate::driver::metered::Metered;
+use crate::error::{Error, OutOfMemory, Result};
+use crate::pool::{PoolId, StreamFilter};
+use crate::sync::Mutex;
+use crate::telemetry::{Event, Stats};
+use crate::units::{DevicePtr, StreamId};
+
+/// What an observer of a failed request wants to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OomAction {
+    /// Memory was freed: try again.
+    Retry,
+    /// Nothing could be done.
+    Fail,
+}
+
+/// Called when a request finds no room, with no lock held: it may free memory, and ask for [`OomAction::Retry`].
+pub type OomObserver = Arc<dyn Fn(&OutOfMemory) -> OomAction + Send + Sync>;
+
+/// How often observers may have a request tried again.
+const RETRIES_MAX: usize = 16;
+
+/// An allocator over one or several devices. Cheap to clone; all clones are one allocator. All methods may be called from any thread.
+///
+/// ```
+/// use stratalloc::{AllocRequest, Allocator, ByteSize, DeviceSpec};
+/// # fn main() -> stratalloc::Result<()> {
+/// let allocator = Allocator::builder().device(DeviceSpec::Software(ByteSize::gib(1))).build()?;
+/// let block = allocator.alloc(AllocRequest::new(1 << 20))?;
+/// assert_eq!(allocator.stats(0)?.live.current, 1 << 20);
+/// drop(block);
+/// assert_eq!(allocator.stats(0)?.live.current, 0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Allocator {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    devices: Vec<Arc<DeviceCache>>,
+    observers: Mutex<Vec<(u64, OomObserver)>>,
+    next_observer: AtomicU64,
+    tags: Mutex<Vec<String>>,
+    failed_drops: AtomicU64,
+}
+
+impl fmt::Debug for Allocator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Allocator").field("devices", &self.shared.devices.len()).finish()
+    }
+}
+
+impl Allocator {
+    /// Chooses devices and configuration.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn new(devices: Vec<Arc<DeviceCache>>) -> Allocator {
+        let shared = Shared {
+            devices,
+            observers: Mutex::default(),
+            next_observer: AtomicU64::new(1),
+            tags: Mutex::new(vec!["none".to_string()]),
+            failed_drops: AtomicU64::new(0),
+        };
+        Allocator { shared: Arc::new(shared) }
+    }
+
+    /// How many devices there are.
+    pub fn device_count(&self) -> usize {
+        self.shared.devices.len()
+    }
+
+    #[inline]
+    fn device(&self, device: usize) -> Result<&DeviceCache> {
+        match self.shared.devices.get(device) {
+            Some(cache) => Ok(cache),
+            None => Err(Error::UnknownDevice { device, count: self.device_count() }),
+        }
+    }
+
+    /// A device's driver, which counts and times its calls.
+    pub fn driver(&self, device: usize) -> Result<&Metered> {
+        Ok(&self.device(device)?.pool.driver)
+    }
+
+    /// Allocates memory that frees itself when dropped.
+    #[inline]
+    pub fn alloc(&self, request: AllocRequest) -> Result<Allocation<'_>> {
+        let ptr = self.raw_alloc(request)?;
+        Ok(Allocation::new(self, ptr, request.size, request.device))
+    }
+
+    /// Allocates `len` values of `T` on a device, for a stream.
+    pub fn alloc_buffer<T: Plain>(&self, len: usize, request: AllocRequest) -> Result<Buffer<'_, T>> {
+        let size = (len as u64).saturating_mul(size_of::<T>() as u64);
+        let allocation = self.alloc(AllocRequest { size, ..request })?;
+        Ok(Buffer::new(allocation, request.stream, len))
+    }
+
+    /// Allocates memory that the caller frees with [`Allocator::raw_free`].
+    #[inline]
+    pub fn raw_alloc(&self, request: AllocRequest) -> Result<DevicePtr> {
+        let device = self.device(request.device)?;
+        let inner = Request {
+            size: request.size,
+            alignment: request.alignment,
+            stream: request.stream,
+            tag: request.tag.0,
+            persistent: request.lifetime == Lifetime::Persistent,
+            may_grow: !request.flags.contains(AllocFlags::NO_GROW),
+        };
+        match device.alloc(inner) {
+            Ok(ptr) if request.flags.contains(AllocFlags::ZEROED) => self.zero(device, ptr, request),
+            Ok(ptr) => Ok(ptr),
+            Err(error) => self.observe(device, inner, error),
+        }
+    }
+
+    #[cold]
+    fn zero(&self, device: &DeviceCache, ptr: DevicePtr, request: AllocRequest) -> Result<DevicePtr> {
+        match device.pool.driver.fill(ptr, request.size, 0, request.stream) {
+            Ok(()) => Ok(ptr),
+            Err(error) => {
+                self.free_or_count(ptr);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Lets observers free memory, and tries again as long as they ask for it.
+    #[cold]
+    fn observe(&self, device: &DeviceCache, request: Request, error: Error) -> Result<DevicePtr> {
+        let mut error = error;
+        for _ in 0..RETRIES_MAX {
+            let Error::OutOfMemory(shortage) = &error else { break };
+            if !request.may_grow {
+                break;
+            }
+            let observers: Vec<OomObserver> = self.shared.observers.lock().iter().map(|(_, o)| o.clone()).collect();
+            let retry = observers.iter().fold(false, |any, observer| (observer(shortage) == OomAction::Retry) | any);
+            if !retry {
+                break;
+            }
+            match device.alloc(request) {
+                Ok(ptr) => {
+                    device.count_observed();
+                    return Ok(ptr);
+                }
+                Err(next) => error = next,
+            }
+        }
+        Err(error)
+    }
+
+    /// Frees memory from [`Allocator::raw_alloc`] or [`Allocation::into_raw`], in the order of its home stream: work submitted to that stream
+    /// before may still use it. Costs no driver call, but for blocks with recorded streams now and then an event.
+    #[inline]
+    pub fn raw_free(&self, ptr: DevicePtr) -> Result<()> {
+        for device in &self.shared.devices {
+            if let Some((block, header)) = device.find(ptr) {
+                return device.free_block(ptr, block, header);
+            }
+        }
+        Err(Error::InvalidPointer { ptr })
+    }
+
+    /// [`Allocator::raw_free`] where the caller says which device the memory is on, and is told if it is not.
+    pub fn raw_free_on(&self, ptr: DevicePtr, device: usize) -> Result<()> {
+        let given = self.device(device)?;
+        match self.owner(ptr) {
+            Some(owner) if owner.pool.device != given.pool.device => {
+                Err(Error::WrongDevice { ptr, given: device, owner: owner.pool.device })
+            }
+            _ => given.free(ptr),
+        }
+    }
+
+    pub(crate) fn free_or_count(&self, ptr: DevicePtr) {
+        if self.raw_free(ptr).is_err() {
+            self.shared.failed_drops.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Allocations whose memory could not be freed when they were dropped.
+    pub fn failed_drops(&self) -> u64 {
+        self.shared.failed_drops.load(Relaxed)
+    }
+
+    fn owner(&self, ptr: DevicePtr) -> Option<&DeviceCache> {
+        self.shared.devices.iter().find(|device| device.find(ptr).is_some()).map(|device| &**device)
+    }
+
+    /// Says that work on `stream` uses the live block at `ptr`. Its free then takes effect when `stream`, too, has done what was submitted to it
+    /// before the free. Call it before freeing, once for every stream other than the home stream.
+    pub fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
+        self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?.record_stream(ptr, stream)
+    }
+
+    /// The bytes that may be used at a live block's pointer: what was requested, rounded up.
+    pub fn usable_size(&self, ptr: DevicePtr) -> Result<u64> {
+        let (_, header) = self.owner(ptr).and_then(|device| device.find(ptr)).ok_or(Error::InvalidPointer { ptr })?;
+        if header.life() == crate::pool::life::LIVE { Ok(header.size()) } else { Err(Error::DoubleFree { ptr }) }
+    }
+
+    /// A device in numbers.
+    pub fn stats(&self, device: usize) -> Result<Stats> {
+        Ok(self.device(device)?.stats())
+    }
+
+    /// Starts new peaks from what is in use now.
+    pub fn reset_peaks(&self, device: usize) -> Result<()> {
+        self.device(device)?.reset_peaks();
+        Ok(())
+    }
+
+    /// Gives free memory back to the device, after waiting for the streams it was last used on. Returns the bytes given back.
+    pub fn empty_cache(&self, device: usize) -> Result<u64> {
+        self.device(device)?.empty()
+    }
+
+    /// Bounds the physical memory held on a device. Gives free memory back if need be; fails, and changes nothing, where more is in use.
+    pub fn set_limit(&self, device: usize, limit: Limit) -> Result<()> {
+        let device = self.device(device)?;
+        device.set_limit(limit.bytes(device.pool.capacity))
+    }
+
+    /// The tag with this name, made if there is none yet. There may be 63.
+    pub fn tag(&self, name: &str) -> Result<Tag> {
+        let mut tags = self.shared.tags.lock();
+        if let Some(number) = tags.iter().position(|known| known == name) {
+            return Ok(Tag(number as u8));
+        }
+        if tags.len() == TAGS {
+            return Err(Error::InvalidTag { tag: TAGS as u8, max: TAGS as u8 - 1 });
+        }
+        tags.push(name.to_string());
+        Ok(Tag(tags.len() as u8 - 1))
+    }
+
+    /// A tag's name.
+    pub fn tag_name(&self, tag: Tag) -> Option<String> {
+        self.shared.tags.lock().get(tag.0 as usize).cloned()
+    }
+
+    /// Bounds the live bytes of a tag on a device; `None` lifts the bound. Fails, and changes nothing, where more is live.
+    pub fn set_tag_limit(&self, device: usize, tag: Tag, limit: Option<u64>) -> Result<()> {
+        self.device(device)?.set_tag_limit(tag.0, limit)
+    }
+
+    /// Adds an observer of requests that find no room. Returns its number.
+    pub fn add_oom_observer(&self, observer: impl Fn(&OutOfMemory) -> OomAction + Send + Sync + 'static) -> u64 {
+        let number = self.shared.next_observer.fetch_add(1, Relaxed);
+        self.shared.observers.lock().push((number, Arc::new(observer)));
+        number
+    }
+
+    /// Removes an observer. Returns whether there was one of that number.
+    pub fn remove_oom_observer(&self, number: u64) -> bool {
+        let mut observers = self.shared.observers.lock();
+        let before = observers.len();
+        observers.retain(|&(other, _)| other != number);
+        observers.len() < before
+    }
+
+    /// From now on, requests of the streams that `filter` names are served from private pool `pool`, whose memory nobody else gets: what a
+    /// graph capture needs. The filter is called with a lock held and must not call the allocator. Until [`Allocator::end_private_pool`] no
+    /// events are recorded or asked for, and every call takes a lock.
+    pub fn begin_private_pool(
+        &self,
+        device: usize,
+        pool: PoolId,
+        filter: impl Fn(StreamId) -> bool + Send + Sync + 'static,
+    ) -> Result<()> {
+        let filter: StreamFilter = Arc::new(filter);
+        self.device(device)?.begin_private(pool, filter)
+    }
+
+    /// Ends [`Allocator::begin_private_pool`]. The pool keeps its memory, for replays.
+    pub fn end_private_pool(&self, device: usize, pool: PoolId) -> Result<()> {
+        self.device(device)?.end_private(pool)
+    }
+
+    /// Releases a private pool: one call for each begin. After the last, its free memory becomes everyone's, once the device has been waited for.
+    /// Fails while the pool is being filled.
+    pub fn release_private_pool(&self, device: usize, pool: PoolId) -> Result<()> {
+        self.device(device)?.release_private(pool)
+    }
+
+    /// The newest events of a device, oldest first. Empty unless `trace` is configured.
+    pub fn events(&self, device: usize) -> Result<Vec<Event>> {
+        Ok(self.device(device)?.ring.events())
+    }
+
+    /// Checks every structure of a device, in time proportional to its blocks. For tests; exact when no call is under way.
+    pub fn validate(&self, device: usize) -> Result<std::result::Result<(), String>> {
+        Ok(self.device(device)?.validate())
+    }
+}
