@@ -6,10 +6,12 @@
 //!
 //! All methods may be called from any thread. A method that fails has changed nothing.
 
+pub mod call;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod fault;
 pub mod metered;
+mod rng;
 pub mod soft;
 
 pub use crate::error::{DriverError, DriverErrorKind};

@@ -1,0 +1,193 @@
+//! All state of a software device behind its lock: what every call does first, and how work is submitted.
+
+use super::builder::Settings;
+use super::capture::Captures;
+use super::checker::Checker;
+use super::latency::{STALL_NS, STALL_PROBABILITY};
+use super::memory::{Extent, Memory, invalid};
+use super::report::{AccessKind, OpKind, Place};
+use super::schedule::{Action, Schedule};
+use crate::driver::call::CallKind;
+use crate::driver::rng::Rng;
+use crate::driver::{DriverError, DriverErrorKind, DriverResult};
+use crate::units::{DevicePtr, StreamId};
+
+/// A call as it comes in: what the state hash and the latency model see of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
+    pub(super) kind: CallKind,
+    pub(super) ptr: DevicePtr,
+    pub(super) size: u64,
+    pub(super) args: [u64; 2],
+    /// Whether pinned host memory is meant.
+    pub(super) host: bool,
+}
+
+impl Call {
+    pub(super) fn new(kind: CallKind) -> Call {
+        Call { kind, ptr: DevicePtr::NULL, size: 0, args: [0; 2], host: false }
+    }
+
+    pub(super) fn range(self, ptr: DevicePtr, size: u64) -> Call {
+        Call { ptr, size, ..self }
+    }
+
+    pub(super) fn args(self, first: u64, second: u64) -> Call {
+        Call { args: [first, second], ..self }
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) settings: Settings,
+    pub(super) memory: Memory,
+    pub(super) schedule: Schedule,
+    pub(super) captures: Captures,
+    pub(super) checker: Option<Checker>,
+    tails: Rng,
+    hash: u64,
+}
+
+/// A range that an action touches.
+type Touch = (OpKind, AccessKind, DevicePtr, u64);
+
+impl State {
+    pub(super) fn new(settings: Settings, memory: Memory) -> State {
+        State {
+            settings,
+            memory,
+            schedule: Schedule::new(settings.seed, settings.event_lag_ns, settings.real_time),
+            captures: Captures::default(),
+            checker: settings.checker.then(Checker::default),
+            // A generator of its own, so that tails do not change the order in which work runs.
+            tails: Rng::new(!settings.seed),
+            hash: 0,
+        }
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    fn mix(&mut self, word: u64) {
+        self.hash = (self.hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    /// What every call begins with: it takes its time, and meanwhile the device gets on.
+    pub(super) fn begin(&mut self, call: Call) -> DriverResult<()> {
+        let label = self.memory.label(call.ptr);
+        for word in [call.kind as u64 + 1, label, call.size, call.args[0], call.args[1]] {
+            self.mix(word);
+        }
+        let mut ns = self.settings.latency.call_ns(call.kind, call.size, call.host);
+        if self.settings.tails
+            && matches!(call.kind, CallKind::SetAccess | CallKind::Unmap)
+            && self.tails.chance(STALL_PROBABILITY)
+        {
+            ns += STALL_NS;
+        }
+        self.schedule.advance(ns);
+        self.schedule.run_some(&self.memory);
+        match &self.schedule.broken {
+            None => Ok(()),
+            Some(fault) => Err(DriverError::new(DriverErrorKind::Sticky, call.kind.name(), fault.clone())),
+        }
+    }
+
+    /// Fails while a capture is under way.
+    pub(super) fn no_capture(&self, call: &'static str) -> DriverResult<()> {
+        if self.captures.is_empty() {
+            return Ok(());
+        }
+        Err(DriverError::new(DriverErrorKind::Capturing, call, "not permitted while a stream is being captured"))
+    }
+
+    /// Checks an action, then queues it, or records it where the stream is being captured.
+    pub(super) fn submit(
+        &mut self,
+        stream: StreamId,
+        action: Action,
+        duration_ns: u64,
+        call: &'static str,
+    ) -> DriverResult<()> {
+        let index = self.schedule.stream(stream, call)?;
+        let touched = self.touched(&action, call)?;
+        if let Some(capture) = self.schedule.streams[index].capture {
+            return self.captures.push(capture, action, duration_ns, call);
+        }
+        if let Some(checker) = &mut self.checker {
+            let op = checker.next_op(stream);
+            for ((what, access, ptr, size), extents) in &touched {
+                let place = Place { stream, op, what: *what, access: *access, ptr: *ptr, size: *size };
+                checker.access(place, extents);
+            }
+        }
+        self.schedule.submit(index, action, duration_ns, &self.memory);
+        Ok(())
+    }
+
+    /// What an action touches. Fails where it may not.
+    fn touched(&self, action: &Action, call: &'static str) -> DriverResult<Vec<(Touch, Vec<Extent>)>> {
+        use AccessKind::{Read, Write};
+        let mut touches: Vec<Touch> = Vec::new();
+        match action {
+            Action::Copy(ops) => {
+                for op in ops {
+                    let distance = op.dst.0.abs_diff(op.src.0);
+                    if distance < op.size {
+                        return Err(invalid(call, format!("{} and {} overlap over {} bytes", op.src, op.dst, op.size)));
+                    }
+                    touches.push((OpKind::Copy, Read, op.src, op.size));
+                    touches.push((OpKind::Copy, Write, op.dst, op.size));
+                }
+            }
+            Action::Fill { ptr, size, .. } => touches.push((OpKind::Fill, Write, *ptr, *size)),
+            Action::Write { dst, size, .. } => touches.push((OpKind::HostWrite, Write, *dst, *size)),
+            Action::Kernel(accesses) => {
+                touches.extend(accesses.iter().map(|a| (OpKind::Kernel, a.kind, a.ptr, a.size)));
+            }
+            Action::Record(_) | Action::Wait(_) => {}
+        }
+        let resolve = |touch: Touch| Ok((touch, self.memory.resolve(touch.2, touch.3, call)?));
+        touches.into_iter().map(resolve).collect()
+    }
+
+    /// Waits for a stream, on the host.
+    pub(super) fn synchronize_stream(&mut self, stream: StreamId, call: &'static str) -> DriverResult<()> {
+        let index = self.schedule.stream(stream, call)?;
+        if self.schedule.streams[index].capture.is_some() {
+            self.no_capture(call)?;
+        }
+        self.schedule.synchronize_stream(index, &self.memory);
+        if let Some(checker) = &mut self.checker {
+            checker.host_saw_stream(stream);
+        }
+        self.intact(call)
+    }
+
+    /// Waits for everything, on the host.
+    pub(super) fn synchronize_device(&mut self, call: &'static str) -> DriverResult<()> {
+        self.no_capture(call)?;
+        self.schedule.synchronize_all(&self.memory);
+        if let Some(checker) = &mut self.checker {
+            checker.host_saw_all();
+        }
+        self.intact(call)
+    }
+
+    /// Fails if the work just waited for has broken the device.
+    pub(super) fn intact(&self, call: &'static str) -> DriverResult<()> {
+        match &self.schedule.broken {
+            None => Ok(()),
+            Some(fault) => Err(DriverError::new(DriverErrorKind::Sticky, call, fault.clone())),
+        }
+    }
+
+    /// Tells the checker that physical bytes are gone.
+    pub(super) fn forget(&mut self, extents: impl IntoIterator<Item = Extent>) {
+        if let Some(checker) = &mut self.checker {
+            extents.into_iter().for_each(|extent| checker.forget(extent));
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! What holds for every [`Driver`]: call [`check_all`] with one.
+//!
+//! Nothing here knows which driver it is. Where `data` is false, bytes are not compared: there are none.
+
+use stratalloc::driver::{
+    CaptureStatus, ChunkHandle, CopyOp, Driver, DriverErrorKind, DriverResult, EventStatus, Location,
+};
+use stratalloc::units::{DevicePtr, StreamId};
+
+/// Runs the whole suite.
+pub fn check_all(driver: &dyn Driver, data: bool) {
+    properties_are_sound(driver);
+    plain_memory(driver, data);
+    host_memory(driver, data);
+    streams_and_events(driver);
+    events_order_streams(driver, data);
+    unknown_handles_are_refused(driver);
+    if driver.properties().vmm {
+        accounting(driver);
+        mapping_lifecycle(driver, data);
+        aliases_show_the_same_bytes(driver, data);
+        remapping_changes_the_bytes(driver, data);
+        one_access_call_spans_mappings(driver, data);
+        bad_arguments_are_refused(driver);
+        too_much_memory_is_refused(driver);
+    } else {
+        virtual_memory_is_not_supported(driver);
+    }
+    // A run leaves nothing behind that a second would notice.
+    plain_memory(driver, data);
+}
+
+/// Asserts that a call failed, and how.
+#[track_caller]
+pub fn assert_fails<T: std::fmt::Debug>(result: DriverResult<T>, kind: DriverErrorKind) {
+    match result {
+        Ok(value) => panic!("succeeded with {value:?} and should have failed with {kind:?}"),
+        Err(error) => assert_eq!(error.kind, kind, "{error}"),
+    }
+}
+
+/// A reservation of `chunks` units with one chunk of one unit mapped in each, open to access.
+pub struct Mapped {
+    pub ptr: DevicePtr,
+    pub size: u64,
+    pub chunks: Vec<ChunkHandle>,
+}
+
+impl Mapped {
+    pub fn new(driver: &dyn Driver, chunks: u64) -> Mapped {
+        let unit = driver.properties().granularity;
+        let size = chunks * unit;
+        let ptr = driver.reserve(size, unit).unwrap();
+        let chunks: Vec<_> = (0..chunks).map(|_| driver.create(unit, Location::Device).unwrap()).collect();
+        for (at, &chunk) in chunks.iter().enumerate() {
+            driver.map(ptr.add(at as u64 * unit), unit, chunk, 0).unwrap();
+        }
+        driver.set_access(ptr, size).unwrap();
+        Mapped { ptr, size, chunks }
+    }
+
+    pub fn free(self, driver: &dyn Driver) {
+        driver.synchronize_device().unwrap();
+        driver.unmap(self.ptr, self.size).unwrap();
+        driver.unreserve(self.ptr, self.size).unwrap();
+        self.chunks.into_iter().for_each(|chunk| driver.release(chunk).unwrap());
+    }
+}
+
+/// The bytes of a range.
+pub fn bytes_at(driver: &dyn Driver, ptr: DevicePtr, size: u64, stream: StreamId) -> Vec<u8> {
+    let mut bytes = vec![0; size as usize];
+    driver.read(&mut bytes, ptr, stream).unwrap();
+    bytes
+}
+
+fn properties_are_sound(driver: &dyn Driver) {
+    let properties = driver.properties();
+    assert!(properties.granularity.is_power_of_two());
+    assert!(!properties.name.is_empty());
+    let info = driver.memory_info().unwrap();
+    assert!(info.free <= info.total);
+    assert!(driver.clock_ns() <= driver.clock_ns());
+}
+
+fn plain_memory(driver: &dyn Driver, data: bool) {
+    let stream = driver.create_stream().unwrap();
+    let a = driver.alloc_plain(100_000).unwrap();
+    let b = driver.alloc_plain(100_000).unwrap();
+    assert!(a.0.is_multiple_of(512) && b.0.is_multiple_of(512));
+    assert!(a.0.abs_diff(b.0) >= 100_000);
+    driver.fill(a, 100_000, 7, stream).unwrap();
+    driver.write(a.add(10), b"stratum", stream).unwrap();
+    driver.copy(&[CopyOp { dst: b, src: a, size: 100_000 }], stream).unwrap();
+    let bytes = bytes_at(driver, b, 100_000, stream);
+    if data {
+        assert_eq!(&bytes[9..18], b"\x07stratum\x07");
+        assert_eq!(bytes[99_999], 7);
+    }
+    driver.free_plain(a).unwrap();
+    driver.free_plain(b).unwrap();
+    assert_fails(driver.alloc_plain(0), DriverErrorKind::InvalidValue);
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn host_memory(driver: &dyn Driver, data: bool) {
+    let stream = driver.create_stream().unwrap();
+    let host = driver.alloc_host(8192).unwrap();
+    let device = driver.alloc_plain(8192).unwrap();
+    let pinned = DevicePtr(host.0 as u64);
+    driver.fill(device, 8192, 3, stream).unwrap();
+    driver.copy(&[CopyOp { dst: pinned, src: device, size: 8192 }], stream).unwrap();
+    driver.synchronize_stream(stream).unwrap();
+    if data {
+        // SAFETY: the driver gave 8192 bytes at `host`, all of them written by the copy, which is done.
+        let bytes = unsafe { std::slice::from_raw_parts(host.0 as *const u8, 8192) };
+        assert!(bytes.iter().all(|&byte| byte == 3));
+    }
+    driver.copy(&[CopyOp { dst: device, src: pinned, size: 4096 }], stream).unwrap();
+    driver.synchronize_stream(stream).unwrap();
+    driver.free_host(host).unwrap();
+    driver.free_plain(device).unwrap();
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn streams_and_events(driver: &dyn Driver) {
+    let (a, b) = (driver.create_stream().unwrap(), driver.create_stream().unwrap());
+    assert_ne!(a, b);
+    assert_ne!(a, StreamId::DEFAULT);
+    let event = driver.create_event().unwrap();
+    assert_eq!(driver.query_event(event).unwrap(), EventStatus::Complete, "never recorded");
+    driver.synchronize_event(event).unwrap();
+    driver.record_event(event, a).unwrap();
+    driver.wait_event(b, event).unwrap();
+    driver.synchronize_stream(b).unwrap();
+    assert_eq!(driver.query_event(event).unwrap(), EventStatus::Complete, "b waited for it");
+    driver.record_event(event, a).unwrap();
+    driver.synchronize_event(event).unwrap();
+    assert_eq!(driver.query_event(event).unwrap(), EventStatus::Complete);
+    driver.record_event(event, StreamId::DEFAULT).unwrap();
+    driver.synchronize_device().unwrap();
+    assert_eq!(driver.query_event(event).unwrap(), EventStatus::Complete);
+    assert_eq!(driver.capture_status(a).unwrap(), CaptureStatus::None);
+    // Polling gets there.
+    driver.record_event(event, a).unwrap();
+    while driver.query_event(event).unwrap() == EventStatus::Pending {}
+    driver.destroy_event(event).unwrap();
+    driver.destroy_stream(a).unwrap();
+    driver.destroy_stream(b).unwrap();
+}
+
+/// Each round hands the bytes from one stream to the next by an event; a late or early step changes the sum.
+fn events_order_streams(driver: &dyn Driver, data: bool) {
+    const SIZE: u64 = 4096;
+    let streams: Vec<_> = (0..3).map(|_| driver.create_stream().unwrap()).collect();
+    let event = driver.create_event().unwrap();
+    let buffers: Vec<_> = (0..3).map(|_| driver.alloc_plain(SIZE).unwrap()).collect();
+    for round in 0..30u8 {
+        let (from, to) = (usize::from(round) % 3, usize::from(round + 1) % 3);
+        driver.fill(buffers[from], SIZE, round, streams[from]).unwrap();
+        driver.record_event(event, streams[from]).unwrap();
+        driver.wait_event(streams[to], event).unwrap();
+        driver.copy(&[CopyOp { dst: buffers[to], src: buffers[from], size: SIZE }], streams[to]).unwrap();
+        if round % 7 == 0 {
+            let bytes = bytes_at(driver, buffers[to], SIZE, streams[to]);
+            assert!(!data || bytes.iter().all(|&byte| byte == round), "round {round}");
+        }
+        // The event was re-recorded meanwhile; the wait above keeps what it saw.
+        driver.record_event(event, streams[to]).unwrap();
+        driver.wait_event(streams[from], event).unwrap();
+    }
+    driver.synchronize_device().unwrap();
+    for &stream in &streams {
+        driver.destroy_stream(stream).unwrap();
+    }
+    driver.destroy_event(event).unwrap();
+    buffers.into_iter().for_each(|buffer| driver.free_plain(buffer).unwrap());
+}
+
+/// Only what is safe to try on a real driver, which may crash on a wild handle.
+fn unknown_handles_are_refused(driver: &dyn Driver) {
+    if !driver.properties().software {
+        return;
+    }
+    let (stream, event) = (driver.create_stream().unwrap(), driver.create_event().unwrap());
+    driver.destroy_stream(stream).unwrap();
+    driver.destroy_event(event).unwrap();
+    let kind = DriverErrorKind::InvalidHandle;
+    assert_fails(driver.destroy_stream(stream), kind);
+    assert_fails(driver.synchronize_stream(stream), kind);
+    assert_fails(driver.capture_status(StreamId(u64::MAX)), kind);
+    assert_fails(driver.record_event(event, StreamId::DEFAULT), kind);
+    assert_fails(driver.query_event(event), kind);
+    assert_fails(driver.wait_event(StreamId::DEFAULT, event), kind);
+    assert_fails(driver.synchronize_event(event), kind);
+    assert_fails(driver.destroy_event(event), kind);
+    assert_fails(driver.free_plain(DevicePtr(0x1234)), DriverErrorKind::InvalidValue);
+}
+
+fn accounting(driver: &dyn Driver) {
+    let unit = driver.properties().granularity;
+    let before = driver.memory_info().unwrap().free;
+    let chunk = driver.create(unit, Location::Device).unwrap();
+    let ptr = driver.reserve(unit, unit).unwrap();
+    driver.map(ptr, unit, chunk, 0).unwrap();
+    driver.release(chunk).unwrap();
+    assert!(driver.memory_info().unwrap().free < before, "the mapping holds the memory");
+    driver.unmap(ptr, unit).unwrap();
+    // Other processes may use a real device meanwhile.
+    if driver.properties().software {
+        assert_eq!(driver.memory_info().unwrap().free, before);
+    }
+    driver.unreserve(ptr, unit).unwrap();
+}
+
+fn mapping_lifecycle(driver: &dyn Driver, data: bool) {
+    let unit = driver.properties().granularity;
+    let stream = driver.create_stream().unwrap();
+    let aligned = driver.reserve(unit, 16 * unit).unwrap();
+    assert!(aligned.0.is_multiple_of(16 * unit));
+    driver.unreserve(aligned, unit).unwrap();
+    for round in 0..3 {
+        let mapped = Mapped::new(driver, 3);
+        driver.fill(mapped.ptr, mapped.size, round, stream).unwrap();
+        let bytes = bytes_at(driver, mapped.ptr.add(unit - 8), 16, stream);
+        assert!(!data || bytes == [round; 16]);
+        mapped.free(driver);
+    }
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn aliases_show_the_same_bytes(driver: &dyn Driver, data: bool) {
+    let unit = driver.properties().granularity;
+    let stream = driver.create_stream().unwrap();
+    let mapped = Mapped::new(driver, 2);
+    let alias = driver.reserve(2 * unit, unit).unwrap();
+    // The other way round.
+    driver.map(alias, unit, mapped.chunks[1], 0).unwrap();
+    driver.map(alias.add(unit), unit, mapped.chunks[0], 0).unwrap();
+    driver.set_access(alias, 2 * unit).unwrap();
+    driver.fill(mapped.ptr, unit, 1, stream).unwrap();
+    driver.fill(alias, unit, 2, stream).unwrap();
+    if data {
+        assert_eq!(bytes_at(driver, alias.add(unit), 4, stream), [1; 4]);
+        assert_eq!(bytes_at(driver, mapped.ptr.add(unit), 4, stream), [2; 4]);
+    }
+    driver.synchronize_stream(stream).unwrap();
+    driver.unmap(alias, 2 * unit).unwrap();
+    driver.unreserve(alias, 2 * unit).unwrap();
+    mapped.free(driver);
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn remapping_changes_the_bytes(driver: &dyn Driver, data: bool) {
+    let unit = driver.properties().granularity;
+    let stream = driver.create_stream().unwrap();
+    let mapped = Mapped::new(driver, 2);
+    driver.fill(mapped.ptr, unit, 1, stream).unwrap();
+    driver.fill(mapped.ptr.add(unit), unit, 2, stream).unwrap();
+    driver.synchronize_stream(stream).unwrap();
+    driver.unmap(mapped.ptr, unit).unwrap();
+    driver.map(mapped.ptr, unit, mapped.chunks[1], 0).unwrap();
+    driver.set_access(mapped.ptr, unit).unwrap();
+    assert!(!data || bytes_at(driver, mapped.ptr, 4, stream) == [2; 4]);
+    mapped.free(driver);
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn one_access_call_spans_mappings(driver: &dyn Driver, data: bool) {
+    let unit = driver.properties().granularity;
+    let stream = driver.create_stream().unwrap();
+    let mapped = Mapped::new(driver, 4);
+    let other = Mapped::new(driver, 4);
+    driver.fill(mapped.ptr, mapped.size, 9, stream).unwrap();
+    let halves = [0, 2 * unit].map(|at| CopyOp { dst: other.ptr.add(at), src: mapped.ptr.add(at), size: 2 * unit });
+    driver.copy(&halves, stream).unwrap();
+    assert!(!data || bytes_at(driver, other.ptr, other.size, stream).iter().all(|&byte| byte == 9));
+    mapped.free(driver);
+    other.free(driver);
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn bad_arguments_are_refused(driver: &dyn Driver) {
+    let unit = driver.properties().granularity;
+    let kind = DriverErrorKind::InvalidValue;
+    assert_fails(driver.create(0, Location::Device), kind);
+    assert_fails(driver.create(unit + 1, Location::Device), kind);
+    assert_fails(driver.reserve(unit / 2, unit), kind);
+    let mapped = Mapped::new(driver, 2);
+    let (ptr, first) = (mapped.ptr, mapped.chunks[0]);
+    assert_fails(driver.map(ptr, unit, first, 0), kind);
+    assert_fails(driver.map(ptr.add(1), unit, first, 0), kind);
+    driver.unmap(ptr, unit).unwrap();
+    assert_fails(driver.set_access(ptr, unit), kind);
+    driver.map(ptr, unit, first, 0).unwrap();
+    driver.set_access(ptr, unit).unwrap();
+    mapped.free(driver);
+}
+
+fn too_much_memory_is_refused(driver: &dyn Driver) {
+    let unit = driver.properties().granularity;
+    let total = driver.memory_info().unwrap().total / unit * unit;
+    assert_fails(driver.create(total + unit, Location::Device), DriverErrorKind::OutOfMemory);
+    assert_fails(driver.alloc_plain(total + unit), DriverErrorKind::OutOfMemory);
+}
+
+fn virtual_memory_is_not_supported(driver: &dyn Driver) {
+    let unit = driver.properties().granularity;
+    let kind = DriverErrorKind::NotSupported;
+    assert_fails(driver.reserve(unit, unit), kind);
+    assert_fails(driver.create(unit, Location::Device), kind);
+    assert_fails(driver.map(DevicePtr(unit), unit, ChunkHandle(1), 0), kind);
+    assert_fails(driver.unmap(DevicePtr(unit), unit), kind);
+    assert_fails(driver.set_access(DevicePtr(unit), unit), kind);
+    assert_fails(driver.release(ChunkHandle(1)), kind);
+    assert_fails(driver.unreserve(DevicePtr(unit), unit), kind);
+}
