@@ -1,2 +1,2 @@
-//! The `stratalloc` command.
+//! The `stratalloc` command. All of it is in the library beside this file.
 fn main() {}
