@@ -31,6 +31,8 @@ pub struct Setup {
     pub capacity: u64,
     /// The cost of its driver calls.
     pub latency: Latency,
+    /// How long after its work is done an event is seen to complete, in virtual nanoseconds.
+    pub event_lag_ns: u64,
     /// Whether it checks the order of accesses.
     pub checker: bool,
     /// The seed of all that it chooses.
@@ -149,16 +151,19 @@ impl Engine {
         self.stub.calls()
     }
 
+    /// Lets virtual time pass, as if the host were busy.
+    pub fn advance_clock(&self, _ns: u64) {}
+
     // ---- for the checker -----------------------------------------------------------------------------------------
 
-    /// Tells the checker that the program was given this block.
+    /// Tells the checker that the program was given this block: after the fact.
     pub fn note_alloc(&self, _ptr: DevicePtr, _bytes: u64, _stream: StreamId) {}
 
-    /// Tells the checker that the program gave this block up.
-    pub fn note_free(&self, _ptr: DevicePtr) {}
+    /// Tells the checker that the program gives this block up: before the fact.
+    pub fn note_free(&self, _ptr: DevicePtr, _bytes: u64) {}
 
-    /// Submits work to `stream` that uses the block.
-    pub fn launch(&self, _stream: StreamId, _ptr: DevicePtr, _bytes: u64, _how: Use) -> Result<()> {
+    /// Submits a kernel to `stream` that uses the block and takes `_ns` of virtual time.
+    pub fn launch(&self, _stream: StreamId, _ptr: DevicePtr, _bytes: u64, _how: Use, _ns: u64) -> Result<()> {
         Ok(())
     }
 

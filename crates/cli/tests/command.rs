@@ -144,7 +144,13 @@ fn two_replays_with_one_seed_are_identical() {
 #[test]
 fn replay_for_people_and_with_threads_and_checker() {
     let path = file("people.trace", GOOD);
-    for args in [&[][..], &["--threads", "2"], &["--checker"], &["--skip-empty-cache", "--latency", "studyA"]] {
+    for args in [
+        &[][..],
+        &["--threads", "2"],
+        &["--checker"],
+        &["--event-lag-us", "100"],
+        &["--skip-empty-cache", "--latency", "studyA"],
+    ] {
         let output = stratalloc(&[&["replay", &path], args].concat());
         assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
         assert!(stdout(&output).starts_with("trace") && stdout(&output).contains("Look at"), "{args:?}");

@@ -3,7 +3,7 @@
 use stratalloc::error::Error;
 use stratalloc::units::PAGE;
 
-use super::follow::Failure;
+use super::follow::{Failure, Manner};
 use super::passes::{Plan, measure};
 use crate::engine::Setup;
 use crate::trace::Trace;
@@ -32,7 +32,8 @@ pub struct MinCapacity {
 
 /// Seeks the smallest capacity: one pass on a fresh device each time.
 pub(super) fn find(trace: &Trace, setup: &Setup, plan: &Plan, say: &dyn Fn(String)) -> Result<MinCapacity, Failure> {
-    let plan = Plan { threads: 1, passes: 1, checker: false, ..plan.clone() };
+    let manner = if plan.manner == Manner::Checked { Manner::Plain } else { plan.manner };
+    let plan = Plan { threads: 1, passes: 1, manner, ..plan.clone() };
     let peak = trace.peak_live_bytes.max(1);
     let completes = |capacity: u64| {
         say(format!("on {:.4} times the peak of live bytes", capacity as f64 / peak as f64));

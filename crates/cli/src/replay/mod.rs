@@ -17,6 +17,7 @@ use stratalloc::units::ByteSize;
 use crate::engine::{Latency, Setup, configuration};
 use crate::trace::Trace;
 use crate::{Failed, Finish};
+use follow::Manner;
 use passes::Plan;
 
 /// What `replay` is told.
@@ -58,6 +59,11 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 
+    /// How long after its work is done an event is seen to complete, in microseconds of virtual time; each operation then
+    /// takes 300 ns of it, and the times include keeping that clock
+    #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    pub event_lag_us: u64,
+
     /// Leave out the trace's empty_cache calls
     #[arg(long)]
     pub skip_empty_cache: bool,
@@ -73,6 +79,7 @@ impl Options {
         Ok(Setup {
             capacity: capacity.0,
             latency: self.latency,
+            event_lag_ns: self.event_lag_us * 1000,
             checker: self.checker,
             seed: self.seed,
             config: configuration(self.config.as_deref())?,
@@ -99,11 +106,16 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
 
 /// Replays one trace.
 fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) -> Report {
+    let manner = match (options.checker, options.event_lag_us) {
+        (true, _) => Manner::Checked,
+        (false, 0) => Manner::Plain,
+        (false, _) => Manner::Paced,
+    };
     let plan = Plan {
         threads: options.threads as usize,
         passes: options.repeat as usize,
         skip_empty_cache: options.skip_empty_cache,
-        checker: options.checker,
+        manner,
     };
     progress.say(format!("{}: {} passes", trace.name, plan.passes));
     let mut report = Report::new(trace, &plan, passes::measure(trace, setup, &plan));

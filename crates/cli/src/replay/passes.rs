@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use super::follow::{Failure, Follower};
+use super::follow::{Failure, Follower, Manner};
 use crate::engine::{Calls, Engine, Setup};
 use crate::trace::Trace;
 
@@ -15,7 +15,7 @@ pub(super) struct Plan {
     pub(super) threads: usize,
     pub(super) passes: usize,
     pub(super) skip_empty_cache: bool,
-    pub(super) checker: bool,
+    pub(super) manner: Manner,
 }
 
 /// What all passes gave.
@@ -44,7 +44,7 @@ pub(super) struct Measured {
 /// Replays `trace` on a fresh device.
 pub(super) fn measure(trace: &Trace, setup: &Setup, plan: &Plan) -> Result<Measured, Failure> {
     let engine = &Engine::open(setup)?;
-    let follower = |_| Follower::new(engine, trace, plan.skip_empty_cache, plan.checker);
+    let follower = |_| Follower::new(engine, trace, plan);
     let mut followers = (0..plan.threads).map(follower).collect::<Result<Vec<_>, _>>()?;
     let gate = &Gate { barrier: Barrier::new(plan.threads), failed: AtomicBool::new(false) };
     let mut leader = Leader::new(engine);
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     fn plan(threads: usize, passes: usize) -> Plan {
-        Plan { threads, passes, skip_empty_cache: false, checker: false }
+        Plan { threads, passes, skip_empty_cache: false, manner: Manner::Plain }
     }
 
     fn trace() -> Trace {

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use stratalloc::units::ByteSize;
 
-use super::follow::Failure;
+use super::follow::{Failure, Manner};
 use super::passes::{Measured, Plan};
 use super::{MinCapacity, Options};
 use crate::engine::Calls;
@@ -148,7 +148,7 @@ impl Report {
             driver_time_steady_us: measured.steady.total().time_ns as f64 / 1e3,
             second_pass_chunk_calls: (plan.passes > 1).then(|| ChunkCalls::of(&measured.later)),
             address_hash: measured.address_hash.map(|hash| format!("{hash:016x}")),
-            checker_reports: plan.checker.then_some(measured.checker_reports),
+            checker_reports: (plan.manner == Manner::Checked).then_some(measured.checker_reports),
         });
     }
 
