@@ -284,3 +284,18 @@ mod stub {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_snapshots_subtract() {
+        let call = |count, time_ns| Call { count, time_ns };
+        let before = Calls([("cuMemCreate", call(2, 20)), ("cuMemMap", call(1, 5))].into());
+        let after = Calls([("cuMemCreate", call(5, 60)), ("cuMemMap", call(1, 5)), ("cuMemUnmap", call(1, 7))].into());
+        let since = &after - &before;
+        assert_eq!(since, Calls([("cuMemCreate", call(3, 40)), ("cuMemUnmap", call(1, 7))].into()));
+        assert_eq!((since.total(), since.count("cuMemMap")), (call(4, 47), 0));
+    }
+}

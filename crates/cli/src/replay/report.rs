@@ -13,6 +13,9 @@ use crate::engine::Calls;
 use crate::table::{Table, digits, median};
 use crate::trace::Trace;
 
+/// So many of the checker's reports are shown to people.
+const SHOWN_REPORTS: usize = 10;
+
 /// One trace's row. Keys that do not apply are left out; a replay that failed has `error` and where it was.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -207,8 +210,12 @@ pub(super) fn for_people(rows: &[Report], options: &Options, out: &mut impl Writ
     }
     write!(out, "{table}")?;
     for row in rows {
-        for found in row.checker_reports() {
-            writeln!(out, "{}: checker: {found}", row.trace)?;
+        let found = row.checker_reports();
+        for report in found.iter().take(SHOWN_REPORTS) {
+            writeln!(out, "{}: checker: {report}", row.trace)?;
+        }
+        if found.len() > SHOWN_REPORTS {
+            writeln!(out, "{}: checker: and {} more; --json has them all", row.trace, found.len() - SHOWN_REPORTS)?;
         }
     }
     writeln!(out, "\n{}", look_at(rows, options))
