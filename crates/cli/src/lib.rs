@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`trace`] | the format of recorded traces: a strict decoder and a writer |
 //! | [`replay`] | traces against the allocator: time, fragmentation, driver calls, smallest device |
-//! | [`bench`] | pairs and churn beside mimalloc and offset-allocator |
+//! | [`mod@bench`] | pairs and churn beside mimalloc and offset-allocator |
 //! | [`doctor`] | what this machine has and what the allocator would use |
 //! | [`engine`] | the one place that touches the allocator's API |
 //! | [`table`] | aligned columns |
