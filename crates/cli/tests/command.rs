@@ -1,0 +1,204 @@
+//! The command as a user meets it: what it prints, where, and with which exit status.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn stratalloc(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stratalloc"));
+    command.args(args).env_remove("STRATALLOC_CONF").output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stdout(output)))
+}
+
+/// A file of this test run.
+fn file(name: &str, text: &str) -> String {
+    let path: PathBuf = [env!("CARGO_TARGET_TMPDIR"), name].iter().collect();
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const GOOD: &str = "# stratalloc-trace 1\n# workload: small\n# streams: 2\n\
+    a 0 3000000 0\nm 0\na 1 512 1\nr 1 0\nf 0\nm 1\ne\na 2 100000 0\nm 2\nf 2\nm 3\n";
+
+/// One line `error: ...` on stderr, nothing on stdout.
+fn assert_one_error(output: &Output, words: &[&str]) {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(stdout(output), "");
+    let message = stderr(output);
+    assert!(message.starts_with("error: ") && message.lines().count() == 1, "{message}");
+    for words in words {
+        assert!(message.contains(words), "{words}: {message}");
+    }
+}
+
+#[test]
+fn without_arguments_it_says_what_it_can_do() {
+    let output = stratalloc(&[]);
+    assert_eq!(output.status.code(), Some(0));
+    for words in ["stratalloc replay", "stratalloc bench", "stratalloc doctor", "--checker", "STRATALLOC_CONF"] {
+        assert!(stdout(&output).contains(words), "{words}");
+    }
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn every_example_it_gives_is_understood() {
+    let overview = stratalloc(&[]);
+    let examples = stdout(&overview).lines().filter_map(|line| line.strip_prefix("  stratalloc "));
+    let mut count = 0;
+    for example in examples {
+        let command = example.split("  ").next().unwrap();
+        // Help after all the arguments: they are parsed, and nothing is run.
+        let mut args: Vec<&str> = command.split_whitespace().collect();
+        args.push("--help");
+        assert_eq!(stratalloc(&args).status.code(), Some(0), "{command}");
+        count += 1;
+    }
+    assert!(count >= 5);
+}
+
+#[test]
+fn version() {
+    let output = stratalloc(&["--version"]);
+    assert_eq!(stdout(&output).trim(), concat!("stratalloc ", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn bad_arguments_exit_with_2_and_name_what_is_wrong() {
+    for (args, words) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["replay"], "<TRACE>"),
+        (&["replay", "x", "--colour"], "--colour"),
+        (&["replay", "x", "--capacity", "8parsec"], "is not a size"),
+        (&["replay", "x", "--repeat", "0"], "0"),
+        (&["replay", "x", "--latency", "h100"], "studyA"),
+        (&["replay", "x", "--threads", "2", "--min-capacity"], "cannot be used with"),
+        (&["bench", "--seconds", "soon"], "number of seconds"),
+        (&["doctor", "me"], "me"),
+    ] {
+        let output = stratalloc(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    }
+}
+
+#[test]
+fn a_corrupt_trace_is_one_line_that_names_the_line() {
+    let path = file("corrupt.trace", "# stratalloc-trace 1\na 0 512 0\nf 0\nf 0\n");
+    assert_one_error(&stratalloc(&["replay", &path]), &["corrupt.trace", "line 4", "freed on line 3"]);
+    assert_one_error(&stratalloc(&["replay", &path, "--json"]), &["line 4"]);
+    assert_one_error(&stratalloc(&["replay", "no-such.trace"]), &["no-such.trace", "cannot be read"]);
+}
+
+#[test]
+fn a_refused_configuration_is_an_error() {
+    let path = file("conf.trace", GOOD);
+    assert_one_error(&stratalloc(&["replay", &path, "--config", "nonsense"]), &["configuration", "nonsense"]);
+}
+
+#[test]
+fn replay_prints_json_and_nothing_else() {
+    let path = file("json.trace", GOOD);
+    let output = stratalloc(&["replay", &path, &path, "--json", "--min-capacity", "--repeat", "3"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    let rows = json(&output);
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    let row = &rows[0];
+    assert_eq!(row["trace"], "small");
+    assert_eq!((&row["ops"], &row["allocs"], &row["frees"]), (&7.into(), &3.into(), &2.into()));
+    assert_eq!(row["peak_live_bytes"], 3_000_512);
+    let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
+    assert!(number("peak_reserved_bytes") >= number("peak_live_bytes"));
+    assert!((0.0..1.0).contains(&number("fragmentation")));
+    assert!(number("ns_per_op_min") <= number("ns_per_op_median"));
+    assert!(number("driver_time_steady_us") <= number("driver_time_us"));
+    assert!(number("min_capacity_bytes") >= number("peak_live_bytes") && number("min_capacity_ratio") >= 1.0);
+    assert!(row["driver_calls"].is_object());
+    assert!(row["second_pass_chunk_calls"]["created"].is_u64());
+    assert!(row["address_hash"].is_string() && row["address_hash"] == rows[1]["address_hash"]);
+    assert!(row.get("error").is_none());
+}
+
+#[test]
+fn two_replays_with_one_seed_are_identical() {
+    let path = file("seed.trace", GOOD);
+    let hash = || json(&stratalloc(&["replay", &path, "--json", "--seed", "7"]))[0]["address_hash"].clone();
+    assert_eq!(hash(), hash());
+}
+
+#[test]
+fn replay_for_people_and_with_threads_and_checker() {
+    let path = file("people.trace", GOOD);
+    for args in [
+        &[][..],
+        &["--threads", "2"],
+        &["--checker"],
+        &["--event-lag-us", "100"],
+        &["--skip-empty-cache", "--latency", "studyA"],
+    ] {
+        let output = stratalloc(&[&["replay", &path], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+        assert!(stdout(&output).starts_with("trace") && stdout(&output).contains("Look at"), "{args:?}");
+    }
+}
+
+#[test]
+fn a_trace_that_does_not_fit_is_an_error_row() {
+    let path = file("tight.trace", "# stratalloc-trace 1\na 0 512 0\na 1 999999999999 0\n");
+    let output = stratalloc(&["replay", &path, "--capacity", "64MiB", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let row = &json(&output)[0];
+    assert_eq!((&row["op"], &row["line"]), (&1.into(), &3.into()));
+    assert!(row["error"].is_string() && row.get("fragmentation").is_none(), "{row}");
+    let output = stratalloc(&["replay", &path, "--capacity", "64MiB"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("failed at operation 1 (line 3)"), "{}", stdout(&output));
+}
+
+#[test]
+fn bench_prints_json_and_nothing_else() {
+    let output = stratalloc(&["bench", "--seconds", "0", "--json"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    let rows = json(&output);
+    let rows = rows.as_array().unwrap();
+    for (name, threads) in [("pair 512 B", 1), ("churn mixed", 2), ("live 1e4", 1), ("mimalloc 512 B", 1)] {
+        let row = rows.iter().find(|row| row["name"] == name && row["threads"] == threads);
+        let row = row.unwrap_or_else(|| panic!("no {name} with {threads}"));
+        assert!(row["ns_min"].as_f64() > Some(0.0) && row["ns_min"].as_f64() <= row["ns_median"].as_f64(), "{row}");
+    }
+}
+
+#[test]
+fn doctor_speaks_and_prints_json() {
+    let output = stratalloc(&["doctor"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for words in ["io_uring", "membarrier", "open files", "Will be used", "Settings in force"] {
+        assert!(stdout(&output).contains(words), "{words}");
+    }
+    let diagnosis = json(&stratalloc(&["doctor", "--json"]));
+    assert!(diagnosis["device"] == "cuda" || diagnosis["device"] == "software");
+    assert!(diagnosis["findings"].as_array().is_some_and(|findings| findings.len() > 5));
+}
+
+#[test]
+fn doctor_tells_of_refused_settings() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stratalloc"));
+    let output = command.arg("doctor").env("STRATALLOC_CONF", "nonsense").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("PROBLEM") && stdout(&output).contains("nonsense"));
+}
