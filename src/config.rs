@@ -2,6 +2,7 @@
 //!
 //! The text is `key:value,key:value`; spaces around either are ignored. The keys are listed in [`KEYS`].
 
+use std::fmt;
 use std::str::FromStr;
 
 use crate::error::ConfigError;
@@ -154,6 +155,27 @@ pub const KEYS: [(&str, &str); TABLE.len()] = {
     keys
 };
 
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Limit::Bytes(size) => write!(f, "{}", size.0),
+            Limit::Fraction(part) => write!(f, "{part:?}"),
+        }
+    }
+}
+
+/// Every setting, as [`Config::parse`] reads it.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(limit) = self.limit {
+            write!(f, "limit:{limit},")?;
+        }
+        let Config { limit: _, chunk, magazine, gc_threshold, cross_stream_wait, address_space, trace } = self;
+        write!(f, "chunk:{},magazine:{magazine},gc_threshold:{gc_threshold},", chunk.0)?;
+        write!(f, "cross_stream_wait:{cross_stream_wait},address_space:{address_space},trace:{trace}")
+    }
+}
+
 impl Config {
     /// Reads `key:value,key:value`. Empty text is the default.
     pub fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -196,6 +218,7 @@ mod tests {
         assert_eq!(config.chunk, ByteSize::mib(32));
         assert_eq!((config.magazine, config.gc_threshold, config.cross_stream_wait), (0.1, 0.8, true));
         assert_eq!((config.address_space, config.trace), (4, 100));
+        assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
         assert_eq!(Config::parse("limit:70GiB").unwrap().limit, Some(Limit::Bytes(ByteSize::gib(70))));
         assert_eq!(Config::parse("limit:1").unwrap().limit, Some(Limit::Fraction(1.0)));
         assert_eq!(Config::parse(" ").unwrap(), Config::default());

@@ -3,10 +3,18 @@
 use std::collections::BTreeMap;
 use std::env::VarError;
 use std::ops::Sub;
+use std::sync::Arc;
 
-use stratalloc::driver::DeviceProperties;
-use stratalloc::error::{ConfigError, DriverError, DriverErrorKind, Error, Result};
+use stratalloc::config::Config;
+use stratalloc::driver::cuda::CudaDriver;
+use stratalloc::driver::soft::{Access, Backing, LatencyModel, SoftDevice};
+use stratalloc::driver::{DeviceProperties, Driver};
+use stratalloc::error::{ConfigError, DriverError, Result};
 use stratalloc::units::{DevicePtr, StreamId};
+use stratalloc::{AllocRequest, Allocator, DeviceSpec};
+
+/// Every engine has one device.
+const DEVICE: usize = 0;
 
 /// The environment variable that configures the allocator.
 pub const CONF_VARIABLE: &str = "STRATALLOC_CONF";
@@ -98,83 +106,111 @@ pub enum Use {
 /// One allocator over one software device that keeps addresses only.
 #[derive(Debug)]
 pub struct Engine {
-    stub: stub::Stub,
+    allocator: Allocator,
+    soft: Arc<SoftDevice>,
 }
 
 impl Engine {
     /// A fresh device and an allocator on it.
     pub fn open(setup: &Setup) -> Result<Engine> {
-        config_in_force(&setup.config)?;
-        Ok(Engine { stub: stub::Stub::new(setup.capacity) })
+        let soft = SoftDevice::builder(setup.capacity)
+            .backing(Backing::AddressesOnly)
+            .latency(match setup.latency {
+                Latency::A100 => LatencyModel::A100,
+                Latency::StudyA => LatencyModel::StudyA,
+                Latency::Off => LatencyModel::Off,
+            })
+            .event_lag_ns(setup.event_lag_ns)
+            .checker(setup.checker)
+            .seed(setup.seed)
+            .build()?;
+        let config = Config::parse(&setup.config)?;
+        let allocator = Allocator::builder().device(DeviceSpec::Driver(soft.clone())).config(config).build()?;
+        Ok(Engine { allocator, soft })
     }
 
     /// A new stream of the device.
     pub fn create_stream(&self) -> Result<StreamId> {
-        Ok(self.stub.create_stream())
+        Ok(self.soft.create_stream()?)
     }
 
     /// Allocates.
     #[inline]
     pub fn alloc(&self, bytes: u64, stream: StreamId) -> Result<DevicePtr> {
-        self.stub.alloc(bytes, stream)
+        self.allocator.raw_alloc(AllocRequest::new(bytes).stream(stream))
     }
 
     /// Frees.
     #[inline]
     pub fn free(&self, ptr: DevicePtr) -> Result<()> {
-        self.stub.free(ptr)
+        self.allocator.raw_free(ptr)
     }
 
     /// Says that a block is used on another stream than its own.
     #[inline]
-    pub fn record_stream(&self, _ptr: DevicePtr, _stream: StreamId) -> Result<()> {
-        Ok(())
+    pub fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
+        self.allocator.record_stream(ptr, stream)
     }
 
     /// Gives cached memory back to the driver.
     pub fn empty_cache(&self) -> Result<()> {
-        Ok(())
+        self.allocator.empty_cache(DEVICE).map(drop)
     }
 
     /// The most physical memory held so far.
     pub fn peak_reserved_bytes(&self) -> Result<u64> {
-        Ok(self.stub.peak())
+        Ok(self.allocator.stats(DEVICE)?.reserved.peak)
     }
 
     /// The most requested bytes that were live at one time so far.
     pub fn peak_live_bytes(&self) -> Result<u64> {
-        Ok(self.stub.peak())
+        Ok(self.allocator.stats(DEVICE)?.live.peak)
     }
 
     /// All driver calls so far.
     pub fn driver_calls(&self) -> Calls {
-        self.stub.calls()
+        let calls = self.allocator.driver(DEVICE).expect("opened with this device").calls();
+        Calls(calls.iter().map(|(name, count, time_ns)| (name, Call { count, time_ns })).collect())
     }
 
     /// Lets virtual time pass, as if the host were busy.
-    pub fn advance_clock(&self, _ns: u64) {}
+    pub fn advance_clock(&self, ns: u64) {
+        self.soft.advance_clock(ns);
+    }
 
     // ---- for the checker -----------------------------------------------------------------------------------------
 
     /// Tells the checker that the program was given this block: after the fact.
-    pub fn note_alloc(&self, _ptr: DevicePtr, _bytes: u64, _stream: StreamId) {}
+    pub fn note_alloc(&self, ptr: DevicePtr, bytes: u64, stream: StreamId) {
+        self.soft.note_alloc(ptr, bytes, stream);
+    }
 
     /// Tells the checker that the program gives this block up: before the fact.
-    pub fn note_free(&self, _ptr: DevicePtr, _bytes: u64) {}
+    pub fn note_free(&self, ptr: DevicePtr, bytes: u64) {
+        self.soft.note_free(ptr, bytes);
+    }
 
-    /// Submits a kernel to `stream` that uses the block and takes `_ns` of virtual time.
-    pub fn launch(&self, _stream: StreamId, _ptr: DevicePtr, _bytes: u64, _how: Use, _ns: u64) -> Result<()> {
+    /// Submits a kernel to `stream` that uses the block and takes `ns` of virtual time.
+    pub fn launch(&self, stream: StreamId, ptr: DevicePtr, bytes: u64, how: Use, ns: u64) -> Result<()> {
+        let (read, write) = (Access::read(ptr, bytes), Access::write(ptr, bytes));
+        match how {
+            Use::Write => self.soft.launch(stream, &[write], ns)?,
+            Use::ReadWrite => self.soft.launch(stream, &[read, write], ns)?,
+        }
         Ok(())
     }
 
     /// Makes later work of `stream` wait for all work so far of `other`.
-    pub fn wait_for(&self, _stream: StreamId, _other: StreamId) -> Result<()> {
-        Ok(())
+    pub fn wait_for(&self, stream: StreamId, other: StreamId) -> Result<()> {
+        let event = self.soft.create_event()?;
+        self.soft.record_event(event, other)?;
+        self.soft.wait_event(stream, event)?;
+        Ok(self.soft.destroy_event(event)?)
     }
 
     /// What the checker found.
     pub fn reports(&self) -> Vec<String> {
-        Vec::new()
+        self.soft.reports().iter().map(ToString::to_string).collect()
     }
 }
 
@@ -193,96 +229,13 @@ pub fn configuration(given: Option<&str>) -> std::result::Result<String, ConfigE
 
 /// Every setting in force under the configuration `text`, in one line.
 pub fn config_in_force(text: &str) -> std::result::Result<String, ConfigError> {
-    for setting in text.split(',').filter(|setting| !setting.trim().is_empty()) {
-        if !setting.contains(':') {
-            return Err(ConfigError::Syntax { text: setting.to_owned() });
-        }
-    }
-    Ok(if text.is_empty() { "all defaults".to_owned() } else { text.to_owned() })
+    Config::parse(text).map(|config| config.to_string())
 }
 
 /// A CUDA device and its free memory in bytes, by its ordinal.
-pub fn cuda_device(_ordinal: u32) -> std::result::Result<(DeviceProperties, u64), DriverError> {
-    Err(DriverError::new(DriverErrorKind::LibraryMissing, "dlopen", "libcuda.so.1 was not found"))
-}
-
-/// STUB, to be replaced by the allocator: addresses only ever go up, memory is as large as what is live.
-mod stub {
-    use std::collections::HashMap;
-    use std::sync::{Mutex, MutexGuard, PoisonError};
-
-    use super::{Call, Calls, DevicePtr, Error, Result, StreamId};
-    use stratalloc::error::OutOfMemory;
-    use stratalloc::units::{GRANULE, PAGE};
-
-    #[derive(Debug, Default)]
-    struct State {
-        next: u64,
-        streams: u64,
-        live: HashMap<DevicePtr, u64>,
-        live_bytes: u64,
-        peak: u64,
-    }
-
-    #[derive(Debug)]
-    pub(super) struct Stub {
-        capacity: u64,
-        state: Mutex<State>,
-    }
-
-    impl Stub {
-        pub(super) fn new(capacity: u64) -> Stub {
-            Stub { capacity, state: Mutex::new(State { next: 1 << 40, ..State::default() }) }
-        }
-
-        fn state(&self) -> MutexGuard<'_, State> {
-            self.state.lock().unwrap_or_else(PoisonError::into_inner)
-        }
-
-        pub(super) fn create_stream(&self) -> StreamId {
-            let mut state = self.state();
-            state.streams += 1;
-            StreamId(state.streams)
-        }
-
-        pub(super) fn alloc(&self, bytes: u64, _stream: StreamId) -> Result<DevicePtr> {
-            let bytes = bytes.next_multiple_of(GRANULE);
-            let mut state = self.state();
-            if state.live_bytes + bytes > self.capacity {
-                let mut oom = OutOfMemory::default();
-                (oom.size, oom.capacity, oom.reserved) = (bytes, self.capacity, state.live_bytes);
-                return Err(Error::OutOfMemory(Box::new(oom)));
-            }
-            let ptr = DevicePtr(state.next);
-            state.next += bytes;
-            state.live.insert(ptr, bytes);
-            state.live_bytes += bytes;
-            state.peak = state.peak.max(state.live_bytes);
-            Ok(ptr)
-        }
-
-        pub(super) fn free(&self, ptr: DevicePtr) -> Result<()> {
-            let mut state = self.state();
-            let bytes = state.live.remove(&ptr).ok_or(Error::InvalidPointer { ptr })?;
-            state.live_bytes -= bytes;
-            Ok(())
-        }
-
-        pub(super) fn peak(&self) -> u64 {
-            self.state().peak.next_multiple_of(PAGE)
-        }
-
-        pub(super) fn calls(&self) -> Calls {
-            let count = self.peak() / PAGE;
-            let call = |name, ns| (name, Call { count, time_ns: count * ns });
-            Calls(
-                [call("cuMemCreate", 193_000), call("cuMemMap", 1_450)]
-                    .into_iter()
-                    .filter(|(_, c)| c.count > 0)
-                    .collect(),
-            )
-        }
-    }
+pub fn cuda_device(ordinal: u32) -> std::result::Result<(DeviceProperties, u64), DriverError> {
+    let device = CudaDriver::open(ordinal)?;
+    Ok((device.properties().clone(), device.memory_info()?.free))
 }
 
 #[cfg(test)]
