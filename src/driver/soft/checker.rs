@@ -16,8 +16,8 @@ use crate::units::{DevicePtr, StreamId};
 
 /// Reports kept. Later ones are counted.
 const KEPT_REPORTS: usize = 1000;
-/// Reports for one access, each with a different earlier one.
-const REPORTS_PER_ACCESS: usize = 8;
+/// Reports for one unmapping, each with a different use.
+const REPORTS_PER_UNMAP: usize = 8;
 
 /// For each stream, by number, an operation of it and thereby all before it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,6 +72,13 @@ impl History {
 enum Owner {
     Live(Place),
     Freed(Place),
+}
+
+/// An access that should be ordered before the one being checked, and the bytes in common.
+struct Race {
+    first: Place,
+    ptr: DevicePtr,
+    size: u64,
 }
 
 /// See the module's documentation.
@@ -187,25 +194,31 @@ impl Checker {
         owners.map(|(_, _, owner)| owner)
     }
 
+    /// Reports, for each stream, the last access that this one should come after and does not.
     fn check_order(&mut self, place: Place, extents: &[Extent]) {
         let clock = self.streams.get(place.stream.0 as usize).unwrap_or(&self.host);
-        let mut found: Vec<Report> = Vec::new();
+        let mut races: Vec<Race> = Vec::new();
         for extent in extents {
             for (from, to, history) in self.history.overlapping(extent.phys, extent.phys + extent.size) {
                 for &first in history.conflicts(place.access) {
                     let same_op = first.stream == place.stream && first.op == place.op;
                     // The copies of a batch have no order; what one kernel does is its own affair.
                     let ordered = if same_op { place.what != OpKind::Copy } else { clock.covers(&first) };
-                    let known =
-                        found.iter().any(|report| matches!(report, Report::Race { first: f, .. } if *f == first));
-                    if !ordered && !known && found.len() < REPORTS_PER_ACCESS {
-                        let ptr = DevicePtr(extent.ptr + (from - extent.phys));
-                        found.push(Report::Race { first, second: place, ptr, size: to - from });
+                    if ordered {
+                        continue;
+                    }
+                    let race = Race { first, ptr: DevicePtr(extent.ptr + (from - extent.phys)), size: to - from };
+                    match races.iter_mut().find(|known| known.first.stream == first.stream) {
+                        Some(known) if known.first.op >= first.op => {}
+                        Some(known) => *known = race,
+                        None => races.push(race),
                     }
                 }
             }
         }
-        found.into_iter().for_each(|report| self.report(report));
+        for Race { first, ptr, size } in races {
+            self.report(Report::Race { first, second: place, ptr, size });
+        }
     }
 
     fn remember(&mut self, place: Place, extents: &[Extent]) {
@@ -274,7 +287,7 @@ impl Checker {
         let mut found: Vec<Place> = Vec::new();
         for (_, _, uses) in self.uses.overlapping(ptr.0, end) {
             for last in uses.iter().filter(|last| !self.host.covers(last)) {
-                if found.len() < REPORTS_PER_ACCESS && !found.contains(last) {
+                if found.len() < REPORTS_PER_UNMAP && !found.contains(last) {
                     found.push(*last);
                 }
             }

@@ -4,6 +4,7 @@
 //! checker tracks. Chunks, plain memory and pinned host memory all have one.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::store::{HOST_PAGE, Store};
 use crate::driver::{DriverError, DriverErrorKind, DriverResult, Location};
@@ -64,6 +65,24 @@ pub(super) struct Extent {
     pub(super) size: u64,
 }
 
+/// Hashes the serial numbers of chunks, which are distinct and small: one multiplication spreads them.
+#[derive(Debug, Default)]
+pub(super) struct SerialHasher(u64);
+
+impl Hasher for SerialHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(self.0 ^ u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, serial: u64) {
+        self.0 = serial.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 /// All memory of one device.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -72,7 +91,7 @@ pub(super) struct Memory {
     pub(super) reservations: BTreeMap<u64, Reservation>,
     /// By address.
     pub(super) regions: BTreeMap<u64, Region>,
-    pub(super) chunks: HashMap<u64, Chunk>,
+    pub(super) chunks: HashMap<u64, Chunk, BuildHasherDefault<SerialHasher>>,
     pub(super) next_serial: u64,
     next_phys: u64,
     /// Device memory in use, in bytes.
@@ -93,7 +112,7 @@ impl Memory {
             store,
             reservations: BTreeMap::new(),
             regions: BTreeMap::new(),
-            chunks: HashMap::new(),
+            chunks: HashMap::default(),
             next_serial: 1,
             next_phys: 0,
             used: 0,
