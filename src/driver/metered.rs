@@ -11,7 +11,8 @@ use super::{
 use crate::units::{DevicePtr, StreamId};
 
 /// Passes every call on, and keeps count and time of each kind. Time is that of the inner driver's
-/// [`clock_ns`](Driver::clock_ns): virtual on a software device, so that modelled time can be summed a call.
+/// [`clock_ns`](Driver::clock_ns): virtual on a software device, so that modelled time can be summed a call. Threads that
+/// call at once share a virtual clock, so each also counts what the others add meanwhile.
 #[derive(Debug)]
 pub struct Metered {
     inner: Arc<dyn Driver>,

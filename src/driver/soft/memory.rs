@@ -200,6 +200,13 @@ impl Memory {
         before.into_iter().chain(self.regions.range(ptr..end.max(ptr))).map(|(&start, region)| (start, region))
     }
 
+    /// The start of the last region that overlaps a range, if any does.
+    pub(super) fn in_the_way(&self, ptr: u64, end: u64) -> Option<u64> {
+        // Regions are disjoint, so only the last one that begins before the end need be looked at.
+        let (&start, region) = self.regions.range(..end).next_back()?;
+        (start + region.size > ptr).then_some(start)
+    }
+
     /// The physical bytes of those parts of a range at which there is memory, whether or not they may be touched.
     pub(super) fn present(&self, ptr: u64, size: u64) -> Vec<Extent> {
         let end = ptr.saturating_add(size);

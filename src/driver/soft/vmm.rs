@@ -55,8 +55,8 @@ impl Memory {
         if self.reservations.get(&ptr.0).is_none_or(|reservation| reservation.size != size) {
             return Err(invalid(call, format!("{size} bytes at {ptr} are not a whole reservation")));
         }
-        if let Some((at, region)) = self.overlapping(ptr.0, end).next() {
-            return Err(invalid(call, format!("{} bytes are still mapped at {at:#x}", region.size)));
+        if let Some(at) = self.in_the_way(ptr.0, end) {
+            return Err(invalid(call, format!("{at:#x} is still mapped")));
         }
         self.reservations.remove(&ptr.0);
         self.store.unreserve(ptr.0, size);
@@ -126,7 +126,7 @@ impl Memory {
         if home.is_none_or(|(start, reservation)| end > start + reservation.size) {
             return Err(invalid(call, format!("{size} bytes at {ptr} do not lie in a reservation")));
         }
-        if let Some((at, _)) = self.overlapping(ptr.0, end).next() {
+        if let Some(at) = self.in_the_way(ptr.0, end) {
             return Err(invalid(call, format!("{size} bytes at {ptr}: {at:#x} is mapped already")));
         }
         let phys = chunk_phys + offset;
