@@ -56,6 +56,9 @@ pub struct Allocator {
 }
 
 struct Shared {
+    /// Device 0, at hand: there always is one, and mostly no other.
+    first: Arc<DeviceCache>,
+    /// All devices, in order.
     devices: Vec<Arc<DeviceCache>>,
     observers: Mutex<Vec<(u64, OomObserver)>>,
     next_observer: AtomicU64,
@@ -75,8 +78,10 @@ impl Allocator {
         Builder::default()
     }
 
+    /// At least one device.
     fn new(devices: Vec<Arc<DeviceCache>>) -> Allocator {
         let shared = Shared {
+            first: devices[0].clone(),
             devices,
             observers: Mutex::default(),
             next_observer: AtomicU64::new(1),
@@ -93,6 +98,9 @@ impl Allocator {
 
     #[inline]
     fn device(&self, device: usize) -> Result<&DeviceCache> {
+        if device == 0 {
+            return Ok(&self.shared.first);
+        }
         match self.shared.devices.get(device) {
             Some(cache) => Ok(cache),
             None => Err(Error::UnknownDevice { device, count: self.device_count() }),
@@ -121,6 +129,19 @@ impl Allocator {
     /// Allocates memory that the caller frees with [`Allocator::raw_free`].
     #[inline]
     pub fn raw_alloc(&self, request: AllocRequest) -> Result<DevicePtr> {
+        if request.is_plain() {
+            if let Ok(device) = self.device(request.device) {
+                if let Some(ptr) = device.try_alloc(request.size, request.stream, request.tag.0) {
+                    return Ok(ptr);
+                }
+            }
+        }
+        self.alloc_slow(request)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self, request: AllocRequest) -> Result<DevicePtr> {
         let device = self.device(request.device)?;
         let inner = Request {
             size: request.size,
@@ -177,12 +198,15 @@ impl Allocator {
     /// before may still use it. Costs no driver call, but for blocks with recorded streams now and then an event.
     #[inline]
     pub fn raw_free(&self, ptr: DevicePtr) -> Result<()> {
-        for device in &self.shared.devices {
-            if let Some((block, header)) = device.find(ptr) {
-                return device.free_block(ptr, block, header);
-            }
+        match self.shared.first.find(ptr) {
+            Some((block, header)) => self.shared.first.free_block(block, header),
+            None => self.free_elsewhere(ptr),
         }
-        Err(Error::InvalidPointer { ptr })
+    }
+
+    #[inline(never)]
+    fn free_elsewhere(&self, ptr: DevicePtr) -> Result<()> {
+        self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?.free(ptr)
     }
 
     /// [`Allocator::raw_free`] where the caller says which device the memory is on, and is told if it is not.
@@ -220,7 +244,8 @@ impl Allocator {
     /// The bytes that may be used at a live block's pointer: what was requested, rounded up.
     pub fn usable_size(&self, ptr: DevicePtr) -> Result<u64> {
         let (_, header) = self.owner(ptr).and_then(|device| device.find(ptr)).ok_or(Error::InvalidPointer { ptr })?;
-        if header.life() == crate::pool::life::LIVE { Ok(header.size()) } else { Err(Error::DoubleFree { ptr }) }
+        header.check_live()?;
+        Ok(header.size())
     }
 
     /// A device in numbers.

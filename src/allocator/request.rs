@@ -124,4 +124,13 @@ impl AllocRequest {
         self.flags = flags;
         self
     }
+
+    /// Whether nothing but size, stream and tag matters: what magazines can serve.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.alignment <= GRANULE
+            && self.alignment.is_power_of_two()
+            && self.flags.is_empty()
+            && self.lifetime as u8 != Lifetime::Persistent as u8
+    }
 }

@@ -7,9 +7,9 @@ pub const CLASS_SIZE_MAX: u64 = 64 << 10;
 
 const COUNT: usize = 8 + 4 * 8;
 
-/// Slot sizes in granules, smallest first.
-const GRANULES: [u16; COUNT] = {
-    let mut table = [0; COUNT];
+/// Slot sizes in granules, smallest first. 64 entries, so that six bits are always an index.
+const GRANULES: [u16; 64] = {
+    let mut table = [0; 64];
     let mut class = 0;
     while class < COUNT {
         // Eight steps a doubling: 1..=8, then 9..=16 in units of 1, 2, 4, 8 granules.
@@ -21,21 +21,37 @@ const GRANULES: [u16; COUNT] = {
     table
 };
 
-/// `offset * RECIPROCAL >> 32` is `offset / GRANULES` for every offset in a slab (proven by a test over all of them).
+/// `granule * RECIPROCAL >> 31` is `granule / GRANULES` for every granule of a slab (proven by a test over all of them).
 const RECIPROCAL: [u32; COUNT] = {
     let mut table = [0; COUNT];
     let mut class = 0;
     while class < COUNT {
-        let divisor = GRANULES[class] as u64;
-
-        // One granule needs no reciprocal (2^32 would not fit); `slot_at` treats it apart.
-        table[class] = if divisor == 1 { 0 } else { ((1u64 << 32) / divisor + 1) as u32 };
+        table[class] = (1u32 << 31).div_ceil(GRANULES[class] as u32);
         class += 1;
     }
     table
 };
 
 const _: () = assert!(GRANULES[COUNT - 1] as u64 * GRANULE == CLASS_SIZE_MAX);
+
+/// The slot size in granules for a request of so many granules. 256 entries, so that eight bits are always an index; 0 for those that no
+/// class serves.
+const SERVED_BY: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut granules = 1;
+    while granules as u64 * GRANULE <= CLASS_SIZE_MAX {
+        table[granules] = GRANULES[ClassId::for_size(granules as u64 * GRANULE).0 as usize] as u8;
+        granules += 1;
+    }
+    table
+};
+
+/// The granules that a block for `size` bytes takes: a slot's up to [`CLASS_SIZE_MAX`], exact above. 0 for a size of 0.
+#[inline]
+pub const fn block_granules(size: u64) -> u64 {
+    let granules = size.wrapping_add(GRANULE - 1) / GRANULE;
+    if size <= CLASS_SIZE_MAX { SERVED_BY[granules as u8 as usize] as u64 } else { granules }
+}
 
 /// One size class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,7 +89,7 @@ impl ClassId {
     /// Bytes a slot.
     #[inline]
     pub const fn size(self) -> u64 {
-        GRANULES[self.0 as usize] as u64 * GRANULE
+        GRANULES[self.0 as usize & 63] as u64 * GRANULE
     }
 
     /// Slots a slab.
@@ -82,14 +98,17 @@ impl ClassId {
         (PAGE / self.size()) as u32
     }
 
-    /// The slot that the byte `offset` of a slab lies in. May be one past the last slot, in the slab's unused tail.
+    /// What [`ClassId::slot_by_reciprocal`] takes for this class.
+    pub const fn reciprocal(self) -> u64 {
+        RECIPROCAL[self.0 as usize] as u64
+    }
+
+    /// The slot that the byte `offset` of a slab lies in, by the class's reciprocal; for 0 always slot 0. May be one past the last slot, in
+    /// the slab's unused tail.
     #[inline]
-    pub const fn slot_at(self, offset: u64) -> u32 {
+    pub const fn slot_by_reciprocal(reciprocal: u64, offset: u64) -> u32 {
         debug_assert!(offset < PAGE);
-        if self.0 == 0 {
-            return (offset / GRANULE) as u32;
-        }
-        ((offset / GRANULE * RECIPROCAL[self.0 as usize] as u64) >> 32) as u32
+        ((offset / GRANULE * reciprocal) >> 31) as u32
     }
 }
 
@@ -102,6 +121,7 @@ mod tests {
         for size in 1..=CLASS_SIZE_MAX {
             let class = ClassId::for_size(size);
             assert!(class.size() >= size, "{size}");
+            assert_eq!(block_granules(size) * GRANULE, class.size());
             if class.index() > 0 {
                 assert!(ClassId::from_index(class.index() - 1).unwrap().size() < size, "{size}");
             }
@@ -120,12 +140,12 @@ mod tests {
     }
 
     #[test]
-    fn slot_at_divides_exactly_for_every_offset() {
+    fn reciprocals_divide_exactly_for_every_offset() {
         for class in (0..ClassId::COUNT).filter_map(ClassId::from_index) {
             for granule in 0..PAGE / GRANULE {
                 let offset = granule * GRANULE;
-                assert_eq!(u64::from(class.slot_at(offset)), offset / class.size());
-                assert_eq!(u64::from(class.slot_at(offset + GRANULE - 1)), offset / class.size());
+                assert_eq!(u64::from(ClassId::slot_by_reciprocal(class.reciprocal(), offset)), offset / class.size());
+                assert_eq!(u64::from(ClassId::slot_by_reciprocal(class.reciprocal(), offset + GRANULE - 1)), offset / class.size());
             }
         }
     }

@@ -19,5 +19,5 @@ mod class;
 mod slab;
 
 pub use arena::{Arena, Growth, Node, NodeId, Owner, State};
-pub use class::{CLASS_SIZE_MAX, ClassId};
+pub use class::{CLASS_SIZE_MAX, ClassId, block_granules};
 pub use slab::Slab;

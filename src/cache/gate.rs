@@ -10,9 +10,9 @@
 //! | 4. work | 4. work |
 //! | 5. `busy = 0` (release) | 5. `attention &= !CLOSED` (release) |
 //!
-//! Either the owner sees the thief's mark in step 3, or the thief sees the owner's in step 3: never neither. Without `membarrier`
-//! the owner's step 2 is a full fence. The owner off the hot path holds the pool's lock instead, which keeps thieves out.
-//! Loom checks the protocol in `tests/loom`.
+//! Either the owner sees the thief's mark in step 3, or the thief sees the owner's in step 3: never neither. Where there is no
+//! `membarrier`, `attention` is never 0, and every operation takes the lock. The owner off the hot path holds the pool's lock too, which
+//! keeps thieves out. Loom checks the protocol in `tests/loom`.
 
 use crate::sync::{AtomicU32, Ordering, fence, spin_hint};
 
@@ -21,49 +21,44 @@ const CLOSED: u32 = 1;
 /// The owner has to take the lock: private pools are being filled, or events traced.
 pub(crate) const SLOW: u32 = 2;
 
-/// How the two sides order their marks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Barrier {
-    /// `membarrier` on the thief's side, nothing on the owner's.
-    Asymmetric,
-    /// A full fence on both sides.
-    Full,
+/// The owner has to take the lock, always: there is no `membarrier`.
+const NO_BARRIER: u32 = 4;
+
+/// Whether this machine has `membarrier`. Registers the process when called first.
+#[cfg(not(loom))]
+fn has_barrier() -> bool {
+    static BARRIER: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *BARRIER.get_or_init(|| membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED))
 }
 
-impl Barrier {
-    /// What this machine offers. Registers the process with `membarrier` when called first.
-    #[cfg(not(loom))]
-    pub(crate) fn detect() -> Barrier {
-        static BARRIER: std::sync::OnceLock<Barrier> = std::sync::OnceLock::new();
-        *BARRIER.get_or_init(|| match membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) {
-            Ok(()) => Barrier::Asymmetric,
-            Err(()) => Barrier::Full,
-        })
-    }
-
-    #[inline]
-    fn owner(self) {
-        match self {
-            #[cfg(not(loom))]
-            Barrier::Asymmetric => std::sync::atomic::compiler_fence(Ordering::SeqCst),
-            _ => fence(Ordering::SeqCst),
-        }
-    }
-
-    fn thief(self) {
-        fence(Ordering::SeqCst);
-        #[cfg(not(loom))]
-        if self == Barrier::Asymmetric && membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED).is_err() {
-            // It was registered, so this cannot fail; carrying on could hand one block out twice.
-            std::process::abort();
-        }
-    }
+#[cfg(loom)]
+fn has_barrier() -> bool {
+    true
 }
 
 #[cfg(not(loom))]
-fn membarrier(command: libc::c_int) -> Result<(), ()> {
+fn membarrier(command: libc::c_int) -> bool {
     // SAFETY: the call takes three integers and touches no memory of ours.
-    if unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } == 0 { Ok(()) } else { Err(()) }
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
+/// Step 2 of the owner. Loom has no `membarrier`: there both sides pay.
+#[inline]
+fn owner_barrier() {
+    #[cfg(not(loom))]
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}
+
+/// Step 2 of the thief.
+fn thief_barrier() {
+    fence(Ordering::SeqCst);
+    #[cfg(not(loom))]
+    if has_barrier() && !membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
+        // It was registered, so this cannot fail; carrying on could hand one block out twice.
+        std::process::abort();
+    }
 }
 
 /// The door to one thread's magazines.
@@ -74,16 +69,23 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    /// A gate that nobody can enter, until [`Gate::set_slow`].
+    #[cfg(not(loom))]
+    pub(crate) const fn new() -> Gate {
+        Gate { busy: AtomicU32::new(0), attention: AtomicU32::new(SLOW) }
+    }
+
+    #[cfg(loom)]
     pub(crate) fn new() -> Gate {
-        Gate { busy: AtomicU32::new(0), attention: AtomicU32::new(0) }
+        Gate { busy: AtomicU32::new(0), attention: AtomicU32::new(SLOW) }
     }
 
     /// Owner: goes in, unless there is a reason to take the lock.
     #[inline]
     #[must_use]
-    pub(crate) fn try_enter(&self, barrier: Barrier) -> bool {
+    pub(crate) fn try_enter(&self) -> bool {
         self.busy.store(1, Ordering::Relaxed);
-        barrier.owner();
+        owner_barrier();
         if self.attention.load(Ordering::Acquire) == 0 {
             return true;
         }
@@ -99,6 +101,9 @@ impl Gate {
 
     /// Asks the owner to take the lock from now on, or no longer. Under the pool's lock.
     pub(crate) fn set_slow(&self, slow: bool) {
+        if !has_barrier() {
+            self.attention.fetch_or(NO_BARRIER, Ordering::Relaxed);
+        }
         if slow {
             self.attention.fetch_or(SLOW, Ordering::Relaxed);
         } else {
@@ -107,11 +112,11 @@ impl Gate {
     }
 
     /// Thief: shuts these gates, and returns when no owner is inside.
-    pub(crate) fn close<'a>(gates: impl Iterator<Item = &'a Gate> + Clone, barrier: Barrier) {
+    pub(crate) fn close<'a>(gates: impl Iterator<Item = &'a Gate> + Clone) {
         for gate in gates.clone() {
             gate.attention.fetch_or(CLOSED, Ordering::Relaxed);
         }
-        barrier.thief();
+        thief_barrier();
         for gate in gates {
             while gate.busy.load(Ordering::Acquire) != 0 {
                 spin_hint();

@@ -3,102 +3,161 @@
 //! The stacks are chains through the blocks' headers. Everything is in relaxed atomics, so that statistics can be read from anywhere;
 //! who may change them is the [gate](super::gate)'s business.
 //!
-//! Conservation: `bytes` == block sizes of all chains; `large` == those above [`CLASS_SIZE_MAX`].
+//! How many bytes the stacks hold costs the hot path nothing to know: a block that goes from a stack to a caller takes as many bytes from
+//! the one as it adds to what is active, and back. So `held == held_base - active`, and only what happens off the hot path
+//! changes `held_base`.
 
-use std::sync::atomic::{AtomicI64, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::gate::Gate;
 use crate::block::CLASS_SIZE_MAX;
-use crate::pool::{BlockId, Directory, LaneId, NO_BLOCK, life};
+use crate::pool::{BlockId, Directory, Header, Key, LaneBits, LaneId, NO_BLOCK, Pool};
 use crate::telemetry::{Peak, SIZE_COUNTS, size_count_index};
-use crate::units::{GRANULE, StreamId};
+use crate::units::{DevicePtr, StreamId};
 
 const BUCKETS: usize = 512;
 /// Buckets that a key may be in.
 const PROBES: usize = 4;
-/// Streams whose lanes a thread remembers.
+/// Streams whose lanes a thread remembers, besides the last one.
 const STREAMS: usize = 16;
 /// Tags that can be told apart; number 0 is "none".
 pub(crate) const TAGS: usize = 64;
 
-/// A lane and a block size in granules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Key(u64);
-
-impl Key {
-    #[inline]
-    pub(crate) fn new(lane: LaneId, granules: u32) -> Key {
-        Key(u64::from(lane) << 32 | u64::from(granules))
-    }
-
-    #[inline]
-    fn bytes(self) -> u64 {
-        (self.0 & u64::from(u32::MAX)) * GRANULE
-    }
-
-    #[inline]
-    fn first_bucket(self) -> usize {
-        // Fibonacci hashing: the multiplier is 2^64 / golden ratio.
-        (self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BUCKETS.trailing_zeros())) as usize
-    }
+#[inline]
+fn first_bucket(key: Key) -> usize {
+    (key.number() >> (u64::BITS - BUCKETS.trailing_zeros())) as usize
 }
 
+/// A stack of free blocks of one key, and how often it was used under that key.
 #[derive(Debug)]
-#[repr(align(32))]
+#[repr(C, align(64))]
 struct Bucket {
     /// 0: none.
     key: AtomicU64,
-    /// Blocks handed out from here under this key.
+    /// Block size in bytes.
+    bytes: AtomicU64,
+    /// The address of the block on top, or 0: what a request waits for, and so at hand without a look at its header.
+    top: AtomicU64,
+    /// Blocks handed out from here.
     allocs: AtomicU64,
+    /// Blocks freed to here.
+    frees: AtomicU64,
+    /// The block on top, or [`NO_BLOCK`].
     head: AtomicU32,
 }
 
-/// A sum that its thread changes without atomic read-modify-write, and its highest value since it was folded.
-#[derive(Debug, Default)]
+impl Bucket {
+    const EMPTY: Bucket = Bucket {
+        key: AtomicU64::new(0),
+        bytes: AtomicU64::new(0),
+        top: AtomicU64::new(0),
+        allocs: AtomicU64::new(0),
+        frees: AtomicU64::new(0),
+        head: AtomicU32::new(NO_BLOCK),
+    };
+
+    #[inline]
+    fn put(&self, block: BlockId, header: &Header) {
+        header.set_cached(self.head.load(Relaxed));
+        self.head.store(block, Relaxed);
+        self.top.store(header.ptr().0, Relaxed);
+    }
+
+    fn take_all(&self) -> BlockId {
+        let head = self.head.load(Relaxed);
+        self.head.store(NO_BLOCK, Relaxed);
+        self.top.store(0, Relaxed);
+        head
+    }
+}
+
+/// A sum that its thread changes without atomic read-modify-write, and its highest value since it was folded. Kept as the peak and the
+/// *room* below it, so that one subtraction both counts and tells a new peak.
+#[derive(Debug)]
+#[repr(C)]
 struct Drift {
-    delta: AtomicI64,
+    room: AtomicI64,
     peak: AtomicI64,
 }
 
 impl Drift {
+    const ZERO: Drift = Drift { room: AtomicI64::new(0), peak: AtomicI64::new(0) };
+
+    /// Adds to the sum. Returns whether that makes a new peak, which [`Drift::note_peak`] is to be told.
     #[inline]
-    fn add(&self, change: i64, bound: i64, into: &Peak) {
-        let delta = self.delta.load(Relaxed) + change;
-        self.delta.store(delta, Relaxed);
-        if delta > self.peak.load(Relaxed) {
-            self.peak.store(delta, Relaxed);
-        }
-        if delta.abs() > bound {
-            self.fold(into);
+    #[must_use]
+    fn raise(&self, by: u64) -> bool {
+        let room = self.room.load(Relaxed) - by as i64;
+        self.room.store(room, Relaxed);
+        room < 0
+    }
+
+    #[inline]
+    fn lower(&self, by: u64) {
+        self.room.store(self.room.load(Relaxed) + by as i64, Relaxed);
+    }
+
+    fn note_peak(&self) {
+        let room = self.room.load(Relaxed);
+        if room < 0 {
+            self.peak.store(self.peak.load(Relaxed) - room, Relaxed);
+            self.room.store(0, Relaxed);
         }
     }
 
-    #[cold]
+    /// The sum and its peak since the last fold.
+    fn get(&self) -> (i64, i64) {
+        let peak = self.peak.load(Relaxed);
+        (peak - self.room.load(Relaxed), peak)
+    }
+
     fn fold(&self, into: &Peak) {
-        into.fold(self.delta.load(Relaxed), self.peak.load(Relaxed));
-        self.delta.store(0, Relaxed);
+        let (sum, peak) = self.get();
+        into.fold(sum, peak);
+        self.room.store(0, Relaxed);
         self.peak.store(0, Relaxed);
+    }
+
+    fn is_far(&self, bound: i64) -> bool {
+        let (sum, peak) = self.get();
+        sum < -bound || peak > bound
     }
 }
 
 /// One thread's magazines and counters on one device.
+// In order, so that the hot path stays on the first cache lines.
 #[derive(Debug)]
+#[repr(C, align(128))]
 pub(crate) struct ThreadCache {
     /// The device cache this belongs to now; 0 for none. Numbers are never used twice.
     pub(crate) owner: AtomicU64,
     pub(crate) gate: Gate,
-    bytes: AtomicU64,
-    large: AtomicU64,
+    last_stream: AtomicU64,
+    /// Of the last stream, as [`LaneBits`].
+    last_lane: AtomicU64,
     live: Drift,
     active: Drift,
-    requested: AtomicU64,
-    frees: AtomicU64,
-    streams: [(AtomicU64, AtomicU16); STREAMS],
+    /// The hot path may raise `active.room` up to this: above, the stacks would hold too much, or the counts drift too far.
+    room_max: AtomicI64,
+    /// What the stacks hold, plus `active`'s sum.
+    held_base: AtomicI64,
+    /// Bytes that the stacks may hold.
+    held_max: AtomicI64,
+    /// How far counts may drift from the sums, in bytes.
+    drift_max: AtomicI64,
+    /// Whether a large block was put into a stack since they were last emptied.
+    has_large: AtomicBool,
+    /// Streams and their lanes, as [`LaneBits`].
+    streams: [(AtomicU64, AtomicU64); STREAMS],
     tags: [AtomicI64; TAGS],
     /// Blocks handed out that no bucket counts.
     sizes: [AtomicU64; SIZE_COUNTS],
+    /// Bytes of those.
+    bytes: AtomicU64,
     /// Blocks handed out from buckets that have other keys now.
     hits: AtomicU64,
+    /// Blocks freed that no bucket counts.
+    frees: AtomicU64,
     buckets: [Bucket; BUCKETS + PROBES - 1],
 }
 
@@ -109,155 +168,256 @@ fn bump(counter: &AtomicU64, by: u64) {
 }
 
 impl ThreadCache {
-    pub(crate) fn new() -> Box<ThreadCache> {
-        let bucket = || Bucket { key: AtomicU64::new(0), allocs: AtomicU64::new(0), head: AtomicU32::new(NO_BLOCK) };
-        Box::new(ThreadCache {
+    pub(crate) const fn new() -> ThreadCache {
+        ThreadCache {
             owner: AtomicU64::new(0),
             gate: Gate::new(),
+            last_stream: AtomicU64::new(0),
+            last_lane: AtomicU64::new(0),
+            live: Drift::ZERO,
+            active: Drift::ZERO,
+            room_max: AtomicI64::new(0),
+            held_base: AtomicI64::new(0),
+            held_max: AtomicI64::new(0),
+            drift_max: AtomicI64::new(0),
+            has_large: AtomicBool::new(false),
+            streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
+            tags: [const { AtomicI64::new(0) }; TAGS],
+            sizes: [const { AtomicU64::new(0) }; SIZE_COUNTS],
             bytes: AtomicU64::new(0),
-            large: AtomicU64::new(0),
-            live: Drift::default(),
-            active: Drift::default(),
-            requested: AtomicU64::new(0),
-            frees: AtomicU64::new(0),
-            streams: std::array::from_fn(|_| (AtomicU64::new(0), AtomicU16::new(0))),
-            tags: std::array::from_fn(|_| AtomicI64::new(0)),
-            sizes: std::array::from_fn(|_| AtomicU64::new(0)),
             hits: AtomicU64::new(0),
-            buckets: std::array::from_fn(|_| bucket()),
-        })
+            frees: AtomicU64::new(0),
+            buckets: [Bucket::EMPTY; BUCKETS + PROBES - 1],
+        }
     }
 
-    /// The lane of a stream outside private pools, if this thread has used it lately.
+    // ---- the hot path: by the owner, inside the gate --------------------------------------------------------------
+
+    /// The lane of a stream outside private pools, if this thread has used it lately; else none.
     #[inline]
-    pub(crate) fn lane(&self, stream: StreamId) -> Option<LaneId> {
+    pub(crate) fn lane(&self, stream: StreamId) -> LaneBits {
+        if self.last_stream.load(Relaxed) == stream.0 {
+            return LaneBits::from_number(self.last_lane.load(Relaxed));
+        }
+        self.other_lane(stream)
+    }
+
+    #[inline(never)]
+    fn other_lane(&self, stream: StreamId) -> LaneBits {
         let (known, lane) = &self.streams[stream_slot(stream)];
-        let lane = lane.load(Relaxed);
-        (lane != 0 && known.load(Relaxed) == stream.0).then_some(lane)
+        let lane = if known.load(Relaxed) == stream.0 { lane.load(Relaxed) } else { 0 };
+        if lane != 0 {
+            self.last_stream.store(stream.0, Relaxed);
+            self.last_lane.store(lane, Relaxed);
+        }
+        LaneBits::from_number(lane)
     }
 
-    pub(crate) fn remember_lane(&self, stream: StreamId, lane: LaneId) {
-        let (known, slot) = &self.streams[stream_slot(stream)];
-        known.store(stream.0, Relaxed);
-        slot.store(lane, Relaxed);
+    fn bucket(&self, key: Key) -> Option<&Bucket> {
+        let first = first_bucket(key);
+        self.buckets[first..first + PROBES].iter().find(|bucket| bucket.key.load(Relaxed) == key.number())
     }
 
-    /// Takes a block, if there is one.
+    /// Takes a block for a request, if there is one.
     #[inline]
-    pub(crate) fn pop(&self, key: Key, directory: &Directory) -> Option<BlockId> {
-        let first = key.first_bucket();
-        let bucket = self.buckets[first..first + PROBES].iter().find(|bucket| bucket.key.load(Relaxed) == key.0)?;
-        let head = bucket.head.load(Relaxed);
-        if head == NO_BLOCK {
+    pub(crate) fn pop(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
+        let bucket = &self.buckets[first_bucket(key)];
+        if bucket.key.load(Relaxed) != key.number() {
+            return self.pop_probing(key, requested, tag, pool);
+        }
+        self.pop_from(bucket, requested, tag, pool)
+    }
+
+    #[inline(never)]
+    fn pop_probing(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
+        self.pop_from(self.bucket(key)?, requested, tag, pool)
+    }
+
+    #[inline]
+    fn pop_from(&self, bucket: &Bucket, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
+        let ptr = bucket.top.load(Relaxed);
+        if ptr == 0 {
             return None;
         }
-        bucket.head.store(directory.header(head).next(), Relaxed);
+        let header = pool.directory.header(bucket.head.load(Relaxed));
+        let next = header.next();
+        bucket.head.store(next, Relaxed);
+        bucket.top.store(pool.directory.header(next).ptr().0, Relaxed);
+        header.hand_out(requested, tag);
         bump(&bucket.allocs, 1);
-        self.change_bytes(key, false);
-        Some(head)
+        if self.live.raise(requested) | self.active.raise(bucket.bytes.load(Relaxed)) {
+            self.note_peaks(pool);
+        }
+        if tag != 0 {
+            self.count_tag(tag, requested as i64);
+        }
+        Some(DevicePtr(ptr))
     }
 
-    /// Adds a free block. When every bucket it may go to is taken by other keys, one of them is emptied into `evict`.
+    #[cold]
+    #[inline(never)]
+    fn note_peaks(&self, pool: &Pool) {
+        self.live.note_peak();
+        self.active.note_peak();
+        self.change_base(0);
+        self.fold_drifted(pool);
+    }
+
+    /// Takes a live block back, if its key has a bucket and the stacks may hold it.
     #[inline]
-    pub(crate) fn try_push(&self, key: Key, block: BlockId, directory: &Directory) -> bool {
-        let first = key.first_bucket();
-        let probes = &self.buckets[first..first + PROBES];
-        let Some(bucket) = probes.iter().find(|bucket| bucket.key.load(Relaxed) == key.0) else { return false };
-        let header = directory.header(block);
-        header.set_next(bucket.head.load(Relaxed));
-        header.set_life(life::CACHED);
-        bucket.head.store(block, Relaxed);
-        self.change_bytes(key, true);
+    pub(crate) fn push(&self, block: BlockId, header: &Header, tag: u8) -> bool {
+        let key = header.key();
+        let bucket = &self.buckets[first_bucket(key)];
+        if bucket.key.load(Relaxed) != key.number() {
+            return self.push_probing(block, header, tag);
+        }
+        self.push_to(bucket, block, header, tag)
+    }
+
+    #[inline(never)]
+    fn push_probing(&self, block: BlockId, header: &Header, tag: u8) -> bool {
+        self.bucket(header.key()).is_some_and(|bucket| self.push_to(bucket, block, header, tag))
+    }
+
+    #[inline]
+    fn push_to(&self, bucket: &Bucket, block: BlockId, header: &Header, tag: u8) -> bool {
+        let bytes = bucket.bytes.load(Relaxed);
+        let room = self.active.room.load(Relaxed) + bytes as i64;
+        if room > self.room_max.load(Relaxed) {
+            return false;
+        }
+        self.active.room.store(room, Relaxed);
+        let requested = header.requested();
+        self.live.lower(requested);
+        bump(&bucket.frees, 1);
+        bucket.put(block, header);
+        if bytes > CLASS_SIZE_MAX {
+            self.has_large.store(true, Relaxed);
+        }
+        if tag != 0 {
+            self.count_tag(tag, -(requested as i64));
+        }
         true
     }
 
+    // ---- off the hot path: by the owner or a thief, under the pool's lock -----------------------------------------
+
+    pub(crate) fn remember_lane(&self, stream: StreamId, lane: LaneId) {
+        let lane = LaneBits::new(lane).number();
+        let (known, slot) = &self.streams[stream_slot(stream)];
+        known.store(stream.0, Relaxed);
+        slot.store(lane, Relaxed);
+        self.last_stream.store(stream.0, Relaxed);
+        self.last_lane.store(lane, Relaxed);
+    }
+
+    /// Adds blocks that no caller had.
+    pub(crate) fn stock(&self, key: Key, blocks: impl Iterator<Item = BlockId>, directory: &Directory) {
+        let Some(bucket) = self.bucket(key) else { return };
+        for block in blocks {
+            bucket.put(block, directory.header(block));
+            self.change_base(key.bytes() as i64);
+        }
+    }
+
     /// Gives `key` a bucket; the blocks of the one that had it go to `evict`.
-    #[cold]
     pub(crate) fn claim(&self, key: Key, directory: &Directory, evict: impl FnMut(BlockId)) {
-        let first = key.first_bucket();
-        let probes = &self.buckets[first..first + PROBES];
-        if probes.iter().any(|bucket| bucket.key.load(Relaxed) == key.0) {
+        if self.bucket(key).is_some() {
             return;
         }
+        let first = first_bucket(key);
+        let probes = &self.buckets[first..first + PROBES];
         let is_new = |bucket: &&Bucket| bucket.key.load(Relaxed) == 0;
         let is_empty = |bucket: &&Bucket| bucket.head.load(Relaxed) == NO_BLOCK;
         let bucket = probes.iter().find(is_new).or_else(|| probes.iter().find(is_empty)).unwrap_or(&probes[0]);
         self.drain_bucket(bucket, directory, evict);
-        self.retire_counts(bucket);
-        bucket.key.store(key.0, Relaxed);
-    }
-
-    fn retire_counts(&self, bucket: &Bucket) {
-        let (key, allocs) = (Key(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
-        bump(&self.sizes[size_count_index((key.bytes() / GRANULE) as u32)], allocs);
+        let (old, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
+        bump(&self.sizes[size_count_index(old.granules())], allocs);
+        bump(&self.bytes, allocs * old.bytes());
         bump(&self.hits, allocs);
+        bump(&self.frees, bucket.frees.load(Relaxed));
         bucket.allocs.store(0, Relaxed);
+        bucket.frees.store(0, Relaxed);
+        bucket.key.store(key.number(), Relaxed);
+        bucket.bytes.store(key.bytes(), Relaxed);
     }
 
     fn drain_bucket(&self, bucket: &Bucket, directory: &Directory, mut sink: impl FnMut(BlockId)) -> u64 {
-        let key = Key(bucket.key.load(Relaxed));
-        let mut block = bucket.head.load(Relaxed);
-        bucket.head.store(NO_BLOCK, Relaxed);
+        let key = Key::from_number(bucket.key.load(Relaxed));
+        let mut block = bucket.take_all();
         let mut bytes = 0;
         while block != NO_BLOCK {
             let next = directory.header(block).next();
-            self.change_bytes(key, false);
             bytes += key.bytes();
             sink(block);
             block = next;
         }
+        self.change_base(-(bytes as i64));
         bytes
     }
 
     /// Empties the stacks, or those of large blocks only. Returns the bytes.
     pub(crate) fn drain(&self, large_only: bool, directory: &Directory, mut sink: impl FnMut(BlockId)) -> u64 {
-        if self.held(large_only) == 0 {
+        if !self.holds(large_only) {
             return 0;
         }
+        self.has_large.store(false, Relaxed);
         let wanted = |bucket: &&Bucket| {
             bucket.head.load(Relaxed) != NO_BLOCK
-                && (!large_only || Key(bucket.key.load(Relaxed)).bytes() > CLASS_SIZE_MAX)
+                && (!large_only || Key::from_number(bucket.key.load(Relaxed)).bytes() > CLASS_SIZE_MAX)
         };
         self.buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
     }
 
-    #[inline]
-    fn change_bytes(&self, key: Key, more: bool) {
-        let bytes = key.bytes();
-        let by = if more { bytes } else { bytes.wrapping_neg() };
-        bump(&self.bytes, by);
-        if bytes > CLASS_SIZE_MAX {
-            bump(&self.large, by);
+    /// Bytes in the stacks.
+    pub(crate) fn held(&self) -> u64 {
+        (self.held_base.load(Relaxed) - self.active.get().0).max(0) as u64
+    }
+
+    /// Whether the stacks hold anything, or may hold large blocks.
+    pub(crate) fn holds(&self, large_only: bool) -> bool {
+        if large_only { self.has_large.load(Relaxed) } else { self.held() > 0 }
+    }
+
+    fn change_base(&self, by: i64) {
+        let base = self.held_base.load(Relaxed) + by;
+        self.held_base.store(base, Relaxed);
+        // The sum stays above both: what fills the stacks, and what drifts too far.
+        let least = (base - self.held_max.load(Relaxed)).max(-self.drift_max.load(Relaxed));
+        self.room_max.store(self.active.peak.load(Relaxed) - least, Relaxed);
+    }
+
+    /// Sets how many bytes the stacks may hold, and how far counts may drift.
+    pub(crate) fn set_bounds(&self, held: u64, drift: i64) {
+        self.held_max.store(held as i64, Relaxed);
+        self.drift_max.store(drift, Relaxed);
+        self.change_base(0);
+    }
+
+    /// Whether the stacks may hold so many bytes more.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        (self.held() + bytes) as i64 <= self.held_max.load(Relaxed)
+    }
+
+    /// A block from the pool was handed out.
+    pub(crate) fn count_alloc(&self, requested: u64, key: Key, tag: u8) {
+        if self.live.raise(requested) | self.active.raise(key.bytes()) {
+            self.live.note_peak();
+            self.active.note_peak();
         }
-    }
-
-    /// Bytes held, in all blocks or in large ones.
-    #[inline]
-    pub(crate) fn held(&self, large_only: bool) -> u64 {
-        if large_only { self.large.load(Relaxed) } else { self.bytes.load(Relaxed) }
-    }
-
-    /// A block of `size` bytes was handed out for `requested`.
-    #[inline]
-    pub(crate) fn count_alloc(&self, requested: u64, size: u64, tag: u8, sums: &Sums<'_>) {
-        self.live.add(requested as i64, sums.bound, sums.live);
-        self.active.add(size as i64, sums.bound, sums.active);
-        bump(&self.requested, requested);
+        self.change_base(key.bytes() as i64);
+        bump(&self.sizes[size_count_index(key.granules())], 1);
+        bump(&self.bytes, key.bytes());
         if tag != 0 {
             self.count_tag(tag, requested as i64);
         }
     }
 
-    /// A block handed out from elsewhere than the buckets.
-    pub(crate) fn count_size(&self, granules: u32) {
-        bump(&self.sizes[size_count_index(granules)], 1);
-    }
-
-    /// A block was freed; `active` bytes of it are no longer in use.
-    #[inline]
-    pub(crate) fn count_free(&self, requested: u64, active: u64, tag: u8, sums: &Sums<'_>) {
-        self.live.add(-(requested as i64), sums.bound, sums.live);
-        self.active.add(-(active as i64), sums.bound, sums.active);
+    /// A block was freed past the stacks; `active` bytes of it are no longer in use.
+    pub(crate) fn count_free(&self, requested: u64, active: u64, tag: u8) {
+        self.live.lower(requested);
+        self.active.lower(active);
+        self.change_base(-(active as i64));
         bump(&self.frees, 1);
         if tag != 0 {
             self.count_tag(tag, -(requested as i64));
@@ -277,31 +437,39 @@ impl ThreadCache {
 
     /// What is counted here.
     pub(crate) fn counts(&self) -> Counts {
-        let mut sizes = [0; SIZE_COUNTS];
-        let mut hits = self.hits.load(Relaxed);
-        for (sum, count) in sizes.iter_mut().zip(&self.sizes) {
-            *sum = count.load(Relaxed);
-        }
-        for bucket in &self.buckets {
-            let (key, allocs) = (Key(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
-            sizes[size_count_index((key.bytes() / GRANULE) as u32)] += allocs;
-            hits += allocs;
-        }
-        Counts {
-            live: (self.live.delta.load(Relaxed), self.live.peak.load(Relaxed)),
-            active: (self.active.delta.load(Relaxed), self.active.peak.load(Relaxed)),
-            requested: self.requested.load(Relaxed),
+        let mut counts = Counts {
+            live: self.live.get(),
+            active: self.active.get(),
+            bytes: self.bytes.load(Relaxed),
             frees: self.frees.load(Relaxed),
-            hits,
-            sizes,
+            hits: self.hits.load(Relaxed),
+            sizes: std::array::from_fn(|index| self.sizes[index].load(Relaxed)),
             tags: std::array::from_fn(|tag| self.tags[tag].load(Relaxed)),
+        };
+        for bucket in &self.buckets {
+            let (key, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
+            counts.sizes[size_count_index(key.granules())] += allocs;
+            counts.bytes += allocs * key.bytes();
+            counts.hits += allocs;
+            counts.frees += bucket.frees.load(Relaxed);
+        }
+        counts
+    }
+
+    /// Adds the counts to the sums when they have drifted far.
+    pub(crate) fn fold_drifted(&self, pool: &Pool) {
+        let bound = self.drift_max.load(Relaxed);
+        if self.live.is_far(bound) || self.active.is_far(bound) {
+            self.fold(pool);
         }
     }
 
-    /// Starts new peaks. Under the pool's lock, with the gate closed.
-    pub(crate) fn fold(&self, sums: &Sums<'_>) {
-        self.live.fold(sums.live);
-        self.active.fold(sums.active);
+    /// Adds the counts to the sums, and starts from 0.
+    pub(crate) fn fold(&self, pool: &Pool) {
+        let active = self.active.get().0;
+        self.live.fold(&pool.live);
+        self.active.fold(&pool.active);
+        self.change_base(-active);
     }
 
     /// Forgets everything, for the next owner. The stacks are empty.
@@ -309,17 +477,16 @@ impl ThreadCache {
         for bucket in &self.buckets {
             bucket.key.store(0, Relaxed);
             bucket.allocs.store(0, Relaxed);
-            bucket.head.store(NO_BLOCK, Relaxed);
+            bucket.frees.store(0, Relaxed);
+            bucket.take_all();
         }
-        for counter in self.sizes.iter().chain([&self.bytes, &self.large, &self.requested, &self.frees, &self.hits]) {
-            counter.store(0, Relaxed);
-        }
-        for (_, lane) in &self.streams {
-            lane.store(0, Relaxed);
-        }
-        for counter in self.tags.iter().chain([&self.live.delta, &self.live.peak, &self.active.delta, &self.active.peak]) {
-            counter.store(0, Relaxed);
-        }
+        let lanes = self.streams.iter().map(|(_, lane)| lane);
+        let counters = [&self.bytes, &self.frees, &self.hits, &self.last_stream, &self.last_lane];
+        self.sizes.iter().chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
+        self.has_large.store(false, Relaxed);
+        let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
+        let bounds = [&self.room_max, &self.held_base, &self.held_max, &self.drift_max];
+        self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));
     }
 }
 
@@ -329,22 +496,15 @@ fn stream_slot(stream: StreamId) -> usize {
     (stream.0 ^ stream.0 >> 4 ^ stream.0 >> 12) as usize % STREAMS
 }
 
-/// Where counts add up.
-#[derive(Debug)]
-pub(crate) struct Sums<'a> {
-    pub(crate) live: &'a Peak,
-    pub(crate) active: &'a Peak,
-    /// How far a thread may drift before it adds its count to the sum, in bytes.
-    pub(crate) bound: i64,
-}
-
 /// What one thread counts.
 #[derive(Debug, Clone)]
 pub(crate) struct Counts {
     /// Requested bytes since the last fold, and their peak.
     pub(crate) live: (i64, i64),
+    /// Bytes of blocks in use since the last fold, and their peak.
     pub(crate) active: (i64, i64),
-    pub(crate) requested: u64,
+    /// Bytes of all blocks ever handed out.
+    pub(crate) bytes: u64,
     pub(crate) frees: u64,
     pub(crate) hits: u64,
     pub(crate) sizes: [u64; SIZE_COUNTS],

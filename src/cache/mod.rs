@@ -1,7 +1,7 @@
 //! One device as threads see it: magazines in front of the pool.
 //!
-//! The hot path is [`DeviceCache::alloc`] and [`DeviceCache::free`] down to their first `slow`: no lock, no atomic read-modify-write,
-//! no driver call. Everything else takes the pool's lock.
+//! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::free_block`] down to `free_slow`: no lock, no atomic read-modify-write, no
+//! driver call. Everything else takes the pool's lock.
 
 #[cfg(not(loom))]
 mod gate;
@@ -14,18 +14,20 @@ mod threads;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
-use crate::block::{CLASS_SIZE_MAX, ClassId};
+use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::pool::{BlockId, Drain, Header, Kind, LaneId, Magazines, Pool, PoolId, PoolState, StreamFilter, Want, life};
+use crate::pool::{
+    BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolId, PoolState, StreamFilter, Want,
+};
 use crate::sync::Mutex;
 use crate::telemetry::{EventKind, Rung, TraceRing};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
-use gate::{Barrier, Gate};
+use gate::Gate;
 pub(crate) use magazine::TAGS;
-use magazine::{Key, Sums, ThreadCache};
+use magazine::ThreadCache;
 use stats::Retired;
 
 /// The most that can be asked for, in bytes: what a block's number of granules can say.
@@ -57,7 +59,6 @@ pub(crate) struct DeviceCache {
     pub(crate) pool: Pool,
     pub(crate) ring: TraceRing,
     this: Weak<DeviceCache>,
-    barrier: Barrier,
     /// Bytes that one thread may hold.
     magazine_bytes: u64,
     /// How far a thread's counts may drift from the sums.
@@ -81,7 +82,6 @@ impl DeviceCache {
             pool,
             ring: TraceRing::new(config.trace),
             this: this.clone(),
-            barrier: Barrier::detect(),
             magazine_bytes,
             drift,
             limited_tags: AtomicU64::new(0),
@@ -92,44 +92,32 @@ impl DeviceCache {
     }
 
     #[inline]
-    fn sums(&self) -> Sums<'_> {
-        Sums { live: &self.pool.live, active: &self.pool.active, bound: self.drift }
-    }
-
-    #[inline]
     fn tag_is_limited(&self, tag: u8) -> bool {
         tag != 0 && self.limited_tags.load(Relaxed) >> (tag as u32 % 64) & 1 != 0
     }
 
-    /// Hands out a block.
+    /// A block from the thread's magazine, for a request where nothing but size, stream and tag matters. `None` where that does not do,
+    /// for whatever reason: [`DeviceCache::alloc`] knows.
     #[inline]
-    pub(crate) fn alloc(&self, request: Request) -> Result<DevicePtr> {
-        let Request { size, alignment, stream, tag, .. } = request;
-        if size.wrapping_sub(1) >= SIZE_MAX || alignment > GRANULE || request.persistent || self.tag_is_limited(tag) {
-            return self.alloc_checked(request);
-        }
+    pub(crate) fn try_alloc(&self, size: u64, stream: StreamId, tag: u8) -> Option<DevicePtr> {
         let granules = block_granules(size);
-        let Some(cache) = threads::current(self.number) else { return self.alloc_slow(request, granules) };
-        let Some(lane) = cache.lane(stream) else { return self.alloc_slow(request, granules) };
-        if !cache.gate.try_enter(self.barrier) {
-            return self.alloc_slow(request, granules);
+        if granules > SIZE_MAX / GRANULE || (tag != 0 && self.tag_is_limited(tag)) {
+            return None;
         }
-        let Some(block) = cache.pop(Key::new(lane, granules), &self.pool.directory) else {
-            cache.gate.leave();
-            return self.alloc_slow(request, granules);
-        };
-        let header = self.pool.directory.header(block);
-        header.hand_out(size, tag);
-        cache.count_alloc(size, u64::from(granules) * GRANULE, tag, &self.sums());
+        let cache = threads::current(self.number)?;
+        if !cache.gate.try_enter() {
+            return None;
+        }
+        let ptr = cache.pop(Key::new(cache.lane(stream), granules as u32), size, tag, &self.pool);
         cache.gate.leave();
-        Ok(header.ptr())
+        ptr
     }
 
     /// Takes a block back, in the order of its home stream.
     #[inline]
     pub(crate) fn free(&self, ptr: DevicePtr) -> Result<()> {
         let Some((block, header)) = self.pool.directory.find(ptr) else { return Err(Error::InvalidPointer { ptr }) };
-        self.free_block(ptr, block, header)
+        self.free_block(block, header)
     }
 
     /// The block at `ptr`, if it is this device's.
@@ -140,30 +128,23 @@ impl DeviceCache {
 
     /// [`DeviceCache::free`] of a block that was found.
     #[inline]
-    pub(crate) fn free_block(&self, ptr: DevicePtr, block: BlockId, header: &Header) -> Result<()> {
-        if header.life() != life::LIVE {
-            return Err(Error::DoubleFree { ptr });
+    pub(crate) fn free_block(&self, block: BlockId, header: &Header) -> Result<()> {
+        if header.is_plainly_live() {
+            if let Some(cache) = threads::current(self.number) {
+                if cache.gate.try_enter() {
+                    let taken = cache.push(block, header, 0);
+                    cache.gate.leave();
+                    if taken {
+                        return Ok(());
+                    }
+                }
+            }
         }
-        let Some(cache) = threads::current(self.number) else { return self.free_slow(block) };
-        if header.is_recorded() || cache.held(false) + header.size() > self.magazine_bytes {
-            return self.free_slow(block);
-        }
-        if !cache.gate.try_enter(self.barrier) {
-            return self.free_slow(block);
-        }
-        let (requested, size, tag) = (header.requested(), header.size(), header.tag());
-        if !cache.try_push(Key::new(header.lane(), header.granules()), block, &self.pool.directory) {
-            cache.gate.leave();
-            return self.free_slow(block);
-        }
-        cache.count_free(requested, size, tag, &self.sums());
-        cache.gate.leave();
-        Ok(())
+        self.free_slow(block)
     }
 
-    /// Requests that need a look before anything else: errors, alignments, limits of tags.
-    #[cold]
-    fn alloc_checked(&self, request: Request) -> Result<DevicePtr> {
+    /// Hands out a block.
+    pub(crate) fn alloc(&self, request: Request) -> Result<DevicePtr> {
         let Request { size, alignment, tag, .. } = request;
         if size == 0 || size > SIZE_MAX {
             return Err(Error::InvalidSize { size, max: SIZE_MAX });
@@ -179,7 +160,7 @@ impl DeviceCache {
             // A class that is a power of two has all its slots at multiples of it.
             return self.alloc_slow(request, (padded.next_power_of_two() / GRANULE) as u32);
         }
-        self.alloc_slow(request, block_granules(size))
+        self.alloc_slow(request, block_granules(size) as u32)
     }
 
     /// Hands out a block under the pool's lock.
@@ -201,10 +182,10 @@ impl DeviceCache {
             cache.remember_lane(stream, lane);
         }
         let any_will_do = is_slot || (alignment <= GRANULE && !persistent);
-        let from_magazine =
-            cached.filter(|_| any_will_do).and_then(|cache| cache.pop(Key::new(lane, granules), &pool.directory));
-        let block = match from_magazine {
-            Some(block) => block,
+        let key = Key::new(LaneBits::new(lane), granules);
+        let from_magazine = cached.filter(|_| any_will_do).and_then(|cache| cache.pop(key, size, tag, pool));
+        let ptr = match from_magazine {
+            Some(ptr) => ptr,
             None => {
                 let kind = if is_slot {
                     Kind::Slot(ClassId::for_size(block_size))
@@ -220,27 +201,24 @@ impl DeviceCache {
                     Err(error) => return Err(error.into()),
                 };
                 pool.count(&mut state, rung);
-                if let Some(cache) = cache {
-                    cache.count_size(granules);
-                } else {
-                    self.retired.lock().count_size(granules);
+                pool.directory.header(block).hand_out(size, tag);
+                match cache {
+                    Some(cache) => cache.count_alloc(size, key, tag),
+                    None => self.retired.lock().count_alloc(size, key, tag, pool),
                 }
                 if let (Some(cache), Kind::Slot(class)) = (cached, kind) {
                     self.refill(&mut state, cache, lane, class);
                 }
-                block
+                pool.directory.header(block).ptr()
             }
         };
-        let header = pool.directory.header(block);
-        header.hand_out(size, tag);
-        match cache {
-            Some(cache) => cache.count_alloc(size, block_size, tag, &self.sums()),
-            None => self.retired.lock().count_alloc(size, block_size, tag, &self.sums()),
+        if let Some(cache) = cache {
+            cache.fold_drifted(pool);
         }
         self.check_invariants(&state);
         drop(state);
-        self.ring.push(EventKind::Alloc, header.ptr(), size, stream, tag);
-        Ok(header.ptr())
+        self.ring.push(EventKind::Alloc, ptr, size, stream, tag);
+        Ok(ptr)
     }
 
     /// Takes a block back under the pool's lock.
@@ -250,47 +228,44 @@ impl DeviceCache {
         let pool = &self.pool;
         let mut state = pool.lock();
         let header = pool.directory.header(block);
-        if header.life() != life::LIVE {
-            // Another thread has freed it since it was looked at.
-            return Err(Error::DoubleFree { ptr: header.ptr() });
-        }
-        let (requested, size, tag) = (header.requested(), header.size(), header.tag());
+        header.check_live()?;
+        let (ptr, requested, key, tag) = (header.ptr(), header.requested(), header.key(), header.tag());
         let stream = pool.stream_of(&state, block);
-        let key = Key::new(header.lane(), header.granules());
-        let fits = |cache: &&ThreadCache| cache.held(false) + size <= self.magazine_bytes;
-        let keeps = cache.filter(|_| !header.is_recorded() && !pool.capturing(&state)).filter(fits);
-        let mut became_free = true;
-        match keeps {
-            Some(cache) => {
-                cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
-                cache.try_push(key, block, &pool.directory);
-            }
-            None => became_free = pool.free(&mut state, block),
+        if let Some(cache) = cache {
+            cache.fold_drifted(pool);
         }
-        let active = if became_free { size } else { 0 };
-        match cache {
-            Some(cache) => cache.count_free(requested, active, tag, &self.sums()),
-            None => self.retired.lock().count_free(requested, active, tag, &self.sums()),
+        let keeps = cache.filter(|cache| {
+            !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes())
+        });
+        if let Some(cache) = keeps {
+            cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
+        }
+        if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
+            let active = if pool.free(&mut state, block) { key.bytes() } else { 0 };
+            match cache {
+                Some(cache) => cache.count_free(requested, active, tag),
+                None => self.retired.lock().count_free(requested, active, tag, pool),
+            }
         }
         self.check_invariants(&state);
         drop(state);
-        self.ring.push(EventKind::Free, header.ptr(), requested, stream, tag);
+        self.ring.push(EventKind::Free, ptr, requested, stream, tag);
         Ok(())
     }
 
     /// Puts a few more slots of the class into the thread's magazine, so that the next requests need no lock.
     fn refill(&self, state: &mut PoolState, cache: &ThreadCache, lane: LaneId, class: ClassId) {
         let count = (REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1);
-        let room = self.magazine_bytes.saturating_sub(cache.held(false)) / class.size();
-        let directory = &self.pool.directory;
-        let key = Key::new(lane, (class.size() / GRANULE) as u32);
-        let blocks = self.pool.refill(state, lane, class, count.min(room) as u32);
-        if blocks.is_empty() {
+        if !cache.has_room(count * class.size()) {
             return;
         }
-        cache.claim(key, directory, |evicted| self.pool.put_back(state, evicted));
-        for block in blocks.into_iter().rev() {
-            cache.try_push(key, block, directory);
+        let directory = &self.pool.directory;
+        let key = Key::new(LaneBits::new(lane), (class.size() / GRANULE) as u32);
+        let blocks = self.pool.refill(state, lane, class, count as u32);
+        if !blocks.is_empty() {
+            cache.claim(key, directory, |evicted| self.pool.put_back(state, evicted));
+            // The lowest goes on top.
+            cache.stock(key, blocks.into_iter().rev(), directory);
         }
     }
 
@@ -313,9 +288,7 @@ impl DeviceCache {
     pub(crate) fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
         let (block, header) = self.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
         let mut state = self.pool.lock();
-        if header.life() != life::LIVE {
-            return Err(Error::DoubleFree { ptr });
-        }
+        header.check_live()?;
         self.pool.record_stream(&mut state, block, stream)?;
         drop(state);
         self.ring.push(EventKind::RecordStream, ptr, header.requested(), stream, header.tag());
@@ -398,7 +371,7 @@ impl DeviceCache {
     /// Shuts out the threads of these caches while `work` runs. Under the pool's lock.
     fn with_closed<T>(&self, caches: &[&'static ThreadCache], work: impl FnOnce(&[&'static ThreadCache]) -> T) -> T {
         // The calling thread holds the pool's lock, and so is not inside its gate.
-        Gate::close(caches.iter().map(|cache| &cache.gate), self.barrier);
+        Gate::close(caches.iter().map(|cache| &cache.gate));
         let result = work(caches);
         caches.iter().for_each(|cache| cache.gate.open());
         result
@@ -408,6 +381,7 @@ impl DeviceCache {
     fn adopt(&self, cache: &'static ThreadCache) {
         let state = self.pool.lock();
         cache.gate.set_slow(self.goes_slow(&state));
+        cache.set_bounds(self.magazine_bytes, self.drift);
         self.threads.lock().push(cache);
     }
 
@@ -420,7 +394,7 @@ impl DeviceCache {
     }
 
     fn retire_counts(&self, cache: &'static ThreadCache) {
-        cache.fold(&self.sums());
+        cache.fold(&self.pool);
         self.retired.lock().add(&cache.counts());
         self.threads.lock().retain(|other| !std::ptr::eq(*other, cache));
     }
@@ -455,7 +429,7 @@ impl Magazines for DeviceCache {
             return bytes;
         }
         let others: Vec<_> = (self.threads.lock().iter().copied())
-            .filter(|cache| own.is_none_or(|own| !std::ptr::eq(own, *cache)) && cache.held(large_only) > 0)
+            .filter(|cache| own.is_none_or(|own| !std::ptr::eq(own, *cache)) && cache.holds(large_only))
             .collect();
         if others.is_empty() {
             return bytes;
@@ -476,16 +450,6 @@ impl Drop for DeviceCache {
         for cache in std::mem::take(self.threads.get_mut()) {
             threads::give_back(cache, self.number);
         }
-    }
-}
-
-/// The block size for a request, in granules.
-#[inline]
-fn block_granules(size: u64) -> u32 {
-    if size <= CLASS_SIZE_MAX {
-        (ClassId::for_size(size).size() / GRANULE) as u32
-    } else {
-        size.div_ceil(GRANULE) as u32
     }
 }
 

@@ -1,51 +1,44 @@
 //! Statistics: the pool's numbers, the threads' counts, and those of threads that have ended.
 
 use super::DeviceCache;
-use super::magazine::{Counts, Sums, TAGS};
+use super::magazine::{Counts, TAGS};
+use crate::pool::{Key, Pool};
 use crate::telemetry::{Rung, SIZE_COUNTS, SizeCount, Stats, size_count_index};
 use crate::units::GRANULE;
 
 /// What threads counted that have ended, or that have no cache because they are ending.
 #[derive(Debug)]
-pub(super) struct Retired {
-    requested: u64,
-    frees: u64,
-    hits: u64,
-    sizes: [u64; SIZE_COUNTS],
-    tags: [i64; TAGS],
-}
+pub(super) struct Retired(Counts);
 
 impl Default for Retired {
     fn default() -> Retired {
-        Retired { requested: 0, frees: 0, hits: 0, sizes: [0; SIZE_COUNTS], tags: [0; TAGS] }
+        let (sizes, tags) = ([0; SIZE_COUNTS], [0; TAGS]);
+        Retired(Counts { live: (0, 0), active: (0, 0), bytes: 0, frees: 0, hits: 0, sizes, tags })
     }
 }
 
 impl Retired {
     pub(super) fn add(&mut self, counts: &Counts) {
-        self.requested += counts.requested;
-        self.frees += counts.frees;
-        self.hits += counts.hits;
-        self.sizes.iter_mut().zip(counts.sizes).for_each(|(sum, count)| *sum += count);
-        self.tags.iter_mut().zip(counts.tags).for_each(|(sum, count)| *sum += count);
+        self.0.bytes += counts.bytes;
+        self.0.frees += counts.frees;
+        self.0.hits += counts.hits;
+        self.0.sizes.iter_mut().zip(counts.sizes).for_each(|(sum, count)| *sum += count);
+        self.0.tags.iter_mut().zip(counts.tags).for_each(|(sum, count)| *sum += count);
     }
 
-    pub(super) fn count_size(&mut self, granules: u32) {
-        self.sizes[size_count_index(granules)] += 1;
+    pub(super) fn count_alloc(&mut self, requested: u64, key: Key, tag: u8, pool: &Pool) {
+        pool.live.fold(requested as i64, requested as i64);
+        pool.active.fold(key.bytes() as i64, key.bytes() as i64);
+        self.0.bytes += key.bytes();
+        self.0.sizes[size_count_index(key.granules())] += 1;
+        self.0.tags[tag as usize % TAGS] += requested as i64;
     }
 
-    pub(super) fn count_alloc(&mut self, requested: u64, size: u64, tag: u8, sums: &Sums<'_>) {
-        sums.live.fold(requested as i64, requested as i64);
-        sums.active.fold(size as i64, size as i64);
-        self.requested += requested;
-        self.tags[tag as usize % TAGS] += requested as i64;
-    }
-
-    pub(super) fn count_free(&mut self, requested: u64, active: u64, tag: u8, sums: &Sums<'_>) {
-        sums.live.fold(-(requested as i64), 0);
-        sums.active.fold(-(active as i64), 0);
-        self.frees += 1;
-        self.tags[tag as usize % TAGS] -= requested as i64;
+    pub(super) fn count_free(&mut self, requested: u64, active: u64, tag: u8, pool: &Pool) {
+        pool.live.fold(-(requested as i64), 0);
+        pool.active.fold(-(active as i64), 0);
+        self.0.frees += 1;
+        self.0.tags[tag as usize % TAGS] -= requested as i64;
     }
 }
 
@@ -68,26 +61,19 @@ impl DeviceCache {
         let state = self.pool.lock();
         let threads = self.counts();
         let mut stats = Stats::default();
-        let mut total = Retired::default();
-        {
-            let retired = self.retired.lock();
-            total.requested = retired.requested;
-            total.frees = retired.frees;
-            total.hits = retired.hits;
-            total.sizes = retired.sizes;
-            total.tags = retired.tags;
-        }
+        let mut total = Retired(self.retired.lock().0.clone());
         threads.iter().for_each(|counts| total.add(counts));
+        let Retired(total) = total;
         stats.rungs[Rung::Magazine as usize] = total.hits;
         self.pool.add_stats(&state, &mut stats);
         drop(state);
         stats.live = gauge(self.pool.live.sum(), self.pool.live.peak(), threads.iter().map(|c| c.live));
         stats.active = gauge(self.pool.active.sum(), self.pool.active.peak(), threads.iter().map(|c| c.active));
         stats.cached = stats.reserved.current.saturating_sub(stats.active.current);
-        stats.magazines = self.threads.lock().iter().map(|cache| cache.held(false)).sum();
+        stats.magazines = self.threads.lock().iter().map(|cache| cache.held()).sum();
         stats.metadata += size_of_val(&*self) as u64;
         stats.metadata += threads.len() as u64 * size_of::<super::ThreadCache>() as u64;
-        stats.requested = total.requested;
+        stats.allocated = total.bytes;
         stats.frees = total.frees;
         stats.allocs = total.sizes.iter().sum();
         let range = |(index, &allocs): (usize, &u64)| SizeCount { up_to: GRANULE << index, allocs };
@@ -105,7 +91,7 @@ impl DeviceCache {
     /// Live bytes of a tag.
     pub(super) fn tag_bytes(&self, tag: u8) -> u64 {
         let threads: i64 = self.threads.lock().iter().map(|cache| cache.tag(tag)).sum();
-        (threads + self.retired.lock().tags[tag as usize % TAGS]).max(0) as u64
+        (threads + self.retired.lock().0.tags[tag as usize % TAGS]).max(0) as u64
     }
 
     /// Starts new peaks from what is in use now.
@@ -113,7 +99,7 @@ impl DeviceCache {
         let mut state = self.pool.lock();
         let threads = self.threads.lock();
         self.with_closed(&threads, |threads| {
-            threads.iter().for_each(|cache| cache.fold(&self.sums()));
+            threads.iter().for_each(|cache| cache.fold(&self.pool));
             self.pool.live.reset(self.pool.live.sum());
             self.pool.active.reset(self.pool.active.sum());
         });

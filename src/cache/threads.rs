@@ -11,14 +11,18 @@ use super::DeviceCache;
 use super::magazine::ThreadCache;
 use crate::sync::Mutex;
 
-/// Devices that a thread finds at once. With more, those whose numbers collide take the slow way.
+/// Devices between which a thread changes without a look at its list. With more, those whose numbers collide take the lock.
 const SLOTS: usize = 8;
+
+/// The cache of nobody, to point to instead of nowhere.
+static NOBODY: ThreadCache = ThreadCache::new();
 
 static IDLE: Mutex<Vec<&'static ThreadCache>> = Mutex::new(Vec::new());
 
 thread_local! {
     /// Plain cells without a destructor: one load away, also while the thread is ending.
-    static CURRENT: [Cell<Option<&'static ThreadCache>>; SLOTS] = const { [const { Cell::new(None) }; SLOTS] };
+    static LAST: Cell<&'static ThreadCache> = const { Cell::new(&NOBODY) };
+    static CURRENT: [Cell<&'static ThreadCache>; SLOTS] = const { [const { Cell::new(&NOBODY) }; SLOTS] };
     static MINE: RefCell<Mine> = const { RefCell::new(Mine { caches: Vec::new() }) };
 }
 
@@ -29,7 +33,8 @@ struct Mine {
 
 impl Drop for Mine {
     fn drop(&mut self) {
-        CURRENT.with(|slots| slots.iter().for_each(|slot| slot.set(None)));
+        LAST.set(&NOBODY);
+        CURRENT.with(|slots| slots.iter().for_each(|slot| slot.set(&NOBODY)));
         for (cache, owner, device) in self.caches.drain(..) {
             // Where the allocator has gone, or is going, it has taken the cache back itself.
             if cache.owner.load(Relaxed) == owner {
@@ -44,9 +49,16 @@ impl Drop for Mine {
 /// The calling thread's cache for the device with this number, if it has one.
 #[inline]
 pub(super) fn current(number: u64) -> Option<&'static ThreadCache> {
-    CURRENT.with(|slots| {
-        let cache = slots[number as usize % SLOTS].get()?;
-        (cache.owner.load(Relaxed) == number).then_some(cache)
+    let cache = LAST.get();
+    if cache.owner.load(Relaxed) == number { Some(cache) } else { change_to(number) }
+}
+
+#[inline(never)]
+fn change_to(number: u64) -> Option<&'static ThreadCache> {
+    let cache = CURRENT.with(|slots| slots[number as usize % SLOTS].get());
+    (cache.owner.load(Relaxed) == number).then(|| {
+        LAST.set(cache);
+        cache
     })
 }
 
@@ -61,14 +73,15 @@ pub(super) fn current_or_new(device: &DeviceCache) -> Option<&'static ThreadCach
         if let Some(&(cache, ..)) = mine.iter().find(|(_, owner, _)| *owner == number) {
             return Some(cache);
         }
-        let cache = IDLE.lock().pop().unwrap_or_else(|| Box::leak(ThreadCache::new()));
+        let cache = IDLE.lock().pop().unwrap_or_else(|| Box::leak(Box::new(ThreadCache::new())));
         cache.owner.store(number, Release);
         mine.push((cache, number, device.this.clone()));
         device.adopt(cache);
         Some(cache)
     });
     let cache = cache.ok().flatten()?;
-    CURRENT.with(|slots| slots[number as usize % SLOTS].set(Some(cache)));
+    LAST.set(cache);
+    CURRENT.with(|slots| slots[number as usize % SLOTS].set(cache));
     Some(cache)
 }
 

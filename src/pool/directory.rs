@@ -1,30 +1,33 @@
-//! From an address to its block, without a lock: two loads, a multiplication at most, and one more load for the header.
+//! From an address to its block, without a lock: two loads and a multiplication to its number, and one more load for its header.
 //!
 //! Blocks above [`CLASS_SIZE_MAX`] start at least that far apart, so that a *window* of that size holds the start of at most one of
-//! them; a slab covers whole windows. An entry a window therefore suffices. The headers are out of band, numbered: nodes
-//! of the two arenas first, then 4096 slots for each slab that may exist.
+//! them; a slab covers whole windows. An entry a window therefore suffices: the number of a block, or of a slab's first slot, and
+//! what to multiply an offset by to get the slot. The headers are out of band: nodes of the arenas first, then 4096 slots for
+//! each slab that may exist.
 //!
-//! Entries are written when a block or slab comes into being and never cleared: a stale entry leads to a header that is free, or
-//! bears another address, and [`Directory::find`] checks both.
+//! Entries are written when a block or slab comes into being and never cleared: a stale entry, or none, leads to a header that is
+//! free or bears another address, and callers check both.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId};
-use crate::error::{DriverError, DriverErrorKind};
+use crate::error::{DriverError, DriverErrorKind, Error};
 use crate::sync::Mutex;
 use crate::units::{DevicePtr, GRANULE, PAGE};
 
 /// A block's number.
-pub type BlockId = u32;
-/// No block.
-pub const NO_BLOCK: BlockId = BlockId::MAX;
+pub(crate) type BlockId = u32;
+/// No block. Its header is there, but bears the null address.
+pub(crate) const NO_BLOCK: BlockId = 0;
 
 /// Arena nodes a zone that may have a header.
 const NODES: u32 = 1 << 23;
+/// Headers of nodes are two apart, so that blocks in the hands of different threads do not share a cache line.
+const NODE_STRIDE: u32 = 2;
 /// Zones with an arena.
 pub(super) const ZONES: usize = 3;
-const FIRST_SLOT: u32 = NODES * ZONES as u32;
+const FIRST_SLOT: u32 = (NODES * ZONES as u32 + 1) * NODE_STRIDE;
 /// Slots a slab at most; its headers are this far apart.
 const SLOTS: u32 = (PAGE / GRANULE) as u32;
 /// Slabs a device at most: as many as the numbers allow.
@@ -35,24 +38,97 @@ const LEAF_SHIFT: u32 = 32;
 const LEAF_WINDOWS: usize = 1 << (LEAF_SHIFT - WINDOW_SHIFT);
 /// Device addresses have at most so many bits.
 const ADDRESS_BITS: u32 = 48;
+const ROOT: usize = 1 << (ADDRESS_BITS - LEAF_SHIFT);
 
-/// A window's entry: 0 for none, a node's header number plus one, or a slab's number and class.
-const SLAB_FLAG: u32 = 1 << 31;
-const SLAB_CLASS_SHIFT: u32 = 24;
-const _: () = assert!(SLABS_MAX < 1 << SLAB_CLASS_SHIFT && ClassId::COUNT <= 1 << 6 && FIRST_SLOT < SLAB_FLAG);
+/// A window's entry: what to multiply an offset by in the high half (0 for a block of an arena), a block's number in the low half.
+/// 0, for none, leads to [`NO_BLOCK`].
+type Entry = AtomicU64;
 
 /// What a block is doing.
-pub mod life {
+pub(crate) mod life {
     /// Never handed out.
-    pub const NONE: u8 = 0;
+    pub(crate) const NONE: u8 = 0;
     /// In the hands of a caller.
-    pub const LIVE: u8 = 1;
+    pub(crate) const LIVE: u8 = 1;
     /// In a thread's magazine.
-    pub const CACHED: u8 = 2;
+    pub(crate) const CACHED: u8 = 2;
     /// Back in the pool.
-    pub const FREE: u8 = 3;
+    pub(crate) const FREE: u8 = 3;
     /// Freed, and waiting for streams that were recorded for it.
-    pub const PENDING: u8 = 4;
+    pub(crate) const PENDING: u8 = 4;
+}
+
+/// A lane and a block size in granules: blocks of one key serve each other's requests. Kept multiplied by an odd number, which can be
+/// undone, and makes the high bits a hash (Knuth's multiplicative hashing; the number is 2^64 / golden ratio).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key(u64);
+
+const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
+/// The inverse of [`SCATTER`] modulo 2^64, by Newton's iteration: each step doubles the bits that are right, from three.
+const GATHER: u64 = {
+    let mut inverse = SCATTER;
+    let mut step = 0;
+    while step < 5 {
+        inverse = inverse.wrapping_mul(2u64.wrapping_sub(SCATTER.wrapping_mul(inverse)));
+        step += 1;
+    }
+    assert!(SCATTER.wrapping_mul(inverse) == 1);
+    inverse
+};
+
+impl Key {
+    #[inline]
+    pub(crate) fn new(lane: LaneBits, granules: u32) -> Key {
+        Key((lane.0 | u64::from(granules)).wrapping_mul(SCATTER))
+    }
+
+    /// The key as a number, never 0: no lane is 0.
+    #[inline]
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The key with this number.
+    #[inline]
+    pub(crate) fn from_number(number: u64) -> Key {
+        Key(number)
+    }
+
+    #[inline]
+    pub(crate) fn lane(self) -> u16 {
+        (self.0.wrapping_mul(GATHER) >> 32) as u16
+    }
+
+    #[inline]
+    pub(crate) fn granules(self) -> u32 {
+        self.0.wrapping_mul(GATHER) as u32
+    }
+
+    /// The block size in bytes.
+    #[inline]
+    pub(crate) fn bytes(self) -> u64 {
+        u64::from(self.granules()) * GRANULE
+    }
+}
+
+/// A lane's number where a [`Key`] wants it. 0 for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct LaneBits(u64);
+
+impl LaneBits {
+    pub(crate) fn new(lane: u16) -> LaneBits {
+        LaneBits(u64::from(lane) << 32)
+    }
+
+    #[inline]
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) fn from_number(number: u64) -> LaneBits {
+        LaneBits(number)
+    }
 }
 
 /// What is known of a block. Plain data, in atomics because a caller's bug (a free in two threads at once) must not become
@@ -60,85 +136,99 @@ pub mod life {
 /// else the magazine or the pool that holds it.
 #[repr(align(32))]
 #[derive(Debug)]
-pub struct Header {
+pub(crate) struct Header {
     addr: AtomicU64,
+    key: AtomicU64,
     requested: AtomicU64,
-    granules: AtomicU32,
     next: AtomicU32,
-    lane: AtomicU16,
-    tag: AtomicU8,
-    life: AtomicU8,
-    recorded: AtomicU8,
+    /// `life`, then whether streams were recorded, then the tag, a byte each.
+    status: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Header>() == 32);
 
+const RECORDED: u32 = 1 << 8;
+const TAG_SHIFT: u32 = 16;
+
 impl Header {
     /// The block's first byte.
     #[inline]
-    pub fn ptr(&self) -> DevicePtr {
+    pub(crate) fn ptr(&self) -> DevicePtr {
         DevicePtr(self.addr.load(Relaxed))
+    }
+    /// Lane and size.
+    #[inline]
+    pub(crate) fn key(&self) -> Key {
+        Key(self.key.load(Relaxed))
     }
     /// What the caller asked for, in bytes.
     #[inline]
-    pub fn requested(&self) -> u64 {
+    pub(crate) fn requested(&self) -> u64 {
         self.requested.load(Relaxed)
-    }
-    /// The block's size in granules.
-    #[inline]
-    pub fn granules(&self) -> u32 {
-        self.granules.load(Relaxed)
     }
     /// The block's size in bytes.
     #[inline]
-    pub fn size(&self) -> u64 {
-        u64::from(self.granules()) * GRANULE
+    pub(crate) fn size(&self) -> u64 {
+        self.key().bytes()
     }
     /// The lane that the block belongs to.
     #[inline]
-    pub fn lane(&self) -> u16 {
-        self.lane.load(Relaxed)
+    pub(crate) fn lane(&self) -> u16 {
+        self.key().lane()
     }
     /// The tag of the caller.
     #[inline]
-    pub fn tag(&self) -> u8 {
-        self.tag.load(Relaxed)
+    pub(crate) fn tag(&self) -> u8 {
+        (self.status.load(Relaxed) >> TAG_SHIFT) as u8
     }
     /// One of [`life`].
     #[inline]
-    pub fn life(&self) -> u8 {
-        self.life.load(Relaxed)
+    pub(crate) fn life(&self) -> u8 {
+        self.status.load(Relaxed) as u8
+    }
+    /// Whether the block is live, no stream was recorded for it, and it has no tag.
+    #[inline]
+    pub(crate) fn is_plainly_live(&self) -> bool {
+        self.status.load(Relaxed) == u32::from(life::LIVE)
+    }
+    /// An error where the block is not in the hands of a caller.
+    pub(crate) fn check_live(&self) -> Result<(), Error> {
+        match self.life() {
+            life::LIVE => Ok(()),
+            life::NONE => Err(Error::InvalidPointer { ptr: self.ptr() }),
+            _ => Err(Error::DoubleFree { ptr: self.ptr() }),
+        }
     }
     /// Whether a stream was recorded for the block.
     #[inline]
-    pub fn is_recorded(&self) -> bool {
-        self.recorded.load(Relaxed) != 0
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.status.load(Relaxed) & RECORDED != 0
     }
     /// The next block of a chain.
     #[inline]
-    pub fn next(&self) -> BlockId {
+    pub(crate) fn next(&self) -> BlockId {
         self.next.load(Relaxed)
     }
-    /// Links the block into a chain.
+    /// Links the block, which is in a magazine now, into a chain.
     #[inline]
-    pub fn set_next(&self, next: BlockId) {
+    pub(crate) fn set_cached(&self, next: BlockId) {
         self.next.store(next, Relaxed);
+        self.status.store(u32::from(life::CACHED), Relaxed);
     }
-    /// Sets what the block is doing.
+    /// Sets what the block is doing. No stream is recorded any more.
     #[inline]
-    pub fn set_life(&self, life: u8) {
-        self.life.store(life, Relaxed);
+    pub(crate) fn set_life(&self, life: u8) {
+        self.status.store(u32::from(life), Relaxed);
     }
-    /// Notes that streams were recorded, or that they have been dealt with.
-    pub fn set_recorded(&self, recorded: bool) {
-        self.recorded.store(u8::from(recorded), Relaxed);
+    /// Notes that streams were recorded for the live block.
+    pub(crate) fn set_recorded(&self) {
+        self.status.store(self.status.load(Relaxed) | RECORDED, Relaxed);
     }
     /// The block is handed out for a request.
     #[inline]
-    pub fn hand_out(&self, requested: u64, tag: u8) {
+    pub(crate) fn hand_out(&self, requested: u64, tag: u8) {
         self.requested.store(requested, Relaxed);
-        self.tag.store(tag, Relaxed);
-        self.life.store(life::LIVE, Relaxed);
+        self.status.store(u32::from(life::LIVE) | u32::from(tag) << TAG_SHIFT, Relaxed);
     }
 }
 
@@ -155,9 +245,9 @@ unsafe trait ZeroIsValid: Sync {}
 // SAFETY: atomics of integers; zero is a value of each.
 unsafe impl ZeroIsValid for Header {}
 // SAFETY: an integer.
-unsafe impl ZeroIsValid for AtomicU32 {}
+unsafe impl ZeroIsValid for Entry {}
 // SAFETY: null is a valid value of a raw pointer.
-unsafe impl ZeroIsValid for AtomicPtr<AtomicU32> {}
+unsafe impl ZeroIsValid for AtomicPtr<Entry> {}
 
 // SAFETY: a table is a `[T]` that it owns, and `ZeroIsValid` requires `T: Sync`; no `T` is ever moved out.
 unsafe impl<T: ZeroIsValid> Send for LazyTable<T> {}
@@ -201,12 +291,12 @@ impl<T: ZeroIsValid> Drop for LazyTable<T> {
 
 /// The addresses of one device's blocks.
 #[derive(Debug)]
-pub struct Directory {
+pub(crate) struct Directory {
     headers: LazyTable<Header>,
     /// By the high half of an address: the first entry of a leaf, or null.
-    root: LazyTable<AtomicPtr<AtomicU32>>,
+    root: LazyTable<AtomicPtr<Entry>>,
     /// Owns what `root` points to. Only grows.
-    leaves: Mutex<Vec<LazyTable<AtomicU32>>>,
+    leaves: Mutex<Vec<LazyTable<Entry>>>,
     slabs: u32,
 }
 
@@ -215,8 +305,8 @@ impl Directory {
     pub(super) fn new(capacity: u64) -> Result<Directory, DriverError> {
         let slabs = (capacity / PAGE).clamp(1, u64::from(SLABS_MAX)) as u32;
         Ok(Directory {
-            headers: LazyTable::new(FIRST_SLOT as usize + slabs as usize * SLOTS as usize)?,
-            root: LazyTable::new(1 << (ADDRESS_BITS - LEAF_SHIFT))?,
+            headers: LazyTable::new(FIRST_SLOT as usize + slabs as usize * SLOTS as usize + 1)?,
+            root: LazyTable::new(ROOT)?,
             leaves: Mutex::new(Vec::new()),
             slabs,
         })
@@ -229,37 +319,43 @@ impl Directory {
 
     /// The block's header. The number comes from [`Directory::find`] or the pool.
     #[inline]
-    pub fn header(&self, id: BlockId) -> &Header {
-        self.headers.get(id as usize).expect("block numbers stay inside the table")
+    pub(crate) fn header(&self, id: BlockId) -> &Header {
+        debug_assert!((id as usize) < self.headers.len);
+        // SAFETY: numbers are made here only: NO_BLOCK, by `node_id` for nodes below NODES (`enter_node` checks), by `slot_id` for slabs
+        // below `self.slabs` (the pool checks before `enter_slab`), and in `find`, at most one past a slab's last. All lie inside the
+        // table that `new` made for them. The table is valid for every index below its length, as in `LazyTable::get`.
+        unsafe { self.headers.base.add(id as usize).as_ref() }
     }
 
-    /// The block that starts at `ptr`, whatever it is doing, if one ever did.
+    /// The block that may start at `ptr`, whatever it is doing: its header bears that address, but may be that of a slot that never was
+    /// handed out.
     #[inline]
-    pub fn find(&self, ptr: DevicePtr) -> Option<(BlockId, &Header)> {
-        let leaf = self.root.get((ptr.0 >> LEAF_SHIFT) as usize)?.load(std::sync::atomic::Ordering::Acquire);
+    pub(crate) fn find(&self, ptr: DevicePtr) -> Option<(BlockId, &Header)> {
+        let index = (ptr.0 >> LEAF_SHIFT) as usize & (ROOT - 1);
+        debug_assert!(index < self.root.len);
+        // SAFETY: the table has ROOT entries, a power of two, and the mask keeps the index below it. (An address of more bits than
+        // that finds an entry of another one, and its header tells.)
+        let leaf = unsafe { self.root.base.add(index).as_ref() }.load(std::sync::atomic::Ordering::Acquire);
         if leaf.is_null() {
             return None;
         }
         // SAFETY: a leaf that `root` points to has LEAF_WINDOWS entries and lives as long as `self` (`leaves` only grows); the
         // index is below that count by the mask.
         let entry = unsafe { &*leaf.add((ptr.0 >> WINDOW_SHIFT) as usize & (LEAF_WINDOWS - 1)) }.load(Relaxed);
-        let id = if entry & SLAB_FLAG != 0 {
-            let class = ClassId::from_index((entry & !SLAB_FLAG) as usize >> SLAB_CLASS_SHIFT)?;
-            slot_id(entry & ((1 << SLAB_CLASS_SHIFT) - 1), class.slot_at(ptr.0 & (PAGE - 1)))
-        } else {
-            entry.checked_sub(1)?
-        };
-        let header = self.headers.get(id as usize)?;
-        (header.ptr() == ptr && header.life() != life::NONE).then_some((id, header))
+        let slot = ClassId::slot_by_reciprocal(entry >> 32, ptr.0 & (PAGE - 1));
+        // A slab's tail may count as one slot too many, of which there is a header too.
+        let id = entry as u32 + slot;
+        let header = self.header(id);
+        (header.ptr() == ptr).then_some((id, header))
     }
 
-    fn window(&self, addr: u64) -> Result<&AtomicU32, DriverError> {
+    fn window(&self, addr: u64) -> Result<&Entry, DriverError> {
         let fail = || DriverError::new(DriverErrorKind::Other, "address", format!("{addr:#x} has more than 48 bits"));
         let slot = self.root.get((addr >> LEAF_SHIFT) as usize).ok_or_else(fail)?;
         let mut leaf = slot.load(Relaxed);
         if leaf.is_null() {
             let mut leaves = self.leaves.lock();
-            let table = LazyTable::<AtomicU32>::new(LEAF_WINDOWS)?;
+            let table = LazyTable::<Entry>::new(LEAF_WINDOWS)?;
             leaf = table.base.as_ptr();
             leaves.push(table);
             // Only the pool, under its lock, adds leaves.
@@ -283,7 +379,7 @@ impl Directory {
             return Ok(None);
         }
         let id = node_id(zone, node);
-        self.window(addr)?.store(id + 1, Relaxed);
+        self.window(addr)?.store(u64::from(id), Relaxed);
         self.fill_header(id, addr, size, lane);
         Ok(Some(id))
     }
@@ -291,7 +387,7 @@ impl Directory {
     /// Enters all slots of a slab.
     pub(super) fn enter_slab(&self, slab: u32, addr: u64, class: ClassId, lane: u16) -> Result<(), DriverError> {
         debug_assert!(slab < self.slabs && addr.is_multiple_of(PAGE));
-        let entry = SLAB_FLAG | (class.index() as u32) << SLAB_CLASS_SHIFT | slab;
+        let entry = class.reciprocal() << 32 | u64::from(slot_id(slab, 0));
         for window in (addr..addr + PAGE).step_by(CLASS_SIZE_MAX as usize) {
             self.window(window)?.store(entry, Relaxed);
         }
@@ -305,23 +401,21 @@ impl Directory {
     fn fill_header(&self, id: BlockId, addr: u64, size: u64, lane: u16) {
         let header = self.header(id);
         header.addr.store(addr, Relaxed);
-        header.granules.store((size / GRANULE) as u32, Relaxed);
-        header.lane.store(lane, Relaxed);
-        header.recorded.store(0, Relaxed);
-        header.life.store(life::NONE, Relaxed);
+        header.key.store(Key::new(LaneBits::new(lane), (size / GRANULE) as u32).0, Relaxed);
+        header.set_life(life::NONE);
     }
 
     /// Host memory that headers and windows take when so many nodes and slabs have been in use, in bytes.
     pub(super) fn touched_bytes(&self, nodes: u64, slabs: u64) -> u64 {
-        let leaves = self.leaves.lock().len() as u64 * (LEAF_WINDOWS * size_of::<AtomicU32>()) as u64;
-        leaves + (nodes + slabs * u64::from(SLOTS)) * size_of::<Header>() as u64
+        let leaves = self.leaves.lock().len() as u64 * (LEAF_WINDOWS * size_of::<Entry>()) as u64;
+        leaves + (nodes * u64::from(NODE_STRIDE) + slabs * u64::from(SLOTS)) * size_of::<Header>() as u64
     }
 }
 
 /// The number of an arena's block.
 #[inline]
 pub(super) fn node_id(zone: usize, node: NodeId) -> BlockId {
-    zone as u32 * NODES + node
+    (zone as u32 * NODES + node + 1) * NODE_STRIDE
 }
 
 /// The number of a slab's slot.
@@ -344,6 +438,9 @@ pub(super) enum Place {
 pub(super) fn place(id: BlockId) -> Place {
     match id.checked_sub(FIRST_SLOT) {
         Some(slot) => Place::Slot(slot / SLOTS, slot % SLOTS),
-        None => Place::Node((id / NODES) as usize, id % NODES),
+        None => {
+            let node = id / NODE_STRIDE - 1;
+            Place::Node((node / NODES) as usize, node % NODES)
+        }
     }
 }

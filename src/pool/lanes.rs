@@ -12,7 +12,7 @@ use crate::units::StreamId;
 pub struct PoolId(pub u64);
 
 /// A lane's number.
-pub type LaneId = u16;
+pub(crate) type LaneId = u16;
 
 /// One lane.
 #[derive(Debug, Clone, Copy)]

@@ -23,11 +23,11 @@ mod trim;
 
 use std::sync::Arc;
 
-pub(crate) use directory::{BlockId, Directory, Header, NO_BLOCK, life};
+pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
 pub use lanes::PoolId;
-pub use private::StreamFilter;
+pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
 use lanes::Lanes;
@@ -149,7 +149,7 @@ impl Pool {
         }
         let clock = state.lanes.clock_index(stream).ok_or_else(too_many_streams)?;
         state.pending.record(block, clock);
-        header.set_recorded(true);
+        header.set_recorded();
         Ok(())
     }
 
@@ -161,7 +161,6 @@ impl Pool {
             return true;
         }
         header.set_life(life::PENDING);
-        header.set_recorded(false);
         // An event for every 1/1024 of the device that waits costs little, and has often completed by the time of a miss.
         let close_at = self.capacity >> 10;
         let clock = state.pending.free(block, header.size(), &mut state.lanes.clocks, close_at);

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::units::StreamId;
 
 /// Says whether requests of a stream go to the private pool. Called with the pool's lock held: it must not call the allocator.
-pub type StreamFilter = Arc<dyn Fn(StreamId) -> bool + Send + Sync>;
+pub(crate) type StreamFilter = Arc<dyn Fn(StreamId) -> bool + Send + Sync>;
 
 /// The private pools of a device, and which are being filled.
 #[derive(Default)]

@@ -111,8 +111,8 @@ pub struct Stats {
     pub pending: u64,
     /// Part of `cached` in chunks that are mapped nowhere.
     pub reserve: u64,
-    /// All bytes ever requested.
-    pub requested: u64,
+    /// Bytes of all blocks ever handed out.
+    pub allocated: u64,
     /// Blocks handed out, ever.
     pub allocs: u64,
     /// Blocks freed, ever.
