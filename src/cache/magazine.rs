@@ -218,9 +218,9 @@ impl ThreadCache {
         self.buckets[first..first + PROBES].iter().find(|bucket| bucket.key.load(Relaxed) == key.number())
     }
 
-    /// Takes a block for a request, if there is one.
+    /// Takes a block for a request; null if there is none.
     #[inline]
-    pub(crate) fn pop(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
+    pub(crate) fn pop(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> DevicePtr {
         let bucket = &self.buckets[first_bucket(key)];
         if bucket.key.load(Relaxed) != key.number() {
             return self.pop_probing(key, requested, tag, pool);
@@ -229,15 +229,15 @@ impl ThreadCache {
     }
 
     #[inline(never)]
-    fn pop_probing(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
-        self.pop_from(self.bucket(key)?, requested, tag, pool)
+    fn pop_probing(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> DevicePtr {
+        self.bucket(key).map_or(DevicePtr::NULL, |bucket| self.pop_from(bucket, requested, tag, pool))
     }
 
     #[inline]
-    fn pop_from(&self, bucket: &Bucket, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
+    fn pop_from(&self, bucket: &Bucket, requested: u64, tag: u8, pool: &Pool) -> DevicePtr {
         let ptr = bucket.top.load(Relaxed);
         if ptr == 0 {
-            return None;
+            return DevicePtr::NULL;
         }
         let header = pool.directory.header(bucket.head.load(Relaxed));
         let next = header.next();
@@ -251,7 +251,7 @@ impl ThreadCache {
         if tag != 0 {
             self.count_tag(tag, requested as i64);
         }
-        Some(DevicePtr(ptr))
+        DevicePtr(ptr)
     }
 
     #[cold]

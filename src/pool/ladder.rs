@@ -99,8 +99,13 @@ impl Pool {
             }
         }
         for drain in [Drain::OwnLarge, Drain::Large] {
-            let drained = magazines.drain(self, state, drain) > 0;
-            if drained | self.absorb(state, want) {
+            let mut gained = magazines.drain(self, state, drain) > 0;
+            if gained && !state.private.capturing() {
+                // What came from magazines may be other lanes', whose streams have passed it long since.
+                self.advance(state, want.lane)?;
+            }
+            gained |= self.absorb(state, want);
+            if gained {
                 if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
                     return Ok(Some(found));
                 }
