@@ -239,6 +239,7 @@ impl DeviceCache {
             !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes())
         });
         if let Some(cache) = keeps {
+            cache.tidy(&pool.directory, |idle| pool.put_back(&mut state, idle));
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
