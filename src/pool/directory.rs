@@ -125,6 +125,13 @@ impl Key {
 pub(crate) struct LaneBits(u64);
 
 impl LaneBits {
+    /// No lane.
+    pub(crate) const NONE: LaneBits = LaneBits(0);
+
+    pub(crate) fn lane(self) -> u16 {
+        (self.0 >> LANE_SHIFT) as u16
+    }
+
     pub(crate) fn new(lane: u16) -> LaneBits {
         LaneBits(u64::from(lane) << LANE_SHIFT)
     }
