@@ -161,14 +161,12 @@ impl Pool {
             return true;
         }
         header.set_life(life::PENDING);
-        // An event for every 1/1024 of the device that waits costs little, and has often completed by the time of a miss.
+        // An event for every 1/1024 of the device that waits costs little, and brings blocks back before others are split in their place.
         let close_at = self.capacity >> 10;
         let home_stamp = state.lanes.stamp(header.lane());
         let clock = state.pending.free(block, header.size(), home_stamp, &mut state.lanes.clocks, close_at);
-        if let Some(clock) = clock.filter(|_| !state.private.capturing()) {
-            if state.lanes.clocks[clock as usize].close(&*self.driver, &mut state.events).is_err() {
-                state.failures += 1;
-            }
+        if clock.is_some() && !state.private.capturing() && self.advance_pending(state).is_err() {
+            state.failures += 1;
         }
         false
     }
