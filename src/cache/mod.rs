@@ -294,14 +294,14 @@ impl DeviceCache {
         self.pool.shortage(state, size, self.live_bytes(), None)
     }
 
-    /// Notes that work on `stream` uses the live block at `ptr`.
-    pub(crate) fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
-        let (block, header) = self.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
+    /// Notes that work on `stream` uses the live block.
+    pub(crate) fn record_stream(&self, block: BlockId, stream: StreamId) -> Result<()> {
+        let header = self.pool.directory.header(block);
         let mut state = self.pool.lock();
         header.check_live()?;
         self.pool.record_stream(&mut state, block, stream)?;
         drop(state);
-        self.ring.push(EventKind::RecordStream, ptr, header.requested(), stream, header.tag());
+        self.ring.push(EventKind::RecordStream, header.ptr(), header.requested(), stream, header.tag());
         Ok(())
     }
 
