@@ -176,7 +176,8 @@ impl DeviceCache {
         }
         let lane = pool.lane(&mut state, stream)?;
         let block_size = u64::from(granules) * GRANULE;
-        let is_slot = block_size <= CLASS_SIZE_MAX;
+        // Slots are aligned to the largest power of two that divides their class, and no class is larger than the largest.
+        let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX;
         let capturing = pool.capturing(&state);
         let cached = cache.filter(|_| !capturing);
         if let Some(cache) = cached {
