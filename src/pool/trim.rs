@@ -105,8 +105,8 @@ impl Pool {
         for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
             clock.wait(&*self.driver, events)?;
         }
-        self.share_passed(state, None);
-        Ok(waited)
+        // Nothing may be left to wait for, and yet neighbours that streams passed long ago come together only here.
+        Ok(self.share_passed(state, None) | waited)
     }
 
     /// Takes back what threads have in magazines, waits for the streams, and gives free chunks back to the device until at most `keep` bytes
@@ -116,6 +116,10 @@ impl Pool {
             return Err(Error::Capturing { what: "giving memory back to the device" });
         }
         magazines.drain(self, state, Drain::All);
+        // Before the streams are waited for, so that the pages' stamps are among what has passed then.
+        for retired in state.slabs.retire_empty() {
+            state.put_page(retired);
+        }
         self.settle(state)?;
         let before = state.space.physical_bytes();
         let excess = before.saturating_sub(keep);
