@@ -174,15 +174,20 @@ impl DeviceCache {
         if self.tag_is_limited(tag) {
             self.check_tag_limit(tag, size)?;
         }
-        let lane = pool.lane(&mut state, stream)?;
         let block_size = u64::from(granules) * GRANULE;
-        // Slots are aligned to the largest power of two that divides their class, and no class is larger than the largest.
+        // Slots are aligned to the largest power of two that divides their class, and none is larger than the largest class.
         let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX;
-        let capturing = pool.capturing(&state);
-        let cached = cache.filter(|_| !capturing);
-        if let Some(cache) = cached {
-            cache.remember_lane(stream, lane);
-        }
+        let cached = cache.filter(|_| !pool.capturing(&state));
+        let lane = match cached.map(|cache| cache.lane(stream)) {
+            Some(lane) if lane != LaneBits::NONE => lane.lane(),
+            _ => {
+                let lane = pool.lane(&mut state, stream)?;
+                if let Some(cache) = cached {
+                    cache.remember_lane(stream, lane);
+                }
+                lane
+            }
+        };
         let any_will_do = is_slot || (alignment <= GRANULE && !persistent);
         let key = Key::new(LaneBits::new(lane), granules);
         let from_magazine = cached.filter(|_| any_will_do).map(|cache| cache.pop(key, size, tag, pool));
@@ -194,6 +199,9 @@ impl DeviceCache {
                 } else {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
+                if !is_slot {
+                    self.drain(pool, &mut state, Drain::OwnLarge);
+                }
                 let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
                     Ok(Some(found)) => found,
                     Ok(None) => return Err(self.no_room(&mut state, size, block_size)),
@@ -232,7 +240,7 @@ impl DeviceCache {
         let header = pool.directory.header(block);
         header.check_live()?;
         let (ptr, requested, key, tag) = (header.ptr(), header.requested(), header.key(), header.tag());
-        let stream = pool.stream_of(&state, block);
+        let stream = if self.ring.is_on() { pool.stream_of(&state, block) } else { StreamId::DEFAULT };
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
@@ -240,6 +248,7 @@ impl DeviceCache {
             !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes())
         });
         if let Some(cache) = keeps {
+            cache.tidy(&pool.directory, |idle| pool.put_back(&mut state, idle));
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
