@@ -175,7 +175,8 @@ impl DeviceCache {
             self.check_tag_limit(tag, size)?;
         }
         let block_size = u64::from(granules) * GRANULE;
-        let is_slot = block_size <= CLASS_SIZE_MAX;
+        // Slots are aligned to the largest power of two that divides their class, and none is larger than the largest class.
+        let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX;
         let cached = cache.filter(|_| !pool.capturing(&state));
         let lane = match cached.map(|cache| cache.lane(stream)) {
             Some(lane) if lane != LaneBits::NONE => lane.lane(),
