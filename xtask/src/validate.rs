@@ -175,7 +175,14 @@ fn fuzz(root: &Path, options: &Options) -> Outcome {
     };
     for target in targets.split_whitespace() {
         let seconds = options.fuzz_seconds;
-        let arguments = format!("run nightly cargo fuzz run {target} -- -max_total_time={seconds} -verbosity=0");
+        // What is found goes to the first folder, which git ignores; a seed or two are in the second.
+        let folders = [format!("fuzz/corpus/{target}"), format!("fuzz/seeds/{target}")];
+        if let Err(error) = folders.iter().try_for_each(|folder| fs::create_dir_all(root.join(folder))) {
+            return Outcome::Failed(format!("fuzz/corpus cannot be made: {error}"));
+        }
+        let folders = folders.join(" ");
+        let arguments =
+            format!("run nightly cargo fuzz run {target} {folders} -- -max_total_time={seconds} -verbosity=0");
         let advice = format!("minimise with `cargo +nightly fuzz tmin {target} FILE`, add the case to the tests");
         if let failed @ Outcome::Failed(_) = run_in(root, &mut command("rustup", &arguments), &advice) {
             return failed;
