@@ -50,8 +50,7 @@ fn replay(criterion: &mut Criterion) {
     let trace = Trace::load(&path).expect("the trace is there");
     let setup = Setup { capacity: ByteSize::gib(80).0, latency: Latency::Off, ..Setup::default() };
     let engine = Engine::open(&setup).expect("the device opens");
-    let streams: Vec<StreamId> =
-        (0..trace.streams).map(|_| engine.create_stream().expect("a stream")).collect();
+    let streams: Vec<StreamId> = (0..trace.streams).map(|_| engine.create_stream().expect("a stream")).collect();
     let mut ptrs: Vec<DevicePtr> = Vec::with_capacity(trace.allocs as usize);
     let mut pass = || -> Duration {
         ptrs.clear();
