@@ -50,6 +50,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy, no features", fast: false, run: clippy_no_features },
     Step { name: "clippy, validators", fast: false, run: clippy_validators },
     Step { name: "tests", fast: true, run: tests },
+    Step { name: "examples", fast: true, run: examples },
     Step { name: "tests, validators", fast: false, run: tests_validators },
     Step { name: "documentation", fast: false, run: documentation },
     Step { name: "dependencies", fast: false, run: dependencies },
@@ -120,6 +121,23 @@ fn clippy_validators(root: &Path, _: &Options) -> Outcome {
 
 fn tests(root: &Path, _: &Options) -> Outcome {
     cargo(root, "test --workspace", "run the test named above alone, with `-- --nocapture`")
+}
+
+/// The tests have built them: this runs them.
+fn examples(root: &Path, _: &Options) -> Outcome {
+    let Ok(folder) = fs::read_dir(root.join("examples")) else {
+        return Outcome::Skipped("there is no examples/".to_string());
+    };
+    let names = folder.flatten().filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_string()));
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    for name in names {
+        let advice = format!("examples/{name}.rs fails: see above");
+        if let failed @ Outcome::Failed(_) = cargo(root, &format!("run --quiet --example {name}"), &advice) {
+            return failed;
+        }
+    }
+    Outcome::Passed
 }
 
 fn tests_validators(root: &Path, _: &Options) -> Outcome {
