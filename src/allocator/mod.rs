@@ -113,7 +113,7 @@ impl Allocator {
     }
 
     /// Allocates memory that frees itself when dropped.
-    #[inline]
+    #[inline(always)]
     pub fn alloc(&self, request: AllocRequest) -> Result<Allocation<'_>> {
         let ptr = self.raw_alloc(request)?;
         Ok(Allocation::new(self, ptr, request.size, request.device))
@@ -127,11 +127,13 @@ impl Allocator {
     }
 
     /// Allocates memory that the caller frees with [`Allocator::raw_free`].
-    #[inline]
+    // Inlined always, so that a request is taken apart where it is made and never lies in memory.
+    #[inline(always)]
     pub fn raw_alloc(&self, request: AllocRequest) -> Result<DevicePtr> {
         if request.is_plain() {
             if let Ok(device) = self.device(request.device) {
-                if let Some(ptr) = device.try_alloc(request.size, request.stream, request.tag.0) {
+                let ptr = device.try_alloc(request.size, request.stream, request.tag.0);
+                if !ptr.is_null() {
                     return Ok(ptr);
                 }
             }
@@ -196,16 +198,14 @@ impl Allocator {
 
     /// Frees memory from [`Allocator::raw_alloc`] or [`Allocation::into_raw`], in the order of its home stream: work submitted to that stream
     /// before may still use it. Costs no driver call, but for blocks with recorded streams now and then an event.
-    #[inline]
+    #[inline(always)]
     pub fn raw_free(&self, ptr: DevicePtr) -> Result<()> {
-        match self.shared.first.find(ptr) {
-            Some((block, header)) => self.shared.first.free_block(block, header),
-            None => self.free_elsewhere(ptr),
-        }
+        if self.shared.first.try_free(ptr) { Ok(()) } else { self.free_slow(ptr) }
     }
 
+    #[cold]
     #[inline(never)]
-    fn free_elsewhere(&self, ptr: DevicePtr) -> Result<()> {
+    fn free_slow(&self, ptr: DevicePtr) -> Result<()> {
         self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?.free(ptr)
     }
 

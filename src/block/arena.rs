@@ -45,6 +45,8 @@ pub struct Node {
     pub(super) bin_next: NodeId,
     /// Who may use the node, while it is free.
     pub owner: Owner,
+    /// Who the segment is for: only it grows there.
+    pub home: Owner,
     /// What the node is.
     pub state: State,
 }
@@ -76,7 +78,8 @@ pub struct Arena {
     vacant: Vec<NodeId>,
     /// By owner.
     bins: Vec<Bins>,
-    holes: Bins,
+    /// By home.
+    holes: Vec<Bins>,
     used_bytes: u64,
     segment_bytes: u64,
 }
@@ -125,10 +128,10 @@ impl Arena {
         (0u16..).zip(&self.bins).filter(|(_, bins)| bins.bytes > 0).map(|(index, _)| Owner(index))
     }
 
-    /// Adds a segment in which nothing is mapped. It has no neighbours.
-    pub fn add_segment(&mut self, addr: u64, size: u64) -> NodeId {
+    /// Adds a segment for `home` in which nothing is mapped. It has no neighbours.
+    pub fn add_segment(&mut self, addr: u64, size: u64, home: Owner) -> NodeId {
         self.segment_bytes += size;
-        let id = self.new_node(addr, size, NIL, NIL);
+        let id = self.new_node(addr, size, NIL, NIL, home);
         self.put_hole(id);
         id
     }
@@ -137,7 +140,7 @@ impl Arena {
     pub fn remove_segment(&mut self, id: NodeId) {
         let node = self.nodes[id as usize];
         assert!(node.state == State::Hole && node.prev == NIL && node.next == NIL, "segment in use: {node:?}");
-        self.holes.remove(&mut self.nodes, id);
+        self.take_hole(id);
         self.segment_bytes -= node.size;
         self.retire(id);
     }
@@ -221,9 +224,16 @@ impl Arena {
         !ids.is_empty()
     }
 
-    /// The cheapest place where mapping memory into a hole makes room for `size` bytes for `owner`: the least to map, the lowest
-    /// address among equals. What `usable` owners have free beside the hole counts.
-    pub fn plan_growth(&self, size: u64, alignment: u64, chunk: u64, usable: impl Fn(Owner) -> bool) -> Option<Growth> {
+    /// The cheapest place in the segments of `home` where mapping memory into a hole makes room for `size` bytes: the least to map, the
+    /// lowest address among equals. What `usable` owners have free beside the hole counts.
+    pub fn plan_growth(
+        &self,
+        home: Owner,
+        size: u64,
+        alignment: u64,
+        chunk: u64,
+        usable: impl Fn(Owner) -> bool,
+    ) -> Option<Growth> {
         let beside = |id: NodeId| match id {
             NIL => 0,
             id if self.nodes[id as usize].state == State::Free && usable(self.nodes[id as usize].owner) => {
@@ -237,7 +247,7 @@ impl Arena {
                 best = Some(Growth { at, bytes });
             }
         };
-        for id in self.holes.iter(&self.nodes) {
+        for id in self.holes.get(home.0 as usize)?.iter(&self.nodes) {
             let hole = &self.nodes[id as usize];
             let (first, last) = (hole.addr - beside(hole.prev), hole.end() + beside(hole.next));
             // From the left: the request starts as low as it can.
@@ -259,9 +269,9 @@ impl Arena {
 
     /// Memory has been mapped: the range, inside one hole, becomes free for `owner`, coalesced with its `usable` neighbours.
     /// Returns the node that it is part of then.
-    pub fn fill(&mut self, growth: Growth, owner: Owner, stamp: u64, usable: impl Fn(Owner) -> bool) -> NodeId {
-        let hole = self.hole_around(growth.at, growth.bytes).expect("growth lies in a hole");
-        self.holes.remove(&mut self.nodes, hole);
+    pub fn fill(&mut self, home: Owner, growth: Growth, owner: Owner, stamp: u64, usable: impl Fn(Owner) -> bool) -> NodeId {
+        let hole = self.hole_around(home, growth.at, growth.bytes).expect("growth lies in a hole");
+        self.take_hole(hole);
         let id = self.cut(hole, growth.at, growth.bytes, |arena, rest| arena.put_hole(rest));
         self.put_coalesced(id, owner, stamp, usable)
     }
@@ -275,11 +285,11 @@ impl Arena {
         let Node { prev, next, .. } = self.nodes[hole as usize];
         let mut merged = hole;
         if next != NIL && self.nodes[next as usize].state == State::Hole {
-            self.holes.remove(&mut self.nodes, next);
+            self.take_hole(next);
             self.merge_next(merged);
         }
         if prev != NIL && self.nodes[prev as usize].state == State::Hole {
-            self.holes.remove(&mut self.nodes, prev);
+            self.take_hole(prev);
             self.merge_next(prev);
             merged = prev;
         }
@@ -287,8 +297,8 @@ impl Arena {
     }
 
     /// The hole that contains the whole range.
-    fn hole_around(&self, addr: u64, size: u64) -> Option<NodeId> {
-        self.holes.iter(&self.nodes).find(|&id| {
+    fn hole_around(&self, home: Owner, addr: u64, size: u64) -> Option<NodeId> {
+        self.holes.get(home.0 as usize)?.iter(&self.nodes).find(|&id| {
             let hole = self.node(id);
             hole.addr <= addr && addr + size <= hole.end()
         })
@@ -317,9 +327,9 @@ impl Arena {
     /// Splits an unbinned node after `size` bytes. Returns the second part.
     #[inline]
     fn split(&mut self, id: NodeId, size: u64) -> NodeId {
-        let Node { addr, size: whole, next, .. } = self.nodes[id as usize];
+        let Node { addr, size: whole, next, home, .. } = self.nodes[id as usize];
         debug_assert!(0 < size && size < whole);
-        let rest = self.new_node(addr + size, whole - size, id, next);
+        let rest = self.new_node(addr + size, whole - size, id, next, home);
         self.nodes[id as usize].size = size;
         self.nodes[id as usize].next = rest;
         if next != NIL {
@@ -383,11 +393,20 @@ impl Arena {
 
     fn put_hole(&mut self, id: NodeId) {
         self.nodes[id as usize].state = State::Hole;
-        self.holes.insert(&mut self.nodes, id);
+        let home = self.nodes[id as usize].home.0 as usize;
+        if self.holes.len() <= home {
+            self.holes.resize_with(home + 1, Bins::default);
+        }
+        self.holes[home].insert(&mut self.nodes, id);
+    }
+
+    fn take_hole(&mut self, id: NodeId) {
+        let home = self.nodes[id as usize].home.0 as usize;
+        self.holes[home].remove(&mut self.nodes, id);
     }
 
     #[inline]
-    fn new_node(&mut self, addr: u64, size: u64, prev: NodeId, next: NodeId) -> NodeId {
+    fn new_node(&mut self, addr: u64, size: u64, prev: NodeId, next: NodeId, home: Owner) -> NodeId {
         let node = Node {
             addr,
             size,
@@ -397,6 +416,7 @@ impl Arena {
             bin_prev: NIL,
             bin_next: NIL,
             owner: Owner::SHARED,
+            home,
             state: State::Vacant,
         };
         match self.vacant.pop() {
@@ -433,7 +453,7 @@ impl Arena {
             }
             if node.next != NIL {
                 let next = self.node(node.next);
-                if next.state == State::Vacant || next.prev != id || next.addr != node.end() {
+                if next.state == State::Vacant || next.prev != id || next.addr != node.end() || next.home != node.home {
                     return fail("wrong neighbour");
                 }
                 let apart = match (node.state, next.state) {
@@ -457,8 +477,12 @@ impl Arena {
                 return Err(format!("node {id} is in the bins of owner {owner}: {:?}", self.node(id)));
             }
         }
-        if self.holes.validate(&self.nodes)? != hole_nodes || binned != free_nodes {
-            return Err(format!("{free_nodes} free nodes, {binned} binned; {hole_nodes} holes"));
+        let mut holes = 0;
+        for bins in &self.holes {
+            holes += bins.validate(&self.nodes)?;
+        }
+        if holes != hole_nodes || binned != free_nodes {
+            return Err(format!("{free_nodes} free nodes, {binned} binned; {hole_nodes} holes, {holes} binned"));
         }
         if used != self.used_bytes || total != self.segment_bytes {
             return Err(format!("used {used} != {}, total {total} != {}", self.used_bytes, self.segment_bytes));

@@ -7,7 +7,7 @@
 //! the one as it adds to what is active, and back. So `held == held_base - active`, and only what happens off the hot path
 //! changes `held_base`.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::gate::Gate;
 use crate::block::CLASS_SIZE_MAX;
@@ -16,6 +16,11 @@ use crate::telemetry::{Peak, SIZE_COUNTS, size_count_index};
 use crate::units::{DevicePtr, StreamId};
 
 const BUCKETS: usize = 512;
+/// Large blocks keep to the last so many, which can be looked through in a moment.
+const LARGE_BUCKETS: usize = 64;
+const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
+/// Large blocks that may be freed to stacks before those that nobody has asked for since are put back into the pool.
+const LARGE_FREES: i32 = 32;
 /// Buckets that a key may be in.
 const PROBES: usize = 4;
 /// Streams whose lanes a thread remembers, besides the last one.
@@ -25,7 +30,10 @@ pub(crate) const TAGS: usize = 64;
 
 #[inline]
 fn first_bucket(key: Key) -> usize {
-    (key.number() >> (u64::BITS - BUCKETS.trailing_zeros())) as usize
+    const { assert!(BUCKETS.is_power_of_two() && LARGE_BUCKETS.is_power_of_two()) };
+    let bucket = (key.number() >> (u64::BITS - BUCKETS.trailing_zeros())) as usize;
+    // All bits above those of LARGE_BUCKETS are set in FIRST_LARGE.
+    bucket | (key.is_large() as usize).wrapping_neg() & FIRST_LARGE
 }
 
 /// A stack of free blocks of one key, and how often it was used under that key.
@@ -42,6 +50,8 @@ struct Bucket {
     allocs: AtomicU64,
     /// Blocks freed to here.
     frees: AtomicU64,
+    /// `allocs` when the stacks were last tidied.
+    allocs_before: AtomicU64,
     /// The block on top, or [`NO_BLOCK`].
     head: AtomicU32,
 }
@@ -53,6 +63,7 @@ impl Bucket {
         top: AtomicU64::new(0),
         allocs: AtomicU64::new(0),
         frees: AtomicU64::new(0),
+        allocs_before: AtomicU64::new(0),
         head: AtomicU32::new(NO_BLOCK),
     };
 
@@ -145,8 +156,10 @@ pub(crate) struct ThreadCache {
     held_max: AtomicI64,
     /// How far counts may drift from the sums, in bytes.
     drift_max: AtomicI64,
-    /// Whether a large block was put into a stack since they were last emptied.
-    has_large: AtomicBool,
+    /// Large blocks that may still be freed to stacks before they are tidied.
+    large_frees: AtomicI32,
+    /// Whether large blocks were kept when the stacks were last tidied.
+    kept_large: AtomicBool,
     /// Streams and their lanes, as [`LaneBits`].
     streams: [(AtomicU64, AtomicU64); STREAMS],
     tags: [AtomicI64; TAGS],
@@ -180,7 +193,8 @@ impl ThreadCache {
             held_base: AtomicI64::new(0),
             held_max: AtomicI64::new(0),
             drift_max: AtomicI64::new(0),
-            has_large: AtomicBool::new(false),
+            large_frees: AtomicI32::new(LARGE_FREES),
+            kept_large: AtomicBool::new(false),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
             sizes: [const { AtomicU64::new(0) }; SIZE_COUNTS],
@@ -218,9 +232,9 @@ impl ThreadCache {
         self.buckets[first..first + PROBES].iter().find(|bucket| bucket.key.load(Relaxed) == key.number())
     }
 
-    /// Takes a block for a request, if there is one.
+    /// Takes a block for a request; null if there is none.
     #[inline]
-    pub(crate) fn pop(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
+    pub(crate) fn pop(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> DevicePtr {
         let bucket = &self.buckets[first_bucket(key)];
         if bucket.key.load(Relaxed) != key.number() {
             return self.pop_probing(key, requested, tag, pool);
@@ -229,15 +243,15 @@ impl ThreadCache {
     }
 
     #[inline(never)]
-    fn pop_probing(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
-        self.pop_from(self.bucket(key)?, requested, tag, pool)
+    fn pop_probing(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> DevicePtr {
+        self.bucket(key).map_or(DevicePtr::NULL, |bucket| self.pop_from(bucket, requested, tag, pool))
     }
 
     #[inline]
-    fn pop_from(&self, bucket: &Bucket, requested: u64, tag: u8, pool: &Pool) -> Option<DevicePtr> {
+    fn pop_from(&self, bucket: &Bucket, requested: u64, tag: u8, pool: &Pool) -> DevicePtr {
         let ptr = bucket.top.load(Relaxed);
         if ptr == 0 {
-            return None;
+            return DevicePtr::NULL;
         }
         let header = pool.directory.header(bucket.head.load(Relaxed));
         let next = header.next();
@@ -251,7 +265,7 @@ impl ThreadCache {
         if tag != 0 {
             self.count_tag(tag, requested as i64);
         }
-        Some(DevicePtr(ptr))
+        DevicePtr(ptr)
     }
 
     #[cold]
@@ -286,14 +300,18 @@ impl ThreadCache {
         if room > self.room_max.load(Relaxed) {
             return false;
         }
+        if bytes > CLASS_SIZE_MAX {
+            let left = self.large_frees.load(Relaxed);
+            if left == 0 {
+                return false;
+            }
+            self.large_frees.store(left - 1, Relaxed);
+        }
         self.active.room.store(room, Relaxed);
         let requested = header.requested();
         self.live.lower(requested);
         bump(&bucket.frees, 1);
         bucket.put(block, header);
-        if bytes > CLASS_SIZE_MAX {
-            self.has_large.store(true, Relaxed);
-        }
         if tag != 0 {
             self.count_tag(tag, -(requested as i64));
         }
@@ -337,18 +355,22 @@ impl ThreadCache {
         bump(&self.hits, allocs);
         bump(&self.frees, bucket.frees.load(Relaxed));
         bucket.allocs.store(0, Relaxed);
+        bucket.allocs_before.store(0, Relaxed);
         bucket.frees.store(0, Relaxed);
         bucket.key.store(key.number(), Relaxed);
         bucket.bytes.store(key.bytes(), Relaxed);
     }
 
-    fn drain_bucket(&self, bucket: &Bucket, directory: &Directory, mut sink: impl FnMut(BlockId)) -> u64 {
-        let key = Key::from_number(bucket.key.load(Relaxed));
-        let mut block = bucket.take_all();
-        let mut bytes = 0;
+    fn drain_bucket(&self, bucket: &Bucket, directory: &Directory, sink: impl FnMut(BlockId)) -> u64 {
+        self.drain_chain(bucket.take_all(), directory, sink)
+    }
+
+    fn drain_chain(&self, chain: BlockId, directory: &Directory, mut sink: impl FnMut(BlockId)) -> u64 {
+        let (mut block, mut bytes) = (chain, 0);
         while block != NO_BLOCK {
-            let next = directory.header(block).next();
-            bytes += key.bytes();
+            let header = directory.header(block);
+            let next = header.next();
+            bytes += header.size();
             sink(block);
             block = next;
         }
@@ -361,12 +383,47 @@ impl ThreadCache {
         if !self.holds(large_only) {
             return 0;
         }
-        self.has_large.store(false, Relaxed);
+        self.large_frees.store(LARGE_FREES, Relaxed);
+        self.kept_large.store(false, Relaxed);
         let wanted = |bucket: &&Bucket| {
             bucket.head.load(Relaxed) != NO_BLOCK
-                && (!large_only || Key::from_number(bucket.key.load(Relaxed)).bytes() > CLASS_SIZE_MAX)
+                && (!large_only || Key::from_number(bucket.key.load(Relaxed)).is_large())
         };
-        self.buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
+        let buckets = if large_only { &self.buckets[FIRST_LARGE..] } else { &self.buckets[..] };
+        buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
+    }
+
+    /// When many large blocks have been freed: of each stack of large blocks, keeps as many as were asked for since the last time. The others
+    /// go where they can coalesce.
+    pub(crate) fn tidy(&self, directory: &Directory, mut sink: impl FnMut(BlockId)) {
+        if self.large_frees.load(Relaxed) > 0 {
+            return;
+        }
+        self.large_frees.store(LARGE_FREES, Relaxed);
+        self.kept_large.store(true, Relaxed);
+        for bucket in &self.buckets[FIRST_LARGE..] {
+            let allocs = bucket.allocs.load(Relaxed);
+            let asked_for = allocs - bucket.allocs_before.load(Relaxed);
+            bucket.allocs_before.store(allocs, Relaxed);
+            let head = bucket.head.load(Relaxed);
+            if head == NO_BLOCK || !directory.header(head).key().is_large() {
+                continue;
+            }
+            if asked_for == 0 {
+                self.drain_bucket(bucket, directory, &mut sink);
+                continue;
+            }
+            let mut last = head;
+            for _ in 1..asked_for {
+                match directory.header(last).next() {
+                    NO_BLOCK => break,
+                    next => last = next,
+                }
+            }
+            let rest = directory.header(last).next();
+            directory.header(last).set_cached(NO_BLOCK);
+            self.drain_chain(rest, directory, &mut sink);
+        }
     }
 
     /// Bytes in the stacks.
@@ -376,7 +433,11 @@ impl ThreadCache {
 
     /// Whether the stacks hold anything, or may hold large blocks.
     pub(crate) fn holds(&self, large_only: bool) -> bool {
-        if large_only { self.has_large.load(Relaxed) } else { self.held() > 0 }
+        self.held() > 0 && (!large_only || self.may_hold_large())
+    }
+
+    fn may_hold_large(&self) -> bool {
+        self.large_frees.load(Relaxed) < LARGE_FREES || self.kept_large.load(Relaxed)
     }
 
     fn change_base(&self, by: i64) {
@@ -478,12 +539,14 @@ impl ThreadCache {
             bucket.key.store(0, Relaxed);
             bucket.allocs.store(0, Relaxed);
             bucket.frees.store(0, Relaxed);
+            bucket.allocs_before.store(0, Relaxed);
             bucket.take_all();
         }
         let lanes = self.streams.iter().map(|(_, lane)| lane);
         let counters = [&self.bytes, &self.frees, &self.hits, &self.last_stream, &self.last_lane];
         self.sizes.iter().chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
-        self.has_large.store(false, Relaxed);
+        self.large_frees.store(LARGE_FREES, Relaxed);
+        self.kept_large.store(false, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
         let bounds = [&self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));

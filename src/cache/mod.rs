@@ -1,7 +1,6 @@
 //! One device as threads see it: magazines in front of the pool.
 //!
-//! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::free_block`] down to `free_slow`: no lock, no atomic read-modify-write, no
-//! driver call. Everything else takes the pool's lock.
+//! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::try_free`]: no lock, no atomic read-modify-write, no driver call. Everything else takes the pool's lock.
 
 mod gate;
 mod magazine;
@@ -73,7 +72,7 @@ impl DeviceCache {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let pool = Pool::new(device, driver, config.clone())?;
         let magazine_bytes = (pool.capacity as f64 * config.magazine) as u64;
-        let drift = (pool.capacity >> 10) as i64;
+        let drift = (pool.capacity >> 7) as i64;
         Ok(Arc::new_cyclic(|this| DeviceCache {
             number: NUMBER.fetch_add(1, Relaxed),
             pool,
@@ -93,51 +92,53 @@ impl DeviceCache {
         tag != 0 && self.limited_tags.load(Relaxed) >> (tag as u32 % 64) & 1 != 0
     }
 
-    /// A block from the thread's magazine, for a request where nothing but size, stream and tag matters. `None` where that does not do,
+    /// A block from the thread's magazine, for a request where nothing but size, stream and tag matters. Null where that does not do,
     /// for whatever reason: [`DeviceCache::alloc`] knows.
     #[inline]
-    pub(crate) fn try_alloc(&self, size: u64, stream: StreamId, tag: u8) -> Option<DevicePtr> {
+    pub(crate) fn try_alloc(&self, size: u64, stream: StreamId, tag: u8) -> DevicePtr {
         let granules = block_granules(size);
         if granules > SIZE_MAX / GRANULE || (tag != 0 && self.tag_is_limited(tag)) {
-            return None;
+            return DevicePtr::NULL;
         }
-        let cache = threads::current(self.number)?;
+        let Some(cache) = threads::current(self.number) else { return DevicePtr::NULL };
         if !cache.gate.try_enter() {
-            return None;
+            return DevicePtr::NULL;
         }
         let ptr = cache.pop(Key::new(cache.lane(stream), granules as u32), size, tag, &self.pool);
         cache.gate.leave();
         ptr
     }
 
-    /// Takes a block back, in the order of its home stream.
+    /// Takes a block back into the thread's magazine, if it is a plain one of this device and there is room. Where not, for whatever
+    /// reason, nothing has changed: [`DeviceCache::free`] knows.
     #[inline]
+    pub(crate) fn try_free(&self, ptr: DevicePtr) -> bool {
+        let Some((block, header)) = self.pool.directory.find(ptr) else { return false };
+        if !header.is_plainly_live() {
+            return false;
+        }
+        let Some(cache) = threads::current(self.number) else { return false };
+        if !cache.gate.try_enter() {
+            return false;
+        }
+        let taken = cache.push(block, header, 0);
+        cache.gate.leave();
+        taken
+    }
+
+    /// Takes a block back, in the order of its home stream.
     pub(crate) fn free(&self, ptr: DevicePtr) -> Result<()> {
-        let Some((block, header)) = self.pool.directory.find(ptr) else { return Err(Error::InvalidPointer { ptr }) };
-        self.free_block(block, header)
+        if self.try_free(ptr) {
+            return Ok(());
+        }
+        let (block, _) = self.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
+        self.free_slow(block)
     }
 
     /// The block at `ptr`, if it is this device's.
     #[inline]
     pub(crate) fn find(&self, ptr: DevicePtr) -> Option<(BlockId, &Header)> {
         self.pool.directory.find(ptr)
-    }
-
-    /// [`DeviceCache::free`] of a block that was found.
-    #[inline]
-    pub(crate) fn free_block(&self, block: BlockId, header: &Header) -> Result<()> {
-        if header.is_plainly_live() {
-            if let Some(cache) = threads::current(self.number) {
-                if cache.gate.try_enter() {
-                    let taken = cache.push(block, header, 0);
-                    cache.gate.leave();
-                    if taken {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        self.free_slow(block)
     }
 
     /// Hands out a block.
@@ -180,10 +181,10 @@ impl DeviceCache {
         }
         let any_will_do = is_slot || (alignment <= GRANULE && !persistent);
         let key = Key::new(LaneBits::new(lane), granules);
-        let from_magazine = cached.filter(|_| any_will_do).and_then(|cache| cache.pop(key, size, tag, pool));
+        let from_magazine = cached.filter(|_| any_will_do).map(|cache| cache.pop(key, size, tag, pool));
         let ptr = match from_magazine {
-            Some(ptr) => ptr,
-            None => {
+            Some(ptr) if !ptr.is_null() => ptr,
+            _ => {
                 let kind = if is_slot {
                     Kind::Slot(ClassId::for_size(block_size))
                 } else {
@@ -235,6 +236,7 @@ impl DeviceCache {
             !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes())
         });
         if let Some(cache) = keeps {
+            cache.tidy(&pool.directory, |idle| pool.put_back(&mut state, idle));
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {

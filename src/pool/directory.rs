@@ -59,10 +59,12 @@ pub(crate) mod life {
 }
 
 /// A lane and a block size in granules: blocks of one key serve each other's requests. Kept multiplied by an odd number, which can be
-/// undone, and makes the high bits a hash (Knuth's multiplicative hashing; the number is 2^64 / golden ratio).
+/// undone, and makes the high bits a hash (Knuth's multiplicative hashing; the number is 2^64 / golden ratio). The lowest bit, which
+/// that leaves alone, says whether the block is above [`CLASS_SIZE_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key(u64);
 
+const LANE_SHIFT: u32 = 33;
 const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The inverse of [`SCATTER`] modulo 2^64, by Newton's iteration: each step doubles the bits that are right, from three.
 const GATHER: u64 = {
@@ -79,7 +81,14 @@ const GATHER: u64 = {
 impl Key {
     #[inline]
     pub(crate) fn new(lane: LaneBits, granules: u32) -> Key {
-        Key((lane.0 | u64::from(granules)).wrapping_mul(SCATTER))
+        let large = u64::from(granules) > CLASS_SIZE_MAX / GRANULE;
+        Key((lane.0 | u64::from(granules) << 1 | u64::from(large)).wrapping_mul(SCATTER))
+    }
+
+    /// Whether the block is too large for a slab.
+    #[inline]
+    pub(crate) fn is_large(self) -> bool {
+        self.0 & 1 != 0
     }
 
     /// The key as a number, never 0: no lane is 0.
@@ -96,12 +105,12 @@ impl Key {
 
     #[inline]
     pub(crate) fn lane(self) -> u16 {
-        (self.0.wrapping_mul(GATHER) >> 32) as u16
+        (self.0.wrapping_mul(GATHER) >> LANE_SHIFT) as u16
     }
 
     #[inline]
     pub(crate) fn granules(self) -> u32 {
-        self.0.wrapping_mul(GATHER) as u32
+        (self.0.wrapping_mul(GATHER) >> 1) as u32
     }
 
     /// The block size in bytes.
@@ -117,7 +126,7 @@ pub(crate) struct LaneBits(u64);
 
 impl LaneBits {
     pub(crate) fn new(lane: u16) -> LaneBits {
-        LaneBits(u64::from(lane) << 32)
+        LaneBits(u64::from(lane) << LANE_SHIFT)
     }
 
     #[inline]

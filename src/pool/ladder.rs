@@ -4,7 +4,7 @@
 use super::directory::{self, BlockId};
 use super::lanes::LaneId;
 use super::{LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
-use crate::block::{Arena, ClassId, NodeId, Owner};
+use crate::block::{Arena, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
 use crate::telemetry::Rung;
 use crate::units::{PAGE, align_up};
@@ -86,37 +86,46 @@ impl Pool {
     ) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
         // During a capture no event may be asked for, and none recorded.
-        if !state.private.capturing() {
-            if self.advance(state, want.lane)? {
-                if let Some(found) = found(self.search(state, want)?, Rung::Passed) {
-                    return Ok(Some(found));
-                }
+        let may_ask = !state.private.capturing();
+        if may_ask && self.advance_pending(state)? {
+            if let Some(found) = found(self.search(state, want)?, Rung::Passed) {
+                return Ok(Some(found));
             }
-            if self.config.cross_stream_wait {
-                if let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait) {
-                    return Ok(Some(found));
-                }
+        }
+        if may_ask && self.config.cross_stream_wait {
+            if let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait) {
+                return Ok(Some(found));
             }
         }
         for drain in [Drain::OwnLarge, Drain::Large] {
-            let drained = magazines.drain(self, state, drain) > 0;
-            if drained | self.absorb(state, want) {
+            if magazines.drain(self, state, drain) > 0 {
                 if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
                     return Ok(Some(found));
                 }
             }
         }
+        if want.may_grow {
+            if let Some(block) = self.grow(state, want, magazines, false)? {
+                return Ok(Some((block, Rung::NewChunk)));
+            }
+        }
+        if may_ask && self.advance(state)? | self.absorb(state, want) {
+            if let Some(found) = found(self.search(state, want)?, Rung::Passed) {
+                return Ok(Some(found));
+            }
+        }
         if !want.may_grow {
             return Ok(None);
         }
-        if let Some(found) = self.grow(state, want, magazines)? {
-            return Ok(Some(found));
+        if let Some(block) = self.grow(state, want, magazines, true)? {
+            return Ok(Some((block, Rung::Trim)));
         }
-        if !state.private.capturing() && self.settle(state)? {
+        if may_ask && self.settle(state)? {
+            self.absorb(state, want);
             if let Some(found) = found(self.search(state, want)?, Rung::Wait) {
                 return Ok(Some(found));
             }
-            if let Some((block, _)) = self.grow(state, want, magazines)? {
+            if let Some(block) = self.grow(state, want, magazines, true)? {
                 return Ok(Some((block, Rung::Wait)));
             }
         }
@@ -179,24 +188,28 @@ impl Pool {
         slots.take(count as usize).map(|(slab, slot)| directory::slot_id(slab, slot)).collect()
     }
 
-    /// Learns how far the streams are, and makes what they have passed usable. Asks only where there is something to gain for `lane`.
-    pub(super) fn advance(&self, state: &mut PoolState, lane: LaneId) -> Climb<bool> {
-        let PoolState { lanes, events, pending, zones, .. } = &mut *state;
-        let own = lanes.get(lane).clock;
-        let worth = |id: LaneId| id != lane && zones.iter().any(|zone| zone.free_bytes(Owner(id)) > 0);
-        let mut wanted = vec![false; lanes.clocks.len()];
-        for id in lanes.ids().filter(|&id| worth(id) && lanes.get(id).private.is_none()) {
-            wanted[lanes.get(id).clock as usize] = true;
+    /// Learns how far the streams are that freed blocks wait for. Returns whether blocks became free.
+    fn advance_pending(&self, state: &mut PoolState) -> Climb<bool> {
+        if state.pending.bytes() == 0 {
+            return Ok(false);
         }
-        wanted[own as usize] = false;
-        for (index, clock) in (0u16..).zip(&mut lanes.clocks) {
-            if wanted[index as usize] || pending.waits_for(index) {
-                clock.close(&*self.driver, events)?;
-                clock.poll(&*self.driver, events)?;
-            }
+        let PoolState { lanes, events, pending, .. } = &mut *state;
+        for (_, clock) in (0u16..).zip(&mut lanes.clocks).filter(|&(index, _)| pending.waits_for(index)) {
+            clock.close(&*self.driver, events)?;
+            clock.poll(&*self.driver, events)?;
         }
-        let finished = self.finish_pending(state);
-        Ok(self.share_passed(state, Some(lane)) | finished)
+        Ok(self.finish_pending(state))
+    }
+
+    /// Learns how far all streams are, and makes what they have passed everyone's. Returns whether there was any.
+    pub(super) fn advance(&self, state: &mut PoolState) -> Climb<bool> {
+        self.advance_pending(state)?;
+        let PoolState { lanes, events, .. } = &mut *state;
+        for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
+            clock.close(&*self.driver, events)?;
+            clock.poll(&*self.driver, events)?;
+        }
+        Ok(self.share_passed(state))
     }
 
     /// Blocks that waited for recorded streams and do so no longer go back to where they belong.
@@ -205,17 +218,17 @@ impl Pool {
             return false;
         }
         let done = state.pending.take_passed(&state.lanes.clocks);
-        for &block in &done {
+        for &(block, home_stamp) in &done {
             self.active.fold(-(self.directory.header(block).size() as i64), 0);
-            self.put_back(state, block);
+            self.put_back_stamped(state, block, home_stamp);
         }
         !done.is_empty()
     }
 
-    /// What the lanes have passed becomes everyone's, but for `except`'s, which can use its own anyway.
-    pub(super) fn share_passed(&self, state: &mut PoolState, except: Option<LaneId>) -> bool {
+    /// What the lanes have passed becomes everyone's.
+    pub(super) fn share_passed(&self, state: &mut PoolState) -> bool {
         let mut any = false;
-        for id in state.lanes.ids().filter(|&id| Some(id) != except) {
+        for id in state.lanes.ids() {
             let lane = state.lanes.get(id);
             if lane.private.is_some() {
                 continue;
@@ -258,62 +271,63 @@ impl Pool {
         Ok(None)
     }
 
-    /// Maps memory where that makes room: new chunks as long as the limit and the device allow, free ones from elsewhere then.
+    /// Maps memory where that makes room: new chunks as long as the limit and the device allow; with `trim`, free ones from elsewhere.
     fn grow(
         &self,
         state: &mut PoolState,
         want: Want,
         magazines: &dyn Magazines,
-    ) -> Climb<Option<(BlockId, Rung)>> {
-        let (zone, size, alignment) = want.range();
+        trim: bool,
+    ) -> Climb<Option<BlockId>> {
         if !self.driver.properties().vmm {
-            return self.grow_plain(state, want, magazines);
+            return self.grow_plain(state, want, magazines, trim);
         }
+        let (zone, size, alignment) = want.range();
+        let home = Owner(want.lane);
         let private = state.lanes.get(want.lane).private.is_some();
-        let usable = |owner: Owner| owner == Owner(want.lane) || (owner == Owner::SHARED && !private);
+        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let chunk = state.space.chunk_size();
-        let mut rung = Rung::NewChunk;
-        let mut drained = false;
-        loop {
-            let Some(growth) = state.zones[zone].plan_growth(size, alignment, chunk, usable) else {
-                let (least, wanted) = (align_up(size + alignment, chunk), self.segment_size(zone));
-                let Some(least) = least else { return Ok(None) };
-                let (addr, size) = match state.space.reserve_segment(wanted, least) {
-                    Ok(segment) => segment,
+        if trim && magazines.drain(self, state, Drain::All) > 0 {
+            if let Some(block) = self.search(state, want)? {
+                return Ok(Some(block));
+            }
+        }
+        let growth = loop {
+            let Some(growth) = state.zones[zone].plan_growth(home, size, alignment, chunk, usable) else {
+                let Some(least) = align_up(size + alignment, chunk) else { return Ok(None) };
+                match state.space.reserve_segment(self.segment_size(zone), least) {
+                    Ok((addr, size)) => state.zones[zone].add_segment(addr, size, home),
                     Err(error) if error.is_out_of_memory() => return Ok(None),
                     Err(error) => return Err(error),
                 };
-                state.zones[zone].add_segment(addr, size);
                 continue;
             };
-            if rung == Rung::NewChunk && !self.over_threshold(state, growth.bytes) {
+            // Above the threshold, what is free is moved first; what that does not yield is taken from the device after all.
+            if !self.over_threshold(state, growth.bytes) {
                 self.create_chunks(state, growth.bytes)?;
             }
+            let missing = growth.bytes.saturating_sub(state.space.reserve_bytes());
+            if missing == 0 {
+                break growth;
+            }
+            if !trim {
+                return Ok(None);
+            }
+            let beside = growth.at..=growth.at + growth.bytes;
+            if self.harvest(state, missing, Some(beside))? > 0 || self.harvest(state, missing, None)? > 0 {
+                continue;
+            }
+            self.create_chunks(state, growth.bytes)?;
             if state.space.reserve_bytes() < growth.bytes {
-                if !drained {
-                    drained = true;
-                    if magazines.drain(self, state, Drain::All) > 0 {
-                        continue;
-                    }
-                }
-                let missing = growth.bytes - state.space.reserve_bytes();
-                let beside = growth.at..=growth.at + growth.bytes;
-                if self.harvest(state, missing, Some(beside))? > 0 || self.harvest(state, missing, None)? > 0 {
-                    rung = Rung::Trim;
-                    continue;
-                }
-                // Above the threshold, but nothing to trim: take from the device after all.
-                self.create_chunks(state, growth.bytes)?;
-                if state.space.reserve_bytes() < growth.bytes {
-                    return Ok(None);
-                }
+                return Ok(None);
             }
-            state.space.map(growth.at, growth.bytes)?;
-            let stamp = if private { u64::MAX } else { 0 };
-            let node = state.zones[zone].fill(growth, Owner(want.lane), stamp, usable);
-            let node = state.zones[zone].take_from(node, size, alignment);
-            return Ok(self.enter(state, want, node)?.map(|block| (block, rung)));
-        }
+            break growth;
+        };
+        state.space.map(growth.at, growth.bytes)?;
+        let stamp = if private { u64::MAX } else { 0 };
+        let node = state.zones[zone].fill(home, growth, home, stamp, usable);
+        let node = state.zones[zone].take_from(node, size, alignment);
+        self.enter(state, want, node)
     }
 
     /// Creates chunks until the reserve holds `bytes`, the limit is reached, or the device has no more.
@@ -340,43 +354,53 @@ impl Pool {
         self.capacity.saturating_mul(multiple)
     }
 
-    /// The same without virtual memory management: a segment of plain memory, after freeing those that are not in use.
+    /// The same without virtual memory management: a segment of plain memory, with `trim` after freeing those that are not in use.
     fn grow_plain(
         &self,
         state: &mut PoolState,
         want: Want,
         magazines: &dyn Magazines,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+        trim: bool,
+    ) -> Climb<Option<BlockId>> {
         let (zone, size, alignment) = want.range();
+        let home = Owner(want.lane);
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
         // A 64th of the device at a time for what is smaller than that, so that segments stay few.
         let wanted = least.max((self.capacity >> 6).min(64 << 20));
-        let mut rung = Rung::NewChunk;
-        for size_tried in [wanted, least] {
-            let Some(bytes) = align_up(size_tried, PAGE) else { return Ok(None) };
+        if trim && magazines.drain(self, state, Drain::All) > 0 {
+            if let Some(block) = self.search(state, want)? {
+                return Ok(Some(block));
+            }
+        }
+        for bytes in [wanted, least] {
+            let Some(bytes) = align_up(bytes, PAGE) else { return Ok(None) };
             loop {
-                if state.space.physical_bytes().saturating_add(bytes) <= state.limit {
-                    match state.space.alloc_plain(bytes) {
-                        Ok(addr) => {
-                            state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
-                            let arena: &mut Arena = &mut state.zones[zone];
-                            arena.add_segment(addr, bytes);
-                            let growth = crate::block::Growth { at: addr, bytes };
-                            let node = arena.fill(growth, Owner(want.lane), 0, |_| false);
-                            let node = arena.take_from(node, size, alignment);
-                            return Ok(self.enter(state, want, node)?.map(|block| (block, rung)));
-                        }
-                        Err(error) if error.is_out_of_memory() => {}
-                        Err(error) => return Err(error),
-                    }
+                if let Some(addr) = self.plain_segment(state, bytes)? {
+                    let arena: &mut Arena = &mut state.zones[zone];
+                    arena.add_segment(addr, bytes, home);
+                    let node = arena.fill(home, Growth { at: addr, bytes }, home, 0, |_| false);
+                    let node = arena.take_from(node, size, alignment);
+                    return self.enter(state, want, node);
                 }
-                magazines.drain(self, state, Drain::All);
-                if self.harvest(state, bytes, None)? == 0 {
+                if !trim || self.harvest(state, bytes, None)? == 0 {
                     break;
                 }
-                rung = Rung::Trim;
             }
         }
         Ok(None)
+    }
+
+    fn plain_segment(&self, state: &mut PoolState, bytes: u64) -> Climb<Option<u64>> {
+        if state.space.physical_bytes().saturating_add(bytes) > state.limit {
+            return Ok(None);
+        }
+        match state.space.alloc_plain(bytes) {
+            Ok(addr) => {
+                state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
+                Ok(Some(addr))
+            }
+            Err(error) if error.is_out_of_memory() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -163,7 +163,8 @@ impl Pool {
         header.set_life(life::PENDING);
         // An event for every 1/1024 of the device that waits costs little, and has often completed by the time of a miss.
         let close_at = self.capacity >> 10;
-        let clock = state.pending.free(block, header.size(), &mut state.lanes.clocks, close_at);
+        let home_stamp = state.lanes.stamp(header.lane());
+        let clock = state.pending.free(block, header.size(), home_stamp, &mut state.lanes.clocks, close_at);
         if let Some(clock) = clock.filter(|_| !state.private.capturing()) {
             if state.lanes.clocks[clock as usize].close(&*self.driver, &mut state.events).is_err() {
                 state.failures += 1;
@@ -175,14 +176,17 @@ impl Pool {
     /// Puts a block into its slab, or into the bins of its lane.
     #[inline]
     pub(crate) fn put_back(&self, state: &mut PoolState, block: BlockId) {
+        let stamp = state.lanes.stamp(self.directory.header(block).lane());
+        self.put_back_stamped(state, block, stamp);
+    }
+
+    /// [`Pool::put_back`] of a block that was freed when the home stream's stamp was this.
+    #[inline]
+    fn put_back_stamped(&self, state: &mut PoolState, block: BlockId, stamp: u64) {
         let header = self.directory.header(block);
         header.set_life(life::FREE);
         match place(block) {
-            Place::Node(zone, node) => {
-                let lane = header.lane();
-                let stamp = state.lanes.stamp(lane);
-                state.zones[zone].release(node, Owner(lane), stamp);
-            }
+            Place::Node(zone, node) => state.zones[zone].release(node, Owner(header.lane()), stamp),
             Place::Slot(slab, slot) => {
                 if let Some(retired) = state.slabs.release(slab, slot) {
                     state.put_page(retired);

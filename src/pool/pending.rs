@@ -10,6 +10,8 @@ use crate::stream::Clock;
 struct Waiting {
     block: BlockId,
     bytes: u64,
+    /// Of the home stream, when the block was freed.
+    home_stamp: u64,
     stamp: u64,
     /// What to wait for after this.
     rest: Vec<(u16, u64)>,
@@ -36,12 +38,19 @@ impl Pending {
     }
 
     /// The block is freed: it waits for the streams recorded. Returns a clock whose epoch is worth closing now.
-    pub(super) fn free(&mut self, block: BlockId, bytes: u64, clocks: &mut [Clock], close_at: u64) -> Option<u16> {
+    pub(super) fn free(
+        &mut self,
+        block: BlockId,
+        bytes: u64,
+        home_stamp: u64,
+        clocks: &mut [Clock],
+        close_at: u64,
+    ) -> Option<u16> {
         let recorded = self.recorded.remove(&block).unwrap_or_default();
         let mut stamps = recorded.into_iter().map(|clock| (clock, clocks[clock as usize].stamp()));
         let (first, stamp) = stamps.next()?;
         self.bytes += bytes;
-        self.enqueue(first, Waiting { block, bytes, stamp, rest: stamps.collect() });
+        self.enqueue(first, Waiting { block, bytes, home_stamp, stamp, rest: stamps.collect() });
         let unclosed = &mut self.unclosed[first as usize];
         *unclosed += bytes;
         (*unclosed >= close_at).then(|| {
@@ -62,8 +71,8 @@ impl Pending {
         queue.insert(at, waiting);
     }
 
-    /// Blocks that no longer wait for anything, by what is known of the clocks.
-    pub(super) fn take_passed(&mut self, clocks: &[Clock]) -> Vec<BlockId> {
+    /// Blocks that no longer wait for anything, by what is known of the clocks, with the stamps of their home streams.
+    pub(super) fn take_passed(&mut self, clocks: &[Clock]) -> Vec<(BlockId, u64)> {
         let mut done = Vec::new();
         for clock in 0..self.queues.len() {
             while let Some(front) = self.queues[clock].front() {
@@ -79,7 +88,7 @@ impl Pending {
                     }
                     None => {
                         self.bytes -= waiting.bytes;
-                        done.push(waiting.block);
+                        done.push((waiting.block, waiting.home_stamp));
                     }
                 }
             }

@@ -22,7 +22,7 @@ impl Pool {
             state.put_page(retired);
         }
         if !state.private.capturing() {
-            self.poll_all(state)?;
+            self.advance(state)?;
         }
         let chunk = state.space.chunk_size();
         let vmm = self.driver.properties().vmm;
@@ -70,17 +70,6 @@ impl Pool {
         Ok(gained)
     }
 
-    /// Learns how far every stream is, without waiting, where that matters to anyone.
-    fn poll_all(&self, state: &mut PoolState) -> Climb<()> {
-        let PoolState { lanes, events, .. } = &mut *state;
-        for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
-            clock.close(&*self.driver, events)?;
-            clock.poll(&*self.driver, events)?;
-        }
-        self.finish_pending(state);
-        Ok(())
-    }
-
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
     pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
         let mut waited = false;
@@ -100,12 +89,7 @@ impl Pool {
             waited = true;
         }
         self.finish_pending(state);
-        // What pending blocks brought home has stamps of its own.
-        let PoolState { lanes, events, .. } = &mut *state;
-        for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
-            clock.wait(&*self.driver, events)?;
-        }
-        self.share_passed(state, None);
+        self.share_passed(state);
         Ok(waited)
     }
 

@@ -92,7 +92,7 @@ pub struct SizeCount {
 
 /// The state of one device's pool, in numbers. Exact when no call is under way.
 ///
-/// Peaks of `live` and `active` are exact while one thread allocates; with T threads they are off by at most (T - 1) / 1024
+/// Peaks of `live` and `active` are exact while one thread allocates; with T threads they are off by at most (T - 1) / 128
 /// of the device's memory, since threads count apart and add up only when they have drifted that far.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
