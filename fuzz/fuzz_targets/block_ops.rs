@@ -10,7 +10,6 @@ use stratalloc::block::{Arena, ClassId, Growth, NodeId, Owner, Slab, State};
 use stratalloc::units::{GRANULE, PAGE};
 
 const SEGMENT: u64 = 64 * PAGE;
-const SEGMENTS: u64 = 2;
 const OWNERS: u16 = 4;
 
 #[derive(Debug, Arbitrary)]
@@ -66,8 +65,8 @@ struct Model {
 impl Model {
     fn new() -> Model {
         let mut arena = Arena::default();
-        for index in 0..SEGMENTS {
-            arena.add_segment((1 + 2 * index) * SEGMENT, SEGMENT);
+        for home in 1..=OWNERS {
+            arena.add_segment(2 * u64::from(home) * SEGMENT, SEGMENT, Owner(home));
         }
         Model { arena, mapped: BTreeMap::new(), used: Vec::new(), epochs: [1; OWNERS as usize + 1] }
     }
@@ -105,9 +104,9 @@ impl Model {
             Some(node) => node,
             None if may_grow => {
                 let usable = |other: Owner| other == owner || other == Owner::SHARED;
-                let Some(growth) = self.arena.plan_growth(size, alignment, PAGE, usable) else { return };
+                let Some(growth) = self.arena.plan_growth(owner, size, alignment, PAGE, usable) else { return };
                 self.map(growth);
-                let whole = self.arena.fill(growth, owner, 0, usable);
+                let whole = self.arena.fill(owner, growth, owner, 0, usable);
                 self.arena.take_from(whole, size, alignment)
             }
             None => return,
