@@ -17,7 +17,7 @@ use crate::config::Limit;
 use crate::driver::Driver;
 use crate::driver::metered::Metered;
 use crate::error::{Error, OutOfMemory, Result};
-use crate::pool::{PoolId, StreamFilter};
+use crate::pool::{BlockId, PoolId, StreamFilter};
 use crate::sync::Mutex;
 use crate::telemetry::{Event, Stats};
 use crate::units::{DevicePtr, StreamId};
@@ -231,14 +231,25 @@ impl Allocator {
         self.shared.failed_drops.load(Relaxed)
     }
 
+    fn locate(&self, ptr: DevicePtr) -> Option<(&DeviceCache, BlockId)> {
+        let found = |device: &'_ Arc<DeviceCache>| device.find(ptr).map(|(block, _)| block);
+        self.shared.devices.iter().find_map(|device| Some((&**device, found(device)?)))
+    }
+
     fn owner(&self, ptr: DevicePtr) -> Option<&DeviceCache> {
-        self.shared.devices.iter().find(|device| device.find(ptr).is_some()).map(|device| &**device)
+        self.locate(ptr).map(|(device, _)| device)
     }
 
     /// Says that work on `stream` uses the live block at `ptr`. Its free then takes effect when `stream`, too, has done what was submitted to it
     /// before the free. Call it before freeing, once for every stream other than the home stream.
     pub fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
-        self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?.record_stream(ptr, stream)
+        match self.shared.first.find(ptr) {
+            Some((block, _)) => self.shared.first.record_stream(block, stream),
+            None => {
+                let (device, block) = self.locate(ptr).ok_or(Error::InvalidPointer { ptr })?;
+                device.record_stream(block, stream)
+            }
+        }
     }
 
     /// The bytes that may be used at a live block's pointer: what was requested, rounded up.

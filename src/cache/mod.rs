@@ -171,14 +171,19 @@ impl DeviceCache {
         if self.tag_is_limited(tag) {
             self.check_tag_limit(tag, size)?;
         }
-        let lane = pool.lane(&mut state, stream)?;
         let block_size = u64::from(granules) * GRANULE;
         let is_slot = block_size <= CLASS_SIZE_MAX;
-        let capturing = pool.capturing(&state);
-        let cached = cache.filter(|_| !capturing);
-        if let Some(cache) = cached {
-            cache.remember_lane(stream, lane);
-        }
+        let cached = cache.filter(|_| !pool.capturing(&state));
+        let lane = match cached.map(|cache| cache.lane(stream)) {
+            Some(lane) if lane != LaneBits::NONE => lane.lane(),
+            _ => {
+                let lane = pool.lane(&mut state, stream)?;
+                if let Some(cache) = cached {
+                    cache.remember_lane(stream, lane);
+                }
+                lane
+            }
+        };
         let any_will_do = is_slot || (alignment <= GRANULE && !persistent);
         let key = Key::new(LaneBits::new(lane), granules);
         let from_magazine = cached.filter(|_| any_will_do).map(|cache| cache.pop(key, size, tag, pool));
@@ -190,6 +195,9 @@ impl DeviceCache {
                 } else {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
+                if !is_slot {
+                    self.drain(pool, &mut state, Drain::OwnLarge);
+                }
                 let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
                     Ok(Some(found)) => found,
                     Ok(None) => return Err(self.no_room(&mut state, size, block_size)),
@@ -228,7 +236,7 @@ impl DeviceCache {
         let header = pool.directory.header(block);
         header.check_live()?;
         let (ptr, requested, key, tag) = (header.ptr(), header.requested(), header.key(), header.tag());
-        let stream = pool.stream_of(&state, block);
+        let stream = if self.ring.is_on() { pool.stream_of(&state, block) } else { StreamId::DEFAULT };
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
@@ -283,14 +291,14 @@ impl DeviceCache {
         self.pool.shortage(state, size, self.live_bytes(), None)
     }
 
-    /// Notes that work on `stream` uses the live block at `ptr`.
-    pub(crate) fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
-        let (block, header) = self.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
+    /// Notes that work on `stream` uses the live block.
+    pub(crate) fn record_stream(&self, block: BlockId, stream: StreamId) -> Result<()> {
+        let header = self.pool.directory.header(block);
         let mut state = self.pool.lock();
         header.check_live()?;
         self.pool.record_stream(&mut state, block, stream)?;
         drop(state);
-        self.ring.push(EventKind::RecordStream, ptr, header.requested(), stream, header.tag());
+        self.ring.push(EventKind::RecordStream, header.ptr(), header.requested(), stream, header.tag());
         Ok(())
     }
 

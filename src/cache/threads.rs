@@ -63,8 +63,12 @@ fn change_to(number: u64) -> Option<&'static ThreadCache> {
 }
 
 /// The calling thread's cache, a new one if need be. `None` while the thread is ending.
-#[cold]
 pub(super) fn current_or_new(device: &DeviceCache) -> Option<&'static ThreadCache> {
+    current(device.number).or_else(|| new(device))
+}
+
+#[cold]
+fn new(device: &DeviceCache) -> Option<&'static ThreadCache> {
     let number = device.number;
     let cache = MINE.try_with(|mine| {
         // A device's number is taken once, so that an entry that still bears it is this thread's own.

@@ -7,8 +7,10 @@ use super::{LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{Arena, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
 use crate::telemetry::Rung;
-use crate::units::{PAGE, align_up};
+use crate::units::{PAGE, align_down, align_up};
 
+/// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/256.
+const SLACK_SHIFT: u32 = 7;
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want {
@@ -104,6 +106,16 @@ impl Pool {
                 }
             }
         }
+        if want.range().0 == SMALL {
+            // Pages are rarely needed, and may be lying in magazines, slot by slot.
+            magazines.drain(self, state, Drain::All);
+            for retired in state.slabs.retire_empty() {
+                state.put_page(retired);
+            }
+            if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
+                return Ok(Some(found));
+            }
+        }
         if want.may_grow {
             if let Some(block) = self.grow(state, want, magazines, false)? {
                 return Ok(Some((block, Rung::NewChunk)));
@@ -189,7 +201,7 @@ impl Pool {
     }
 
     /// Learns how far the streams are that freed blocks wait for. Returns whether blocks became free.
-    fn advance_pending(&self, state: &mut PoolState) -> Climb<bool> {
+    pub(super) fn advance_pending(&self, state: &mut PoolState) -> Climb<bool> {
         if state.pending.bytes() == 0 {
             return Ok(false);
         }
@@ -323,11 +335,28 @@ impl Pool {
             }
             break growth;
         };
+        let growth = self.with_slack(state, zone, home, growth);
         state.space.map(growth.at, growth.bytes)?;
         let stamp = if private { u64::MAX } else { 0 };
         let node = state.zones[zone].fill(home, growth, home, stamp, usable);
         let node = state.zones[zone].take_from(node, size, alignment);
         self.enter(state, want, node)
+    }
+
+    /// Maps a little more than is needed while there is plenty, so that a program that repeats itself in a slightly different order
+    /// finds room the next time.
+    fn with_slack(&self, state: &mut PoolState, zone: usize, home: Owner, growth: Growth) -> Growth {
+        let chunk = state.space.chunk_size();
+        let spare = state.space.physical_bytes() >> SLACK_SHIFT;
+        let plenty = state.space.physical_bytes() + spare <= state.limit / 8 * 7;
+        let wanted = Growth { bytes: growth.bytes + align_down(spare, chunk), ..growth };
+        if !plenty || wanted.bytes == growth.bytes || !state.zones[zone].is_hole(home, wanted) {
+            return growth;
+        }
+        match self.create_chunks(state, wanted.bytes) {
+            Ok(()) if state.space.reserve_bytes() >= wanted.bytes => wanted,
+            _ => growth,
+        }
     }
 
     /// Creates chunks until the reserve holds `bytes`, the limit is reached, or the device has no more.
