@@ -10,7 +10,7 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr as _, DeviceSlice as _};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr as _};
 
 use crate::allocator::{Buffer, Plain};
 use crate::error::Result;
