@@ -1,6 +1,6 @@
 //! Instructions, by gungraun under valgrind: `cargo bench -p stratalloc-benches --bench instructions`. Counts repeat where times
 //! are noisy, so that a path that grows is noticed: each has a limit.
-#![allow(missing_docs, reason = "the macros make items without documentation")]
+#![allow(missing_docs, clippy::disallowed_methods, reason = "the macros make items without documentation, and exit")]
 
 use std::hint::black_box;
 
