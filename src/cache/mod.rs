@@ -2,10 +2,7 @@
 //!
 //! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::try_free`]: no lock, no atomic read-modify-write, no driver call. Everything else takes the pool's lock.
 
-#[cfg(not(loom))]
 mod gate;
-#[cfg(loom)]
-pub(crate) mod gate;
 mod magazine;
 mod stats;
 mod threads;

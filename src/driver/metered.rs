@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
 
 pub use super::call::CallKind;
 use super::{
@@ -24,7 +23,6 @@ pub struct Metered {
 struct Meter {
     count: AtomicU64,
     time_ns: AtomicU64,
-    wall_ns: AtomicU64,
 }
 
 impl Metered {
@@ -42,23 +40,17 @@ impl Metered {
     pub fn calls(&self) -> DriverCalls {
         let mut calls = DriverCalls::default();
         for (meter, tally) in self.meters.iter().zip(&mut calls.tallies) {
-            *tally = Tally {
-                count: meter.count.load(Relaxed),
-                time_ns: meter.time_ns.load(Relaxed),
-                wall_ns: meter.wall_ns.load(Relaxed),
-            };
+            *tally = Tally { count: meter.count.load(Relaxed), time_ns: meter.time_ns.load(Relaxed) };
         }
         calls
     }
 
     fn timed<T>(&self, kind: CallKind, call: impl FnOnce(&dyn Driver) -> T) -> T {
-        let start = Instant::now();
         let begin = self.inner.clock_ns();
         let result = call(&*self.inner);
         let meter = &self.meters[kind.index()];
         meter.count.fetch_add(1, Relaxed);
         meter.time_ns.fetch_add(self.inner.clock_ns().saturating_sub(begin), Relaxed);
-        meter.wall_ns.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
         result
     }
 }
@@ -70,8 +62,6 @@ pub struct Tally {
     pub count: u64,
     /// Their time on the driver's clock, in nanoseconds.
     pub time_ns: u64,
-    /// Their time on the wall, in nanoseconds: for a software device, what the simulation itself takes.
-    pub wall_ns: u64,
 }
 
 /// The calls made to a driver, by kind. Two snapshots subtract: `after - before` is what happened in between.
@@ -103,7 +93,6 @@ impl DriverCalls {
         self.tallies.iter().fold(Tally::default(), |sum, tally| Tally {
             count: sum.count + tally.count,
             time_ns: sum.time_ns + tally.time_ns,
-            wall_ns: sum.wall_ns + tally.wall_ns,
         })
     }
 }
@@ -116,7 +105,6 @@ impl std::ops::Sub for DriverCalls {
         for (tally, before) in self.tallies.iter_mut().zip(&earlier.tallies) {
             tally.count = tally.count.saturating_sub(before.count);
             tally.time_ns = tally.time_ns.saturating_sub(before.time_ns);
-            tally.wall_ns = tally.wall_ns.saturating_sub(before.wall_ns);
         }
         self
     }

@@ -203,8 +203,14 @@ impl Space {
 }
 
 impl Drop for Space {
-    /// Unmaps and releases everything. Failures have nowhere to go: the device's owner is going down with the space.
+    /// Unmaps and releases everything, once the device is done: what was freed in stream order may still be in use. Failures have nowhere to
+    /// go: the device's owner is going down with the space.
     fn drop(&mut self) {
+        let holds_any = self.mapped > 0 || !self.plain.is_empty();
+        if holds_any && self.driver.synchronize_device().is_err() {
+            // Memory under running work must stay where it is. It goes with the context.
+            return;
+        }
         for reservation in &self.reservations {
             let addr = |place: usize| DevicePtr(reservation.ptr.0 + place as u64 * self.chunk_size);
             let mut place = 0;

@@ -61,8 +61,6 @@ pub struct Call {
     pub count: u64,
     /// How long altogether, on the driver's own clock.
     pub time_ns: u64,
-    /// How long on the wall: what the software device itself takes.
-    pub wall_ns: u64,
 }
 
 impl Calls {
@@ -76,7 +74,6 @@ impl Calls {
         self.0.values().fold(Call::default(), |sum, call| Call {
             count: sum.count + call.count,
             time_ns: sum.time_ns + call.time_ns,
-            wall_ns: sum.wall_ns + call.wall_ns,
         })
     }
 }
@@ -91,7 +88,6 @@ impl Sub<&Calls> for &Calls {
             let call = Call {
                 count: now.count.saturating_sub(before.count),
                 time_ns: now.time_ns.saturating_sub(before.time_ns),
-                wall_ns: now.wall_ns.saturating_sub(before.wall_ns),
             };
             (call.count > 0).then_some((*name, call))
         };
@@ -175,14 +171,9 @@ impl Engine {
     /// All driver calls so far.
     pub fn driver_calls(&self) -> Calls {
         let calls = self.allocator.driver(DEVICE).expect("opened with this device").calls();
-        let call = |tally: Tally| Call { count: tally.count, time_ns: tally.time_ns, wall_ns: tally.wall_ns };
+        let call = |tally: Tally| Call { count: tally.count, time_ns: tally.time_ns };
         let called = CallKind::ALL.iter().map(|&kind| (kind.name(), calls.of(kind)));
         Calls(called.filter(|(_, tally)| tally.count > 0).map(|(name, tally)| (name, call(tally))).collect())
-    }
-
-    /// The wall time that the software device itself has taken so far, in nanoseconds.
-    pub fn device_wall_ns(&self) -> u64 {
-        self.driver_calls().total().wall_ns
     }
 
     /// Lets virtual time pass, as if the host were busy.
@@ -256,7 +247,7 @@ mod tests {
 
     #[test]
     fn two_snapshots_subtract() {
-        let call = |count, time_ns| Call { count, time_ns, wall_ns: 0 };
+        let call = |count, time_ns| Call { count, time_ns };
         let before = Calls([("cuMemCreate", call(2, 20)), ("cuMemMap", call(1, 5))].into());
         let after = Calls([("cuMemCreate", call(5, 60)), ("cuMemMap", call(1, 5)), ("cuMemUnmap", call(1, 7))].into());
         let since = &after - &before;

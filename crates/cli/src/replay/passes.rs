@@ -23,8 +23,6 @@ pub(super) struct Plan {
 pub(super) struct Measured {
     /// Wall time of each pass, in nanoseconds: from the first thread's start to the last one's end.
     pub(super) wall_ns: Vec<f64>,
-    /// The wall time that the software device took of each pass, over the threads.
-    pub(super) device_ns: Vec<f64>,
     /// Driver calls of the first pass.
     pub(super) first: Calls,
     /// Those of them after the first third of the trace.
@@ -68,7 +66,6 @@ pub(super) fn measure(trace: &Trace, setup: &Setup, plan: &Plan) -> Result<Measu
     })?;
 
     let mut measured = leader.finish()?;
-    measured.device_ns = measured.device_ns.iter().map(|ns| ns / plan.threads as f64).collect();
     measured.wall_ns = (0..plan.passes).map(|pass| wall_ns(spans.iter().map(|spans| spans[pass]))).collect();
     if plan.threads > 1 {
         measured.address_hash = None;
@@ -126,7 +123,6 @@ fn all_passes(
         if !gate.meet(rest)? {
             return Ok(spans);
         }
-        let device_before = leader.as_ref().map(|leader| leader.engine.device_wall_ns());
         let start = Instant::now();
         let mut outcome = follower.follow(0, third);
         if let (0, Some(leader)) = (pass, &mut leader) {
@@ -139,11 +135,7 @@ fn all_passes(
         if !gate.meet(outcome)? {
             return Ok(spans);
         }
-        let seen = leader.as_mut().map_or(Ok(()), |leader| {
-            let device_ns = leader.engine.device_wall_ns() - device_before.unwrap_or_default();
-            leader.device_ns.push(device_ns as f64);
-            leader.after_pass(pass, follower)
-        });
+        let seen = leader.as_mut().map_or(Ok(()), |leader| leader.after_pass(pass, follower));
         if !gate.meet(seen)? {
             return Ok(spans);
         }
@@ -160,7 +152,6 @@ struct Leader<'a> {
     after_first: Calls,
     peak_reserved_bytes: u64,
     peak_live_bytes: u64,
-    device_ns: Vec<f64>,
     hash: AddressHash,
 }
 
@@ -173,7 +164,6 @@ impl<'a> Leader<'a> {
             after_first: Calls::default(),
             peak_reserved_bytes: 0,
             peak_live_bytes: 0,
-            device_ns: Vec::new(),
             hash: AddressHash::new(),
         }
     }
@@ -195,7 +185,6 @@ impl<'a> Leader<'a> {
     fn finish(self) -> Result<Measured, Failure> {
         Ok(Measured {
             wall_ns: Vec::new(),
-            device_ns: self.device_ns,
             first: &self.after_first - &self.before,
             steady: &self.after_first - &self.at_third,
             later: &self.engine.driver_calls() - &self.after_first,
