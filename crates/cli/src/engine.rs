@@ -5,6 +5,7 @@ use std::env::VarError;
 use std::ops::Sub;
 use std::sync::Arc;
 
+use crate::bare::BareDriver;
 use stratalloc::config::Config;
 use stratalloc::driver::cuda::CudaDriver;
 use stratalloc::driver::metered::{CallKind, Tally};
@@ -46,6 +47,8 @@ pub struct Setup {
     pub checker: bool,
     /// The seed of all that it chooses.
     pub seed: u64,
+    /// Whether the calls that the allocator makes do nothing, so that its own time can be taken.
+    pub bare: bool,
     /// The allocator's configuration, as from [`configuration`].
     pub config: String,
 }
@@ -126,7 +129,9 @@ impl Engine {
             .seed(setup.seed)
             .build()?;
         let config = Config::parse(&setup.config)?;
-        let allocator = Allocator::builder().device(DeviceSpec::Driver(soft.clone())).config(config).build()?;
+        let driver: Arc<dyn Driver> =
+            if setup.bare { Arc::new(BareDriver::new(soft.clone())) } else { soft.clone() };
+        let allocator = Allocator::builder().device(DeviceSpec::Driver(driver)).config(config).build()?;
         Ok(Engine { allocator, soft })
     }
 

@@ -68,12 +68,12 @@ pub struct Figures {
     pub peak_reserved_bytes_all_passes: u64,
     /// 1 - peak live / peak reserved, of the first pass.
     pub fragmentation: f64,
-    /// The allocator's own time over the operations of one thread: wall time less what the software device itself took. The best pass but
-    /// the first, unless that is the only one.
+    /// The allocator's own time over the operations of one thread, from a second run on a device whose calls do nothing. The best pass
+    /// but the first, unless that is the only one.
     pub ns_per_op_min: f64,
     /// The same, the median pass.
     pub ns_per_op_median: f64,
-    /// The same with the time of the software device, the best pass.
+    /// The same on the software device, whose bookkeeping is part of it.
     pub ns_per_op_with_device_min: f64,
     /// Driver calls of the first pass.
     pub driver_calls: BTreeMap<&'static str, u64>,
@@ -137,12 +137,13 @@ impl Report {
         if plan.threads > 1 {
             self.peak_live_bytes = measured.peak_live_bytes;
         }
-        let cold = usize::from(plan.passes > 1);
-        let ops = self.ops.max(1) as f64;
-        let passes = || measured.wall_ns.iter().zip(&measured.device_ns).skip(cold);
-        let with_device = passes().map(|(wall, _)| wall / ops).fold(f64::INFINITY, f64::min);
-        let mut ns_per_op: Vec<f64> = passes().map(|(wall, device)| (wall - device).max(0.0) / ops).collect();
-        ns_per_op.sort_by(f64::total_cmp);
+        let per_op = |wall_ns: &[f64]| {
+            let warm = if plan.passes > 1 { &wall_ns[1..] } else { wall_ns };
+            let mut ns: Vec<f64> = warm.iter().map(|wall| wall / self.ops.max(1) as f64).collect();
+            ns.sort_by(f64::total_cmp);
+            ns
+        };
+        let (own, with_device) = (per_op(&measured.own_ns), per_op(&measured.wall_ns));
         let reserved = measured.peak_reserved_bytes;
         self.figures = Some(Figures {
             threads: plan.threads,
@@ -150,9 +151,9 @@ impl Report {
             peak_reserved_bytes: reserved,
             peak_reserved_bytes_all_passes: measured.peak_reserved_bytes_all,
             fragmentation: 1.0 - self.peak_live_bytes as f64 / reserved.max(1) as f64,
-            ns_per_op_min: ns_per_op.first().copied().unwrap_or_default(),
-            ns_per_op_median: median(&ns_per_op),
-            ns_per_op_with_device_min: with_device,
+            ns_per_op_min: own.first().copied().unwrap_or_default(),
+            ns_per_op_median: median(&own),
+            ns_per_op_with_device_min: with_device.first().copied().unwrap_or_default(),
             driver_calls: measured.first.0.iter().map(|(name, call)| (*name, call.count)).collect(),
             driver_time_us: measured.first.total().time_ns as f64 / 1e3,
             driver_time_steady_us: measured.steady.total().time_ns as f64 / 1e3,
@@ -203,7 +204,8 @@ pub(super) fn for_people(rows: &[Report], options: &Options, out: &mut impl Writ
         "reserved",
         "frag",
         "ns/op min",
-        "median", "with device",
+        "median",
+        "with device",
         "driver calls",
         "time ms",
         "steady ms",
