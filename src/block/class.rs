@@ -145,7 +145,10 @@ mod tests {
             for granule in 0..PAGE / GRANULE {
                 let offset = granule * GRANULE;
                 assert_eq!(u64::from(ClassId::slot_by_reciprocal(class.reciprocal(), offset)), offset / class.size());
-                assert_eq!(u64::from(ClassId::slot_by_reciprocal(class.reciprocal(), offset + GRANULE - 1)), offset / class.size());
+                assert_eq!(
+                    u64::from(ClassId::slot_by_reciprocal(class.reciprocal(), offset + GRANULE - 1)),
+                    offset / class.size()
+                );
             }
         }
     }

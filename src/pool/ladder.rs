@@ -80,12 +80,7 @@ impl Pool {
         self.climb(state, want, magazines)
     }
 
-    fn climb(
-        &self,
-        state: &mut PoolState,
-        want: Want,
-        magazines: &dyn Magazines,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
@@ -284,13 +279,7 @@ impl Pool {
     }
 
     /// Maps memory where that makes room: new chunks as long as the limit and the device allow; with `trim`, free ones from elsewhere.
-    fn grow(
-        &self,
-        state: &mut PoolState,
-        want: Want,
-        magazines: &dyn Magazines,
-        trim: bool,
-    ) -> Climb<Option<BlockId>> {
+    fn grow(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines, trim: bool) -> Climb<Option<BlockId>> {
         if !self.driver.properties().vmm {
             return self.grow_plain(state, want, magazines, trim);
         }

@@ -129,8 +129,7 @@ impl Engine {
             .seed(setup.seed)
             .build()?;
         let config = Config::parse(&setup.config)?;
-        let driver: Arc<dyn Driver> =
-            if setup.bare { Arc::new(BareDriver::new(soft.clone())) } else { soft.clone() };
+        let driver: Arc<dyn Driver> = if setup.bare { Arc::new(BareDriver::new(soft.clone())) } else { soft.clone() };
         let allocator = Allocator::builder().device(DeviceSpec::Driver(driver)).config(config).build()?;
         Ok(Engine { allocator, soft })
     }
