@@ -408,10 +408,10 @@ impl DeviceCache {
 
     #[inline]
     fn check_invariants(&self, state: &PoolState) {
-        if cfg!(feature = "validate") {
-            if let Err(what) = self.pool.validate(state) {
-                broken_invariant(self, &what);
-            }
+        if cfg!(feature = "validate")
+            && let Err(what) = self.pool.validate(state)
+        {
+            broken_invariant(self, &what);
         }
     }
 

@@ -98,7 +98,7 @@ impl Pool {
         let driver = Arc::new(Metered::new(driver));
         let properties = driver.properties();
         let capacity = properties.total_memory;
-        if properties.vmm && config.chunk.0 % properties.granularity != 0 {
+        if properties.vmm && !config.chunk.0.is_multiple_of(properties.granularity) {
             let detail =
                 format!("granularity {} does not divide the chunk size {}", properties.granularity, config.chunk.0);
             return Err(DriverError::new(DriverErrorKind::NotSupported, "cuMemGetAllocationGranularity", detail).into());
