@@ -153,11 +153,8 @@ impl Allocator {
             persistent: request.lifetime == Lifetime::Persistent,
             may_grow: !request.flags.contains(AllocFlags::NO_GROW),
         };
-        match device.alloc(inner) {
-            Ok(ptr) if request.flags.contains(AllocFlags::ZEROED) => self.zero(device, ptr, request),
-            Ok(ptr) => Ok(ptr),
-            Err(error) => self.observe(device, inner, error),
-        }
+        let ptr = device.alloc(inner).or_else(|error| self.observe(device, inner, error))?;
+        if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }
     }
 
     #[cold]
@@ -231,8 +228,15 @@ impl Allocator {
         self.shared.failed_drops.load(Relaxed)
     }
 
+    /// The device that a pointer belongs to: where its block is live, or else where it was. Plain memory that one device gave back may
+    /// have turned up on another.
     fn owner(&self, ptr: DevicePtr) -> Option<&DeviceCache> {
-        self.shared.devices.iter().find(|device| device.find(ptr).is_some()).map(|device| &**device)
+        let mut owners = self.shared.devices.iter().filter_map(|device| Some((&**device, device.find(ptr)?.1)));
+        let first = owners.next()?;
+        if first.1.check_live().is_ok() {
+            return Some(first.0);
+        }
+        Some(owners.find(|(_, header)| header.check_live().is_ok()).unwrap_or(first).0)
     }
 
     /// Says that work on `stream` uses the live block at `ptr`. Its free then takes effect when `stream`, too, has done what was submitted to it
