@@ -1,7 +1,7 @@
 //! Address space and physical memory of one device: reservations, the chunks mapped in them, and a reserve of chunks that are
 //! mapped nowhere. Where the driver has no virtual memory management, segments of plain memory take their place.
 //!
-//! Conservation: [`Space::physical_bytes`] == chunk size * (mapped + reserve) + bytes of plain segments.
+//! Conservation: [`Space::physical_bytes`] == chunk size * (mapped + stuck + reserve) + bytes of plain segments.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ pub struct Space {
     reservations: Vec<(DevicePtr, u64)>,
     /// By address.
     mapped: BTreeMap<u64, ChunkHandle>,
+    /// Mapped where a hole is meant to be, by address: the driver refused to undo a mapping that had failed half-way.
+    stuck: BTreeMap<u64, ChunkHandle>,
     /// Created, mapped nowhere.
     reserve: Vec<ChunkHandle>,
     /// Plain segments by address, with their sizes.
@@ -34,6 +36,7 @@ impl Space {
             chunk_size,
             reservations: Vec::new(),
             mapped: BTreeMap::new(),
+            stuck: BTreeMap::new(),
             reserve: Vec::new(),
             plain: BTreeMap::new(),
             physical: 0,
@@ -88,6 +91,7 @@ impl Space {
     /// Maps `bytes` at `at` with chunks of the reserve, which holds enough. All or nothing.
     pub fn map(&mut self, at: u64, bytes: u64) -> DriverResult<()> {
         assert!(bytes.is_multiple_of(self.chunk_size) && bytes <= self.reserve_bytes(), "the reserve is too small");
+        self.free_stuck(at, at + bytes)?;
         let addrs = (at..at + bytes).step_by(self.chunk_size as usize);
         for addr in addrs {
             let chunk = *self.reserve.last().expect("counted above");
@@ -104,8 +108,11 @@ impl Space {
     #[cold]
     fn undo_map(&mut self, at: u64, bytes: u64) {
         if bytes > 0 && self.unmap(at, bytes).is_err() {
-            // The chunks stay mapped at addresses that are a hole for the arena: lost, but harmless.
-            self.lose(at, bytes);
+            // The chunks stay mapped at addresses that are a hole for the arena, until those are wanted.
+            self.cleanup_failures += 1;
+            let mut rest = self.mapped.split_off(&at);
+            self.mapped.append(&mut rest.split_off(&(at + bytes)));
+            self.stuck.append(&mut rest);
         }
     }
 
@@ -119,16 +126,20 @@ impl Space {
         Ok(())
     }
 
-    fn lose(&mut self, at: u64, bytes: u64) {
-        self.cleanup_failures += 1;
-        for addr in (at..at + bytes).step_by(self.chunk_size as usize) {
-            self.mapped.remove(&addr);
+    /// Unmaps what is stuck in the range into the reserve.
+    fn free_stuck(&mut self, from: u64, to: u64) -> DriverResult<()> {
+        while let Some((&addr, &chunk)) = self.stuck.range(from..to).next() {
+            self.driver.unmap(DevicePtr(addr), self.chunk_size)?;
+            self.stuck.remove(&addr);
+            self.reserve.push(chunk);
         }
-        self.physical -= bytes;
+        Ok(())
     }
 
     /// Gives chunks of the reserve back to the driver until at most `keep` bytes are left there. Returns the bytes released.
     pub fn release_reserve(&mut self, keep: u64) -> u64 {
+        // What is stuck still is so afterwards, and counted.
+        let _ = self.free_stuck(0, u64::MAX);
         let mut released = 0;
         while self.reserve_bytes() > keep {
             let Some(chunk) = self.reserve.pop() else { break };
@@ -165,7 +176,7 @@ impl Space {
 
     /// Checks the conservation equation.
     pub fn validate(&self) -> Result<(), String> {
-        let chunks = (self.mapped.len() + self.reserve.len()) as u64 * self.chunk_size;
+        let chunks = (self.mapped.len() + self.stuck.len() + self.reserve.len()) as u64 * self.chunk_size;
         let total = chunks + self.plain.values().sum::<u64>();
         if total == self.physical { Ok(()) } else { Err(format!("{total} bytes of chunks, {} counted", self.physical)) }
     }
@@ -179,7 +190,8 @@ impl Space {
 impl Drop for Space {
     /// Unmaps and releases everything. Failures have nowhere to go: the device's owner is going down with the space.
     fn drop(&mut self) {
-        let mapped = std::mem::take(&mut self.mapped);
+        let mut mapped = std::mem::take(&mut self.mapped);
+        mapped.append(&mut self.stuck);
         let mut run: Option<(u64, u64)> = None;
         for &addr in mapped.keys() {
             run = match run {
