@@ -2,8 +2,8 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -128,8 +128,8 @@ struct Replay {
 }
 
 impl Replay {
-    fn new(text: &str) -> Replay {
-        let (device, allocator) = soft(SoftDevice::builder(16 * MIB).checker(true).event_lag_ns(1000), text);
+    fn new(text: &str, event_lag_ns: u64) -> Replay {
+        let (device, allocator) = soft(SoftDevice::builder(16 * MIB).checker(true).event_lag_ns(event_lag_ns), text);
         let [home, unknown, other] = [0; 3].map(|_| device.create_stream().unwrap());
         Replay { device, allocator, home, unknown, other }
     }
@@ -175,7 +175,12 @@ impl Replay {
 
 /// The memory of a released pool is nobody's before the device was waited for: a replay may still use it.
 fn released_pools_wait_for_the_device(text: &str, size: u64, count: usize, freed_before_release: bool) {
-    let scene = Replay::new(text);
+    for event_lag_ns in [0, 1000] {
+        released_pool_waits(&Replay::new(text, event_lag_ns), size, count, freed_before_release);
+    }
+}
+
+fn released_pool_waits(scene: &Replay, size: u64, count: usize, freed_before_release: bool) {
     let held = scene.capture(size, count);
     scene.launch(&held, size);
     if freed_before_release {
@@ -222,7 +227,7 @@ fn blocks_freed_after_their_pool_wait_for_the_device() {
 
 #[test]
 fn a_private_pool_keeps_its_memory_and_others_theirs() {
-    let scene = Replay::new("");
+    let scene = Replay::new("", 1000);
     let outside = scene.alloc(MIB, scene.home);
     scene.free(&[outside], MIB);
     let held = scene.capture(MIB, 3);

@@ -153,11 +153,8 @@ impl Allocator {
             persistent: request.lifetime == Lifetime::Persistent,
             may_grow: !request.flags.contains(AllocFlags::NO_GROW),
         };
-        match device.alloc(inner) {
-            Ok(ptr) if request.flags.contains(AllocFlags::ZEROED) => self.zero(device, ptr, request),
-            Ok(ptr) => Ok(ptr),
-            Err(error) => self.observe(device, inner, error),
-        }
+        let ptr = device.alloc(inner).or_else(|error| self.observe(device, inner, error))?;
+        if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }
     }
 
     #[cold]
@@ -231,9 +228,16 @@ impl Allocator {
         self.shared.failed_drops.load(Relaxed)
     }
 
+    /// The device and block that a pointer belongs to: where its block is live, or else where it was. Plain memory that one device gave back
+    /// may have turned up on another.
     fn locate(&self, ptr: DevicePtr) -> Option<(&DeviceCache, BlockId)> {
-        let found = |device: &'_ Arc<DeviceCache>| device.find(ptr).map(|(block, _)| block);
-        self.shared.devices.iter().find_map(|device| Some((&**device, found(device)?)))
+        let mut found = self.shared.devices.iter().filter_map(|device| Some((&**device, device.find(ptr)?)));
+        let (first, (block, header)) = found.next()?;
+        if header.check_live().is_ok() {
+            return Some((first, block));
+        }
+        let live = found.find(|(_, (_, header))| header.check_live().is_ok());
+        Some(live.map_or((first, block), |(device, (block, _))| (device, block)))
     }
 
     fn owner(&self, ptr: DevicePtr) -> Option<&DeviceCache> {

@@ -168,6 +168,9 @@ impl DeviceCache {
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();
+        if u64::from(granules) * GRANULE > pool.limit(&state) {
+            return Err(self.never_fits(&state, size));
+        }
         if self.tag_is_limited(tag) {
             self.check_tag_limit(tag, size)?;
         }
@@ -201,7 +204,7 @@ impl DeviceCache {
                 }
                 let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
                     Ok(Some(found)) => found,
-                    Ok(None) => return Err(self.no_room(&mut state, size, block_size)),
+                    Ok(None) => return Err(self.no_room(&mut state, size)),
                     Err(error) if error.is_out_of_memory() => {
                         return Err(pool.shortage(&mut state, size, self.live_bytes(), Some(error)));
                     }
@@ -281,12 +284,15 @@ impl DeviceCache {
         self.pool.count(&mut self.pool.lock(), Rung::Observer);
     }
 
+    /// Said before anything is moved or taken from the device for it.
     #[cold]
-    fn no_room(&self, state: &mut PoolState, size: u64, block_size: u64) -> Error {
+    fn never_fits(&self, state: &PoolState, size: u64) -> Error {
         let (limit, capacity) = (self.pool.limit(state), self.pool.capacity);
-        if block_size > limit {
-            return Error::NeverFits { size, capacity, limit: (limit < capacity).then_some(limit) };
-        }
+        Error::NeverFits { size, capacity, limit: (limit < capacity).then_some(limit) }
+    }
+
+    #[cold]
+    fn no_room(&self, state: &mut PoolState, size: u64) -> Error {
         self.ring.push(EventKind::OutOfMemory, DevicePtr::NULL, size, StreamId::DEFAULT, 0);
         self.pool.shortage(state, size, self.live_bytes(), None)
     }

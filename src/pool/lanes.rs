@@ -96,17 +96,22 @@ impl Lanes {
         1..self.list.len() as LaneId
     }
 
-    /// Makes the lanes of a private pool ordinary ones, whose blocks are for nobody until the device has been waited for.
+    /// Takes the lanes of a private pool from it: requests find them no more. They stay private, which is to say that their blocks
+    /// are for nobody, until the device has been waited for and [`Lanes::open`] says so.
     pub(super) fn dissolve(&mut self, pool: PoolId) -> Vec<LaneId> {
         self.by_key.retain(|&(_, private), _| private != Some(pool));
         let mut dissolved = Vec::new();
-        for (id, lane) in (0..).zip(&mut self.list) {
+        for (id, lane) in (0..).zip(&self.list) {
             if lane.private == Some(pool) {
-                lane.private = None;
                 dissolved.push(id);
             }
         }
         dissolved
+    }
+
+    /// Makes a dissolved lane an ordinary one.
+    pub(super) fn open(&mut self, lane: LaneId) {
+        self.list[lane as usize].private = None;
     }
 
     /// Whether a lane's clock has passed a stamp.

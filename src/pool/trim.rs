@@ -79,6 +79,7 @@ impl Pool {
             // Replays of a graph ran on streams that nobody told of: only the whole device is certain.
             self.driver.synchronize_device()?;
             for lane in std::mem::take(&mut state.dissolved) {
+                state.lanes.open(lane);
                 for zone in &mut state.zones {
                     zone.share(Owner(lane), u64::MAX);
                 }

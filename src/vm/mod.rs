@@ -1,7 +1,7 @@
 //! Address space and physical memory of one device: reservations, the chunks mapped in them, and a reserve of chunks that are
 //! mapped nowhere. Where the driver has no virtual memory management, segments of plain memory take their place.
 //!
-//! Conservation: [`Space::physical_bytes`] == chunk size * (mapped + reserve) + bytes of plain segments.
+//! Conservation: [`Space::physical_bytes`] == chunk size * (mapped + stuck + reserve) + bytes of plain segments.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,6 +27,8 @@ pub struct Space {
     reservations: Vec<Reservation>,
     /// Chunks mapped.
     mapped: u64,
+    /// Mapped where a hole is meant to be, by address: the driver refused to undo a mapping that had failed half-way.
+    stuck: BTreeMap<u64, ChunkHandle>,
     /// Created, mapped nowhere.
     reserve: Vec<ChunkHandle>,
     /// Plain segments by address, with their sizes.
@@ -44,6 +46,7 @@ impl Space {
             chunk_size,
             reservations: Vec::new(),
             mapped: 0,
+            stuck: BTreeMap::new(),
             reserve: Vec::new(),
             plain: BTreeMap::new(),
             physical: 0,
@@ -106,6 +109,7 @@ impl Space {
     /// Maps `bytes` at `at` with chunks of the reserve, which holds enough. All or nothing.
     pub fn map(&mut self, at: u64, bytes: u64) -> DriverResult<()> {
         assert!(bytes.is_multiple_of(self.chunk_size) && bytes <= self.reserve_bytes(), "the reserve is too small");
+        self.free_stuck(at, at + bytes)?;
         let (index, places) = self.places(at, bytes);
         let chunks = &mut self.reservations[index].chunks;
         if chunks.len() < places.end {
@@ -126,8 +130,13 @@ impl Space {
     #[cold]
     fn undo_map(&mut self, at: u64, bytes: u64) {
         if bytes > 0 && self.unmap(at, bytes).is_err() {
-            // The chunks stay mapped at addresses that are a hole for the arena: lost, but harmless.
-            self.lose(at, bytes);
+            // The chunks stay mapped at addresses that are a hole for the arena, until those are wanted.
+            self.cleanup_failures += 1;
+            let (index, places) = self.places(at, bytes);
+            self.mapped -= places.len() as u64;
+            let chunks = self.reservations[index].chunks[places].iter_mut().map(|chunk| chunk.take());
+            let addrs = (at..).step_by(self.chunk_size as usize);
+            self.stuck.extend(addrs.zip(chunks).filter_map(|(addr, chunk)| Some((addr, chunk?))));
         }
     }
 
@@ -141,16 +150,20 @@ impl Space {
         Ok(())
     }
 
-    fn lose(&mut self, at: u64, bytes: u64) {
-        self.cleanup_failures += 1;
-        let (index, places) = self.places(at, bytes);
-        self.mapped -= places.len() as u64;
-        self.reservations[index].chunks[places].fill(None);
-        self.physical -= bytes;
+    /// Unmaps what is stuck in the range into the reserve.
+    fn free_stuck(&mut self, from: u64, to: u64) -> DriverResult<()> {
+        while let Some((&addr, &chunk)) = self.stuck.range(from..to).next() {
+            self.driver.unmap(DevicePtr(addr), self.chunk_size)?;
+            self.stuck.remove(&addr);
+            self.reserve.push(chunk);
+        }
+        Ok(())
     }
 
     /// Gives chunks of the reserve back to the driver until at most `keep` bytes are left there. Returns the bytes released.
     pub fn release_reserve(&mut self, keep: u64) -> u64 {
+        // What is stuck still is so afterwards, and counted.
+        let _ = self.free_stuck(0, u64::MAX);
         let mut released = 0;
         while self.reserve_bytes() > keep {
             let Some(chunk) = self.reserve.pop() else { break };
@@ -191,7 +204,7 @@ impl Space {
         if found as u64 != self.mapped {
             return Err(format!("{found} chunks mapped, {} counted", self.mapped));
         }
-        let chunks = self.mapped * self.chunk_size + self.reserve_bytes();
+        let chunks = (self.mapped + self.stuck.len() as u64) * self.chunk_size + self.reserve_bytes();
         let total = chunks + self.plain.values().sum::<u64>();
         if total == self.physical { Ok(()) } else { Err(format!("{total} bytes of chunks, {} counted", self.physical)) }
     }
@@ -206,7 +219,7 @@ impl Drop for Space {
     /// Unmaps and releases everything, once the device is done: what was freed in stream order may still be in use. Failures have nowhere to
     /// go: the device's owner is going down with the space.
     fn drop(&mut self) {
-        let holds_any = self.mapped > 0 || !self.plain.is_empty();
+        let holds_any = self.mapped > 0 || !self.stuck.is_empty() || !self.plain.is_empty();
         if holds_any && self.driver.synchronize_device().is_err() {
             // Memory under running work must stay where it is. It goes with the context.
             return;
@@ -223,6 +236,10 @@ impl Drop for Space {
             for &chunk in reservation.chunks.iter().flatten() {
                 let _ = self.driver.release(chunk);
             }
+        }
+        for (&addr, &chunk) in &self.stuck {
+            let _ = self.driver.unmap(DevicePtr(addr), self.chunk_size);
+            let _ = self.driver.release(chunk);
         }
         for chunk in self.reserve.drain(..) {
             let _ = self.driver.release(chunk);
