@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use stratalloc::driver::cuda::CudaDriver;
-use stratalloc::interop::{CudarcBuffer, CudarcSlice, stream_id};
-use stratalloc::{AllocRequest, Allocator, DeviceSpec};
 use stratalloc::driver::{CaptureStatus, ChunkHandle, CopyOp, Driver, DriverErrorKind, EventId, EventStatus, Location};
+use stratalloc::interop::{CudarcBuffer, CudarcSlice, stream_id};
 use stratalloc::units::{ByteSize, DevicePtr, StreamId};
+use stratalloc::{AllocRequest, Allocator, DeviceSpec};
 
 /// A test, and whether it needs virtual memory management.
 struct Test {

@@ -130,12 +130,12 @@ impl Allocator {
     // Inlined always, so that a request is taken apart where it is made and never lies in memory.
     #[inline(always)]
     pub fn raw_alloc(&self, request: AllocRequest) -> Result<DevicePtr> {
-        if request.is_plain() {
-            if let Ok(device) = self.device(request.device) {
-                let ptr = device.try_alloc(request.size, request.stream, request.tag.0);
-                if !ptr.is_null() {
-                    return Ok(ptr);
-                }
+        if request.is_plain()
+            && let Ok(device) = self.device(request.device)
+        {
+            let ptr = device.try_alloc(request.size, request.stream, request.tag.0);
+            if !ptr.is_null() {
+                return Ok(ptr);
             }
         }
         self.alloc_slow(request)

@@ -273,7 +273,14 @@ impl Arena {
 
     /// Memory has been mapped: the range, inside one hole, becomes free for `owner`, coalesced with its `usable` neighbours.
     /// Returns the node that it is part of then.
-    pub fn fill(&mut self, home: Owner, growth: Growth, owner: Owner, stamp: u64, usable: impl Fn(Owner) -> bool) -> NodeId {
+    pub fn fill(
+        &mut self,
+        home: Owner,
+        growth: Growth,
+        owner: Owner,
+        stamp: u64,
+        usable: impl Fn(Owner) -> bool,
+    ) -> NodeId {
         let hole = self.hole_around(home, growth.at, growth.bytes).expect("growth lies in a hole");
         self.take_hole(hole);
         let id = self.cut(hole, growth.at, growth.bytes, |arena, rest| arena.put_hole(rest));

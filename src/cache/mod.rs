@@ -240,9 +240,8 @@ impl DeviceCache {
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
-        let keeps = cache.filter(|cache| {
-            !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes())
-        });
+        let keeps =
+            cache.filter(|cache| !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
             cache.tidy(&pool.directory, |idle| pool.put_back(&mut state, idle));
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
@@ -408,10 +407,10 @@ impl DeviceCache {
 
     #[inline]
     fn check_invariants(&self, state: &PoolState) {
-        if cfg!(feature = "validate") {
-            if let Err(what) = self.pool.validate(state) {
-                broken_invariant(self, &what);
-            }
+        if cfg!(feature = "validate")
+            && let Err(what) = self.pool.validate(state)
+        {
+            broken_invariant(self, &what);
         }
     }
 

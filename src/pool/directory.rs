@@ -290,7 +290,11 @@ impl<T: ZeroIsValid> LazyTable<T> {
             _ => Err(DriverError::new(
                 DriverErrorKind::Other,
                 "mmap",
-                format!("{} bytes of address space for metadata: {}", len * size_of::<T>(), std::io::Error::last_os_error()),
+                format!(
+                    "{} bytes of address space for metadata: {}",
+                    len * size_of::<T>(),
+                    std::io::Error::last_os_error()
+                ),
             )),
         }
     }

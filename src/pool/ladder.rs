@@ -80,30 +80,27 @@ impl Pool {
         self.climb(state, want, magazines)
     }
 
-    fn climb(
-        &self,
-        state: &mut PoolState,
-        want: Want,
-        magazines: &dyn Magazines,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
-        if may_ask && self.advance_pending(state)? {
-            if let Some(found) = found(self.search(state, want)?, Rung::Passed) {
-                return Ok(Some(found));
-            }
+        if may_ask
+            && self.advance_pending(state)?
+            && let Some(found) = found(self.search(state, want)?, Rung::Passed)
+        {
+            return Ok(Some(found));
         }
-        if may_ask && self.config.cross_stream_wait {
-            if let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait) {
-                return Ok(Some(found));
-            }
+        if may_ask
+            && self.config.cross_stream_wait
+            && let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait)
+        {
+            return Ok(Some(found));
         }
         for drain in [Drain::OwnLarge, Drain::Large] {
-            if magazines.drain(self, state, drain) > 0 {
-                if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
-                    return Ok(Some(found));
-                }
+            if magazines.drain(self, state, drain) > 0
+                && let Some(found) = found(self.search(state, want)?, Rung::Merge)
+            {
+                return Ok(Some(found));
             }
         }
         if want.range().0 == SMALL {
@@ -116,15 +113,16 @@ impl Pool {
                 return Ok(Some(found));
             }
         }
-        if want.may_grow {
-            if let Some(block) = self.grow(state, want, magazines, false)? {
-                return Ok(Some((block, Rung::NewChunk)));
-            }
+        if want.may_grow
+            && let Some(block) = self.grow(state, want, magazines, false)?
+        {
+            return Ok(Some((block, Rung::NewChunk)));
         }
-        if may_ask && self.advance(state)? | self.absorb(state, want) {
-            if let Some(found) = found(self.search(state, want)?, Rung::Passed) {
-                return Ok(Some(found));
-            }
+        if may_ask
+            && self.advance(state)? | self.absorb(state, want)
+            && let Some(found) = found(self.search(state, want)?, Rung::Passed)
+        {
+            return Ok(Some(found));
         }
         if !want.may_grow {
             return Ok(None);
@@ -155,10 +153,10 @@ impl Pool {
     /// Takes what is wanted from `owner`'s free memory.
     #[inline]
     fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
-        if let Kind::Slot(class) = want.kind {
-            if let Some((slab, slot)) = state.slabs.take(want.lane, class) {
-                return Ok(Some(directory::slot_id(slab, slot)));
-            }
+        if let Kind::Slot(class) = want.kind
+            && let Some((slab, slot)) = state.slabs.take(want.lane, class)
+        {
+            return Ok(Some(directory::slot_id(slab, slot)));
         }
         let (zone, size, alignment) = want.range();
         match state.zones[zone].take(owner, size, alignment) {
@@ -284,13 +282,7 @@ impl Pool {
     }
 
     /// Maps memory where that makes room: new chunks as long as the limit and the device allow; with `trim`, free ones from elsewhere.
-    fn grow(
-        &self,
-        state: &mut PoolState,
-        want: Want,
-        magazines: &dyn Magazines,
-        trim: bool,
-    ) -> Climb<Option<BlockId>> {
+    fn grow(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines, trim: bool) -> Climb<Option<BlockId>> {
         if !self.driver.properties().vmm {
             return self.grow_plain(state, want, magazines, trim);
         }
@@ -299,10 +291,11 @@ impl Pool {
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let chunk = state.space.chunk_size();
-        if trim && magazines.drain(self, state, Drain::All) > 0 {
-            if let Some(block) = self.search(state, want)? {
-                return Ok(Some(block));
-            }
+        if trim
+            && magazines.drain(self, state, Drain::All) > 0
+            && let Some(block) = self.search(state, want)?
+        {
+            return Ok(Some(block));
         }
         let growth = loop {
             let Some(growth) = state.zones[zone].plan_growth(home, size, alignment, chunk, usable) else {
@@ -396,10 +389,11 @@ impl Pool {
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
         // A 64th of the device at a time for what is smaller than that, so that segments stay few.
         let wanted = least.max((self.capacity >> 6).min(64 << 20));
-        if trim && magazines.drain(self, state, Drain::All) > 0 {
-            if let Some(block) = self.search(state, want)? {
-                return Ok(Some(block));
-            }
+        if trim
+            && magazines.drain(self, state, Drain::All) > 0
+            && let Some(block) = self.search(state, want)?
+        {
+            return Ok(Some(block));
         }
         for bytes in [wanted, least] {
             let Some(bytes) = align_up(bytes, PAGE) else { return Ok(None) };

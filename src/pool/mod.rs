@@ -98,8 +98,9 @@ impl Pool {
         let driver = Arc::new(Metered::new(driver));
         let properties = driver.properties();
         let capacity = properties.total_memory;
-        if properties.vmm && config.chunk.0 % properties.granularity != 0 {
-            let detail = format!("granularity {} does not divide the chunk size {}", properties.granularity, config.chunk.0);
+        if properties.vmm && !config.chunk.0.is_multiple_of(properties.granularity) {
+            let detail =
+                format!("granularity {} does not divide the chunk size {}", properties.granularity, config.chunk.0);
             return Err(DriverError::new(DriverErrorKind::NotSupported, "cuMemGetAllocationGranularity", detail).into());
         }
         let space = Space::new(driver.clone(), config.chunk.0);
@@ -323,5 +324,6 @@ impl Drop for Pool {
 
 #[cold]
 fn too_many_streams() -> Error {
-    DriverError::new(DriverErrorKind::NotSupported, "stream", "more than 65,535 streams were used with one device").into()
+    DriverError::new(DriverErrorKind::NotSupported, "stream", "more than 65,535 streams were used with one device")
+        .into()
 }

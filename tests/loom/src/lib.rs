@@ -19,4 +19,3 @@ mod stream;
 mod sync;
 #[path = "../../../src/units.rs"]
 mod units;
-
