@@ -158,7 +158,9 @@ impl DeviceCache {
             // A class that is a power of two has all its slots at multiples of it.
             return self.alloc_slow(request, (padded.next_power_of_two() / GRANULE) as u32);
         }
-        self.alloc_slow(request, block_granules(size) as u32)
+        // No slot is sure to be aligned to more than the largest class: the smallest block of an arena is.
+        let least = if alignment > CLASS_SIZE_MAX { CLASS_SIZE_MAX + 1 } else { 1 };
+        self.alloc_slow(request, block_granules(size.max(least)) as u32)
     }
 
     /// Hands out a block under the pool's lock.
@@ -172,7 +174,8 @@ impl DeviceCache {
             self.check_tag_limit(tag, size)?;
         }
         let block_size = u64::from(granules) * GRANULE;
-        let is_slot = block_size <= CLASS_SIZE_MAX;
+        // Slots are aligned to the largest power of two that divides their class, and none is larger than the largest class.
+        let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX;
         let cached = cache.filter(|_| !pool.capturing(&state));
         let lane = match cached.map(|cache| cache.lane(stream)) {
             Some(lane) if lane != LaneBits::NONE => lane.lane(),

@@ -13,9 +13,7 @@ impl Pool {
     /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; largest
     /// free blocks first. Nodes that touch `spare` are left alone. Returns the bytes gained.
     pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64, spare: Option<RangeInclusive<u64>>) -> Climb<u64> {
-        for retired in state.slabs.retire_empty() {
-            state.put_page(retired);
-        }
+        self.retire_empty(state);
         if !state.private.capturing() {
             self.advance(state)?;
         }
@@ -66,8 +64,16 @@ impl Pool {
         Ok(gained)
     }
 
+    /// Frees the pages of empty slabs. Returns whether there were any.
+    fn retire_empty(&self, state: &mut PoolState) -> bool {
+        let retired = state.slabs.retire_empty();
+        retired.iter().for_each(|&retired| state.put_page(retired));
+        !retired.is_empty()
+    }
+
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
     pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
+        self.retire_empty(state);
         let mut waited = false;
         if !state.dissolved.is_empty() {
             // Replays of a graph ran on streams that nobody told of: only the whole device is certain.
@@ -85,8 +91,15 @@ impl Pool {
             waited = true;
         }
         self.finish_pending(state);
-        self.share_passed(state);
-        Ok(waited)
+        if self.retire_empty(state) {
+            // What waited brought slabs home, whose pages are freed only now.
+            let PoolState { lanes, events, .. } = &mut *state;
+            for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
+                clock.wait(&*self.driver, events)?;
+            }
+        }
+        // Nothing may be left to wait for, and yet neighbours that streams passed long ago come together only here.
+        Ok(self.share_passed(state) | waited)
     }
 
     /// Takes back what threads have in magazines, waits for the streams, and gives free chunks back to the device until at most `keep` bytes

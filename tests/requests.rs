@@ -1,0 +1,240 @@
+//! What requests may ask for beyond bytes, and several devices side by side.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use common::rig::{MIB, check, check_empties, soft, stats};
+use parking_lot::Mutex;
+use stratalloc::driver::Driver;
+use stratalloc::driver::soft::{Access, SoftDevice};
+use stratalloc::{
+    AllocFlags, AllocRequest, Allocator, DevicePtr, DeviceSpec, Error, Lifetime, OomAction, PoolId, Rung, StreamId,
+};
+
+fn is_zero(allocator: &Allocator, ptr: DevicePtr, size: u64) -> bool {
+    let mut bytes = vec![1; size as usize];
+    allocator.driver(0).unwrap().read(&mut bytes, ptr, StreamId::DEFAULT).unwrap();
+    bytes.iter().all(|&byte| byte == 0)
+}
+
+fn dirty(allocator: &Allocator, size: u64) -> DevicePtr {
+    let ptr = allocator.raw_alloc(AllocRequest::new(size)).unwrap();
+    allocator.driver(0).unwrap().fill(ptr, size, 0xab, StreamId::DEFAULT).unwrap();
+    ptr
+}
+
+#[test]
+fn zeroed_memory_is_zero() {
+    let (_, allocator) = soft(SoftDevice::builder(64 * MIB), "");
+    for size in [1, 700, 9000, MIB, 3 * MIB + 7] {
+        allocator.raw_free(dirty(&allocator, size)).unwrap();
+        let request = AllocRequest::new(size).flags(AllocFlags::ZEROED);
+        let block = allocator.alloc(request).unwrap();
+        assert!(is_zero(&allocator, block.ptr(), size), "{size}");
+    }
+    check_empties(&allocator, 0);
+}
+
+#[test]
+fn zeroed_memory_is_zero_after_an_observer_made_room() {
+    let (_, allocator) = soft(SoftDevice::builder(16 * MIB), "");
+    let hoard = Arc::new(Mutex::new(Some(dirty(&allocator, 14 * MIB))));
+    let (again, given) = (allocator.clone(), hoard.clone());
+    allocator.add_oom_observer(move |shortage| match given.lock().take() {
+        Some(ptr) => {
+            assert_eq!((shortage.size, shortage.live), (10 * MIB, 14 * MIB));
+            again.raw_free(ptr).unwrap();
+            OomAction::Retry
+        }
+        None => OomAction::Fail,
+    });
+    let block = allocator.alloc(AllocRequest::new(10 * MIB).flags(AllocFlags::ZEROED)).unwrap();
+    assert!(is_zero(&allocator, block.ptr(), 10 * MIB));
+    assert_eq!(check(&allocator, 0).rung(Rung::Observer), 1);
+    drop(block);
+    check_empties(&allocator, 0);
+}
+
+#[test]
+fn observers_are_asked_with_numbers_and_may_be_removed() {
+    let (_, allocator) = soft(SoftDevice::builder(16 * MIB), "");
+    let asked = Arc::new(AtomicBool::new(false));
+    let seen = asked.clone();
+    let number = allocator.add_oom_observer(move |shortage| {
+        assert_eq!((shortage.size, shortage.capacity), (10 * MIB, 16 * MIB));
+        seen.store(true, Relaxed);
+        OomAction::Fail
+    });
+    let held = allocator.alloc(AllocRequest::new(8 * MIB)).unwrap();
+    assert!(matches!(allocator.raw_alloc(AllocRequest::new(10 * MIB)), Err(Error::OutOfMemory(_))));
+    assert!(asked.swap(false, Relaxed));
+    assert!(allocator.remove_oom_observer(number) && !allocator.remove_oom_observer(number));
+    assert!(allocator.raw_alloc(AllocRequest::new(10 * MIB)).is_err());
+    assert!(!asked.load(Relaxed));
+    // One that always wants another try is not asked for ever.
+    allocator.add_oom_observer(|_| OomAction::Retry);
+    assert!(matches!(allocator.raw_alloc(AllocRequest::new(10 * MIB)), Err(Error::OutOfMemory(_))));
+    drop(held);
+    check_empties(&allocator, 0);
+}
+
+#[test]
+fn lifetimes_lie_apart_and_come_back() {
+    let (_, allocator) = soft(SoftDevice::builder(64 * MIB), "");
+    let alloc = |lifetime| allocator.raw_alloc(AllocRequest::new(600 << 10).lifetime(lifetime)).unwrap();
+    let held: Vec<_> = (0..30)
+        .flat_map(|_| [Lifetime::Persistent, Lifetime::Transient, Lifetime::Unknown])
+        .map(|lifetime| (lifetime, alloc(lifetime)))
+        .collect();
+    let pages = |persistent: bool| {
+        let of = held.iter().filter(move |(lifetime, _)| (*lifetime == Lifetime::Persistent) == persistent);
+        of.map(|(_, ptr)| ptr.0 / (2 * MIB)).collect::<Vec<_>>()
+    };
+    assert!(pages(true).iter().all(|page| !pages(false).contains(page)));
+    held.iter().for_each(|&(_, ptr)| allocator.raw_free(ptr).unwrap());
+    check_empties(&allocator, 0);
+}
+
+#[test]
+fn a_page_that_went_from_one_device_to_another_is_freed_there() {
+    // Without virtual memory management addresses go back to the system, and may turn up on another device.
+    let device = || DeviceSpec::Driver(SoftDevice::builder(32 * MIB).vmm(false).build().unwrap());
+    let allocator = Allocator::builder().device(device()).device(device()).build().unwrap();
+    for (size, device) in
+        [(8 * MIB, 0), (8 * MIB, 1), (3000, 0), (3000, 1), (MIB, 0), (MIB, 1), (4 * MIB, 0), (8 * MIB, 1)]
+    {
+        let ptr = allocator.raw_alloc(AllocRequest::new(size).device(device)).unwrap();
+        assert!(allocator.usable_size(ptr).unwrap() >= size);
+        allocator.record_stream(ptr, StreamId(0)).unwrap();
+        allocator.raw_free_on(ptr, device).unwrap();
+        let ptr = allocator.raw_alloc(AllocRequest::new(size).device(device)).unwrap();
+        allocator.raw_free(ptr).unwrap();
+        [0, 1].into_iter().for_each(|device| check_empties(&allocator, device));
+    }
+}
+
+// ---- private pools ----
+
+/// A graph whose memory came from a private pool, on a stream that the allocator never hears of.
+struct Replay {
+    device: Arc<SoftDevice>,
+    allocator: Allocator,
+    home: StreamId,
+    unknown: StreamId,
+    other: StreamId,
+}
+
+impl Replay {
+    fn new(text: &str) -> Replay {
+        let (device, allocator) = soft(SoftDevice::builder(16 * MIB).checker(true).event_lag_ns(1000), text);
+        let [home, unknown, other] = [0; 3].map(|_| device.create_stream().unwrap());
+        Replay { device, allocator, home, unknown, other }
+    }
+
+    /// Memory that the pool hands out during a capture.
+    fn capture(&self, size: u64, count: usize) -> Vec<DevicePtr> {
+        self.allocator.begin_private_pool(0, PoolId(1), |_| true).unwrap();
+        let held = (0..count).map(|_| self.alloc(size, self.home)).collect();
+        self.allocator.end_private_pool(0, PoolId(1)).unwrap();
+        held
+    }
+
+    fn alloc(&self, size: u64, stream: StreamId) -> DevicePtr {
+        let ptr = self.allocator.raw_alloc(AllocRequest::new(size).stream(stream)).unwrap();
+        self.device.note_alloc(ptr, size, stream);
+        ptr
+    }
+
+    fn free(&self, held: &[DevicePtr], size: u64) {
+        for &ptr in held {
+            self.device.note_free(ptr, size);
+            self.allocator.raw_free(ptr).unwrap();
+        }
+    }
+
+    /// A replay under way that uses the memory.
+    fn launch(&self, held: &[DevicePtr], size: u64) {
+        let event = self.device.create_event().unwrap();
+        self.device.record_event(event, self.home).unwrap();
+        self.device.wait_event(self.unknown, event).unwrap();
+        self.device.destroy_event(event).unwrap();
+        let accesses: Vec<_> = held.iter().map(|&ptr| Access::write(ptr, size)).collect();
+        self.device.launch(self.unknown, &accesses, 1_000_000).unwrap();
+    }
+
+    #[track_caller]
+    fn is_clean(&self) {
+        if let Some(report) = self.device.reports().first() {
+            panic!("{report}");
+        }
+    }
+}
+
+/// The memory of a released pool is nobody's before the device was waited for: a replay may still use it.
+fn released_pools_wait_for_the_device(text: &str, size: u64, count: usize, freed_before_release: bool) {
+    let scene = Replay::new(text);
+    let held = scene.capture(size, count);
+    scene.launch(&held, size);
+    if freed_before_release {
+        scene.free(&held, size);
+        scene.allocator.release_private_pool(0, PoolId(1)).unwrap();
+    } else {
+        scene.allocator.release_private_pool(0, PoolId(1)).unwrap();
+        scene.free(&held, size);
+    }
+    for (size, stream) in [(size, scene.home), (size, scene.other), (14 * MIB, scene.other)] {
+        let ptr = scene.alloc(size, stream);
+        scene.is_clean();
+        check(&scene.allocator, 0);
+        scene.free(&[ptr], size);
+    }
+    check_empties(&scene.allocator, 0);
+    scene.is_clean();
+}
+
+#[test]
+fn a_released_pool_of_large_blocks_waits_for_the_device() {
+    released_pools_wait_for_the_device("", 5 * MIB, 2, true);
+    released_pools_wait_for_the_device("", 3 * MIB, 4, true);
+}
+
+#[test]
+fn a_released_pool_of_slots_waits_for_the_device() {
+    released_pools_wait_for_the_device("", 48 << 10, 170, true);
+    released_pools_wait_for_the_device("magazine:0", 48 << 10, 170, true);
+}
+
+#[test]
+fn a_released_pool_waits_for_the_device_though_streams_may_wait() {
+    released_pools_wait_for_the_device("cross_stream_wait:true", 5 * MIB, 2, true);
+    released_pools_wait_for_the_device("cross_stream_wait:true", 48 << 10, 170, true);
+}
+
+#[test]
+fn blocks_freed_after_their_pool_wait_for_the_device() {
+    released_pools_wait_for_the_device("", 5 * MIB, 2, false);
+    released_pools_wait_for_the_device("", 48 << 10, 170, false);
+    released_pools_wait_for_the_device("cross_stream_wait:true", 5 * MIB, 2, false);
+}
+
+#[test]
+fn a_private_pool_keeps_its_memory_and_others_theirs() {
+    let scene = Replay::new("");
+    let outside = scene.alloc(MIB, scene.home);
+    scene.free(&[outside], MIB);
+    let held = scene.capture(MIB, 3);
+    assert!(!held.contains(&outside));
+    scene.free(&held, MIB);
+    let events = stats(&scene.allocator);
+    for _ in 0..4 {
+        let ptr = scene.alloc(MIB, scene.home);
+        assert!(!held.contains(&ptr));
+    }
+    assert!(stats(&scene.allocator).allocs > events.allocs);
+    // A second capture into the same pool finds what the first left.
+    let second = scene.capture(MIB, 3);
+    assert!(second.iter().all(|ptr| held.contains(ptr)));
+    scene.is_clean();
+}
