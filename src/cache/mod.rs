@@ -158,7 +158,9 @@ impl DeviceCache {
             // A class that is a power of two has all its slots at multiples of it.
             return self.alloc_slow(request, (padded.next_power_of_two() / GRANULE) as u32);
         }
-        self.alloc_slow(request, block_granules(size) as u32)
+        // No slot is sure to be aligned to more than the largest class: the smallest block of an arena is.
+        let least = if alignment > CLASS_SIZE_MAX { CLASS_SIZE_MAX + 1 } else { 1 };
+        self.alloc_slow(request, block_granules(size.max(least)) as u32)
     }
 
     /// Hands out a block under the pool's lock.
