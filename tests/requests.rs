@@ -244,3 +244,15 @@ fn a_private_pool_keeps_its_memory_and_others_theirs() {
     assert!(second.iter().all(|ptr| held.contains(ptr)));
     scene.is_clean();
 }
+
+#[test]
+fn blocks_of_a_pool_that_waited_for_streams_come_back_too() {
+    let scene = Replay::new("", 1000);
+    for size in [9000, 3 * MIB] {
+        let held = scene.capture(size, 2);
+        scene.allocator.record_stream(held[0], scene.other).unwrap();
+        scene.free(&held, size);
+        scene.allocator.release_private_pool(0, PoolId(1)).unwrap();
+        check_empties(&scene.allocator, 0);
+    }
+}

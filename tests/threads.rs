@@ -92,10 +92,13 @@ fn run_churn(allocator: &Allocator, threads: u64, steps: u64, size_max: u64, see
         .collect();
     // Sender i goes to thread i + 1; each thread sends on its own channel and reads its neighbour's.
     thread::scope(|scope| {
-        for (index, ends) in ends.drain(..).enumerate() {
+        let spawn = |(index, ends)| {
             let owners = &owners;
-            scope.spawn(move || churn(allocator, owners, seed + index as u64, steps, size_max, ends));
-        }
+            scope.spawn(move || churn(allocator, owners, seed + index as u64, steps, size_max, ends))
+        };
+        let handles: Vec<_> = ends.drain(..).enumerate().map(spawn).collect();
+        // The end of a scope does not wait for what threads do on their way out.
+        handles.into_iter().for_each(|handle| handle.join().unwrap());
     });
     assert_eq!(owners.bytes.load(Relaxed), 0);
     let stats = check(allocator, 0);
@@ -163,7 +166,10 @@ fn threads_that_end_bring_their_blocks_back() {
         });
         let now = check(&allocator, 0);
         assert_eq!((now.magazines, now.live.current), (0, 5000 + 3 * MIB), "round {round}");
-        left.into_iter().for_each(|ptr| allocator.raw_free(ptr).unwrap());
+        thread::scope(|scope| {
+            let free = || left.into_iter().for_each(|ptr| allocator.raw_free(ptr).unwrap());
+            scope.spawn(free).join().unwrap();
+        });
     }
     assert!(stats(&allocator).reserved.peak <= 16 * MIB, "{:#?}", stats(&allocator));
     check_empties(&allocator, 0);
@@ -263,10 +269,7 @@ fn statistics_and_settings_may_be_used_while_threads_work() {
         for seed in 0..3 {
             let (allocator, stop) = (&allocator, &stop);
             scope.spawn(move || {
-                let (_, inbox) = channel();
-                let owners = Owners::default();
-                let (next, _inbox) = channel();
-                churn(allocator, &owners, seed, 30_000, 100 * KIB, (next, inbox));
+                churn(allocator, &Owners::default(), seed, 30_000, 100 * KIB, channel());
                 stop.fetch_add(1, Relaxed);
             });
         }

@@ -74,17 +74,10 @@ impl Pool {
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
     pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
         self.retire_empty(state);
-        let mut waited = false;
-        if !state.dissolved.is_empty() {
+        let mut waited = !state.dissolved.is_empty();
+        if waited {
             // Replays of a graph ran on streams that nobody told of: only the whole device is certain.
             self.driver.synchronize_device()?;
-            for lane in std::mem::take(&mut state.dissolved) {
-                state.lanes.open(lane);
-                for zone in &mut state.zones {
-                    zone.share(Owner(lane), u64::MAX);
-                }
-            }
-            waited = true;
         }
         let PoolState { lanes, events, .. } = &mut *state;
         for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
@@ -97,6 +90,13 @@ impl Pool {
             let PoolState { lanes, events, .. } = &mut *state;
             for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
                 clock.wait(&*self.driver, events)?;
+            }
+        }
+        // After all that was freed on these lanes has come home, with stamps that no clock passes.
+        for lane in std::mem::take(&mut state.dissolved) {
+            state.lanes.open(lane);
+            for zone in &mut state.zones {
+                zone.share(Owner(lane), u64::MAX);
             }
         }
         // Nothing may be left to wait for, and yet neighbours that streams passed long ago come together only here.
