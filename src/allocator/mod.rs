@@ -248,8 +248,8 @@ impl Allocator {
     /// before the free. Call it before freeing, once for every stream other than the home stream.
     pub fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
         match self.shared.first.find(ptr) {
-            Some((block, _)) => self.shared.first.record_stream(block, stream),
-            None => {
+            Some((block, header)) if header.check_live().is_ok() => self.shared.first.record_stream(block, stream),
+            _ => {
                 let (device, block) = self.locate(ptr).ok_or(Error::InvalidPointer { ptr })?;
                 device.record_stream(block, stream)
             }
