@@ -235,6 +235,32 @@ fn many_allocators_one_after_another_do_not_grow() {
     }
 }
 
+/// A thread outlives an allocator that it used. The cache that it had there must not go to another thread as long as it knows of it.
+#[test]
+fn no_two_threads_share_a_cache_after_an_allocator_has_gone() {
+    let (jobs, inbox) = channel::<Allocator>();
+    let (done, results) = channel();
+    let worker = thread::spawn(move || {
+        for allocator in inbox {
+            drop(allocator.alloc(request(512, StreamId::DEFAULT)).unwrap());
+            drop(allocator);
+            done.send(()).unwrap();
+        }
+    });
+    jobs.send(open(64, "")).unwrap();
+    results.recv().unwrap();
+    let second = open(64, "");
+    drop(second.alloc(request(512, StreamId::DEFAULT)).unwrap());
+    let one_cache = stats(&second).metadata;
+    jobs.send(second.clone()).unwrap();
+    results.recv().unwrap();
+    assert!(stats(&second).metadata > one_cache, "two threads, one cache");
+    drop(jobs);
+    worker.join().unwrap();
+    assert_eq!(stats(&second).metadata, one_cache, "the worker's has been given back");
+    check_empties(&second, 0);
+}
+
 #[test]
 fn a_thread_changes_between_allocators() {
     for count in [2, 3, 12] {
