@@ -384,3 +384,18 @@ fn configurations_made_by_hand_are_checked_too() {
         assert!(matches!(built, Err(Error::Config(ConfigError::InvalidValue { key: refused, .. })) if refused == key));
     }
 }
+
+#[test]
+fn filters_may_own_memory() {
+    let (_, allocator) = soft(SoftDevice::builder(64 * MIB), "");
+    let owning = || {
+        let block = allocator.alloc(AllocRequest::new(3 * MIB)).unwrap().into_owned();
+        move |_: StreamId| block.size() == 0
+    };
+    let filter = owning();
+    allocator.begin_private_pool(0, PoolId(1), filter).unwrap();
+    allocator.begin_private_pool(0, PoolId(1), owning()).unwrap_err();
+    allocator.end_private_pool(0, PoolId(1)).unwrap();
+    allocator.release_private_pool(0, PoolId(1)).unwrap();
+    check_empties(&allocator, 0);
+}
