@@ -11,7 +11,7 @@ use std::thread;
 use common::rig::{KIB, MIB, Rng, check, check_empties, request, soft, stats};
 use parking_lot::Mutex;
 use stratalloc::driver::soft::{Backing, SoftDevice};
-use stratalloc::{Allocator, DevicePtr, Error, StreamId};
+use stratalloc::{Allocator, DevicePtr, Error, EventKind, StreamId};
 
 fn open(mib: u64, text: &str) -> Allocator {
     soft(SoftDevice::builder(mib * MIB).backing(Backing::AddressesOnly), text).1
@@ -308,4 +308,23 @@ fn statistics_and_settings_may_be_used_while_threads_work() {
         }
     });
     check_empties(&allocator, 0);
+}
+
+#[test]
+fn traced_events_are_in_order() {
+    let allocator = open(64, "trace:1000000");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..20_000).for_each(|_| drop(allocator.alloc(request(3 * MIB, StreamId(0))).unwrap())));
+        }
+    });
+    let mut live = std::collections::HashSet::new();
+    for event in allocator.events(0).unwrap() {
+        let in_order = match event.kind {
+            EventKind::Alloc => live.insert(event.ptr),
+            EventKind::Free => live.remove(&event.ptr),
+            _ => true,
+        };
+        assert!(in_order, "{event:?}");
+    }
 }

@@ -228,7 +228,7 @@ impl DeviceCache {
             cache.fold_drifted(pool);
         }
         self.check_invariants(&state);
-        drop(state);
+        // Before anyone else can have the block, so that events are in order.
         self.ring.push(EventKind::Alloc, ptr, size, stream, tag);
         Ok(ptr)
     }
@@ -260,7 +260,6 @@ impl DeviceCache {
             }
         }
         self.check_invariants(&state);
-        drop(state);
         self.ring.push(EventKind::Free, ptr, requested, stream, tag);
         Ok(())
     }
