@@ -371,7 +371,8 @@ fn a_request_that_may_not_grow_takes_only_what_is_there() {
 
 #[test]
 fn configurations_made_by_hand_are_checked_too() {
-    let set: [(&str, fn(&mut Config)); 4] = [
+    type Set = fn(&mut Config);
+    let set: [(&str, Set); 4] = [
         ("chunk", |config| config.chunk = ByteSize(0)),
         ("chunk", |config| config.chunk = ByteSize(6 << 20)),
         ("magazine", |config| config.magazine = f64::NAN),
