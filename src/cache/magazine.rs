@@ -19,8 +19,9 @@ const BUCKETS: usize = 512;
 /// Large blocks keep to the last so many, which can be looked through in a moment.
 const LARGE_BUCKETS: usize = 64;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
-/// Large blocks that may be freed to stacks before those that nobody has asked for since are put back into the pool.
-const LARGE_FREES: i32 = 32;
+/// Large blocks that are freed to the stacks before these are emptied of them, at the next request that they cannot serve. Each emptying is
+/// dear, and what stays in the stacks cannot coalesce.
+const LARGE_FREES: i32 = 256;
 /// Buckets that a key may be in.
 const PROBES: usize = 4;
 /// Streams whose lanes a thread remembers, besides the last one.
@@ -50,8 +51,6 @@ struct Bucket {
     allocs: AtomicU64,
     /// Blocks freed to here.
     frees: AtomicU64,
-    /// `allocs` when the stacks were last tidied.
-    allocs_before: AtomicU64,
     /// The block on top, or [`NO_BLOCK`].
     head: AtomicU32,
 }
@@ -64,7 +63,6 @@ impl Bucket {
         top: AtomicU64::new(0),
         allocs: AtomicU64::new(0),
         frees: AtomicU64::new(0),
-        allocs_before: AtomicU64::new(0),
         head: AtomicU32::new(NO_BLOCK),
     };
 
@@ -158,10 +156,10 @@ pub(crate) struct ThreadCache {
     held_max: AtomicI64,
     /// How far counts may drift from the sums, in bytes.
     drift_max: AtomicI64,
-    /// Large blocks that may still be freed to stacks before they are tidied.
+    /// Large blocks that may still be freed to the stacks before these are stale.
     large_frees: AtomicI32,
-    /// Whether large blocks were kept when the stacks were last tidied.
-    kept_large: AtomicBool,
+    /// Whether all of those have been freed since the stacks were last emptied of large blocks.
+    stale: AtomicBool,
     /// Streams and their lanes, as [`LaneBits`].
     streams: [(AtomicU64, AtomicU64); STREAMS],
     tags: [AtomicI64; TAGS],
@@ -196,7 +194,7 @@ impl ThreadCache {
             held_max: AtomicI64::new(0),
             drift_max: AtomicI64::new(0),
             large_frees: AtomicI32::new(LARGE_FREES),
-            kept_large: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
             sizes: [const { AtomicU64::new(0) }; SIZE_COUNTS],
@@ -357,7 +355,6 @@ impl ThreadCache {
         bump(&self.hits, allocs);
         bump(&self.frees, bucket.frees.load(Relaxed));
         bucket.allocs.store(0, Relaxed);
-        bucket.allocs_before.store(0, Relaxed);
         bucket.frees.store(0, Relaxed);
         bucket.key.store(key.number(), Relaxed);
         bucket.bytes.store(key.bytes(), Relaxed);
@@ -386,7 +383,7 @@ impl ThreadCache {
             return 0;
         }
         self.large_frees.store(LARGE_FREES, Relaxed);
-        self.kept_large.store(false, Relaxed);
+        self.stale.store(false, Relaxed);
         let wanted = |bucket: &&Bucket| {
             bucket.head.load(Relaxed) != NO_BLOCK
                 && (!large_only || Key::from_number(bucket.key.load(Relaxed)).is_large())
@@ -395,36 +392,17 @@ impl ThreadCache {
         buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
     }
 
-    /// When many large blocks have been freed: of each stack of large blocks, keeps as many as were asked for since the last time. The others
-    /// go where they can coalesce.
-    pub(crate) fn tidy(&self, directory: &Directory, mut sink: impl FnMut(BlockId)) {
-        if self.large_frees.load(Relaxed) > 0 {
-            return;
-        }
-        self.large_frees.store(LARGE_FREES, Relaxed);
-        self.kept_large.store(true, Relaxed);
-        for bucket in &self.buckets[FIRST_LARGE..] {
-            let allocs = bucket.allocs.load(Relaxed);
-            let asked_for = allocs - bucket.allocs_before.load(Relaxed);
-            bucket.allocs_before.store(allocs, Relaxed);
-            let head = bucket.head.load(Relaxed);
-            if head == NO_BLOCK || !directory.header(head).key().is_large() {
-                continue;
-            }
-            if asked_for == 0 {
-                self.drain_bucket(bucket, directory, &mut sink);
-                continue;
-            }
-            let mut last = head;
-            for _ in 1..asked_for {
-                match directory.header(last).next() {
-                    NO_BLOCK => break,
-                    next => last = next,
-                }
-            }
-            let rest = directory.header(last).next();
-            directory.header(last).set_cached(NO_BLOCK);
-            self.drain_chain(rest, directory, &mut sink);
+    /// Whether so many large blocks have been freed since the stacks were last emptied of them that it is time to do so again. A request that
+    /// they cannot serve is the moment for it: it then sees all that is free, coalesced.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.load(Relaxed)
+    }
+
+    /// Notes that it is time, when it is, and lets large blocks be freed to the stacks again.
+    pub(crate) fn note_stale(&self) {
+        if self.large_frees.load(Relaxed) == 0 {
+            self.large_frees.store(LARGE_FREES, Relaxed);
+            self.stale.store(true, Relaxed);
         }
     }
 
@@ -439,7 +417,7 @@ impl ThreadCache {
     }
 
     fn may_hold_large(&self) -> bool {
-        self.large_frees.load(Relaxed) < LARGE_FREES || self.kept_large.load(Relaxed)
+        self.large_frees.load(Relaxed) < LARGE_FREES || self.stale.load(Relaxed)
     }
 
     fn change_base(&self, by: i64) {
@@ -541,14 +519,13 @@ impl ThreadCache {
             bucket.key.store(0, Relaxed);
             bucket.allocs.store(0, Relaxed);
             bucket.frees.store(0, Relaxed);
-            bucket.allocs_before.store(0, Relaxed);
-            bucket.take_all();
+                bucket.take_all();
         }
         let lanes = self.streams.iter().map(|(_, lane)| lane);
         let counters = [&self.bytes, &self.frees, &self.hits, &self.last_stream, &self.last_lane];
         self.sizes.iter().chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
         self.large_frees.store(LARGE_FREES, Relaxed);
-        self.kept_large.store(false, Relaxed);
+        self.stale.store(false, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
         let bounds = [&self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));
