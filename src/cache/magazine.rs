@@ -19,9 +19,10 @@ const BUCKETS: usize = 512;
 /// Large blocks keep to the last so many, which can be looked through in a moment.
 const LARGE_BUCKETS: usize = 64;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
-/// Large blocks that are freed to the stacks before these are emptied of them, at the next request that they cannot serve. Each emptying is
-/// dear, and what stays in the stacks cannot coalesce.
-const LARGE_FREES: i32 = 256;
+/// Large blocks that are freed to the stacks between looks at what is in use.
+const LARGE_FREES: i32 = 64;
+/// A change of what is in use by this part of the device is a change of phase: 1/64.
+const PHASE_SHIFT: u32 = 6;
 /// Buckets that a key may be in.
 const PROBES: usize = 4;
 /// Streams whose lanes a thread remembers, besides the last one.
@@ -156,10 +157,12 @@ pub(crate) struct ThreadCache {
     held_max: AtomicI64,
     /// How far counts may drift from the sums, in bytes.
     drift_max: AtomicI64,
-    /// Large blocks that may still be freed to the stacks before these are stale.
+    /// Large blocks that may still be freed to the stacks before the next look at what is in use.
     large_frees: AtomicI32,
-    /// Whether all of those have been freed since the stacks were last emptied of large blocks.
+    /// Whether the phase has changed since the stacks were last emptied of large blocks.
     stale: AtomicBool,
+    /// What was in use when the phase last changed, in bytes.
+    phase: AtomicI64,
     /// Streams and their lanes, as [`LaneBits`].
     streams: [(AtomicU64, AtomicU64); STREAMS],
     tags: [AtomicI64; TAGS],
@@ -195,6 +198,7 @@ impl ThreadCache {
             drift_max: AtomicI64::new(0),
             large_frees: AtomicI32::new(LARGE_FREES),
             stale: AtomicBool::new(false),
+            phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
             sizes: [const { AtomicU64::new(0) }; SIZE_COUNTS],
@@ -392,16 +396,27 @@ impl ThreadCache {
         buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
     }
 
-    /// Whether so many large blocks have been freed since the stacks were last emptied of them that it is time to do so again. A request that
-    /// they cannot serve is the moment for it: it then sees all that is free, coalesced.
+    /// Whether blocks of this key have been freed here lately.
+    pub(crate) fn knows(&self, key: Key) -> bool {
+        self.bucket(key).is_some()
+    }
+
+    /// Whether the stacks should be emptied of large blocks. A request that they cannot serve is the moment for it: it then sees all that is
+    /// free, coalesced.
     pub(crate) fn is_stale(&self) -> bool {
         self.stale.load(Relaxed)
     }
 
-    /// Notes that it is time, when it is, and lets large blocks be freed to the stacks again.
-    pub(crate) fn note_stale(&self) {
-        if self.large_frees.load(Relaxed) == 0 {
-            self.large_frees.store(LARGE_FREES, Relaxed);
+    /// Every so many large blocks freed: looks whether what is in use has changed so much that the program is in another phase, for which
+    /// the stacks hold the wrong sizes.
+    pub(crate) fn note_phase(&self, pool: &Pool) {
+        if self.large_frees.load(Relaxed) > 0 {
+            return;
+        }
+        self.large_frees.store(LARGE_FREES, Relaxed);
+        let active = pool.active.sum() + self.active.get().0;
+        if active.abs_diff(self.phase.load(Relaxed)) > pool.capacity >> PHASE_SHIFT {
+            self.phase.store(active, Relaxed);
             self.stale.store(true, Relaxed);
         }
     }
@@ -417,7 +432,7 @@ impl ThreadCache {
     }
 
     fn may_hold_large(&self) -> bool {
-        self.large_frees.load(Relaxed) < LARGE_FREES || self.stale.load(Relaxed)
+        true
     }
 
     fn change_base(&self, by: i64) {
@@ -519,7 +534,7 @@ impl ThreadCache {
             bucket.key.store(0, Relaxed);
             bucket.allocs.store(0, Relaxed);
             bucket.frees.store(0, Relaxed);
-                bucket.take_all();
+            bucket.take_all();
         }
         let lanes = self.streams.iter().map(|(_, lane)| lane);
         let counters = [&self.bytes, &self.frees, &self.hits, &self.last_stream, &self.last_lane];
@@ -527,7 +542,7 @@ impl ThreadCache {
         self.large_frees.store(LARGE_FREES, Relaxed);
         self.stale.store(false, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
-        let bounds = [&self.room_max, &self.held_base, &self.held_max, &self.drift_max];
+        let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));
     }
 }

@@ -201,7 +201,7 @@ impl DeviceCache {
                 } else {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
-                if !is_slot && cache.is_some_and(ThreadCache::is_stale) {
+                if !is_slot && cache.is_some_and(|cache| cache.is_stale() || !cache.knows(key)) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
                 }
                 let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
@@ -249,7 +249,7 @@ impl DeviceCache {
         let keeps =
             cache.filter(|cache| !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
-            cache.note_stale();
+            cache.note_phase(pool);
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
