@@ -177,7 +177,6 @@ fn calls_may_fail_at_random() {
         let mut scene = Scene::new(text);
         let probability = rng.pick(&[0.01, 0.05, 0.2, 0.6]);
         let kind = rng.pick(&KINDS);
-        eprintln!("seed {seed} {text} {kind:?}");
         scene.driver.inject(Fault { when: When::Random { probability, seed }, kind, only: None });
         for _ in 0..2 {
             scene.work();

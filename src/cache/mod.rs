@@ -420,7 +420,7 @@ impl DeviceCache {
     fn check_invariants(&self, state: &PoolState) {
         if cfg!(feature = "validate") {
             if let Err(what) = self.pool.validate(state) {
-                broken_invariant(self, &what);
+                broken_invariant(self, state, &what);
             }
         }
     }
@@ -473,8 +473,8 @@ impl Drop for DeviceCache {
 /// The structures contradict each other: going on could hand memory out twice. Says what is known, and ends the process.
 #[cold]
 #[allow(clippy::print_stderr)]
-fn broken_invariant(device: &DeviceCache, what: &str) -> ! {
-    eprintln!("stratalloc: broken invariant on device {}: {what}\n{:#?}", device.pool.device, device.stats());
+fn broken_invariant(device: &DeviceCache, state: &PoolState, what: &str) -> ! {
+    eprintln!("stratalloc: broken invariant on device {}: {what}\n{state:#?}", device.pool.device);
     std::process::abort()
 }
 
