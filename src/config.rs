@@ -37,7 +37,11 @@ impl FromStr for Limit {
     fn from_str(text: &str) -> Result<Limit, ()> {
         match text.parse::<f64>() {
             Ok(part) if text.contains('.') || part <= 1.0 => {
-                if part > 0.0 && part <= 1.0 { Ok(Limit::Fraction(part)) } else { Err(()) }
+                if part > 0.0 && part <= 1.0 {
+                    Ok(Limit::Fraction(part))
+                } else {
+                    Err(())
+                }
             }
             _ => match text.parse::<ByteSize>() {
                 Ok(size) if size.0 > 0 => Ok(Limit::Bytes(size)),
@@ -201,7 +205,9 @@ impl Config {
         match std::env::var(ENV) {
             Ok(text) => Config::parse(&text),
             Err(std::env::VarError::NotPresent) => Ok(Config::default()),
-            Err(std::env::VarError::NotUnicode(text)) => Err(ConfigError::Syntax { text: text.to_string_lossy().into() }),
+            Err(std::env::VarError::NotUnicode(text)) => {
+                Err(ConfigError::Syntax { text: text.to_string_lossy().into() })
+            }
         }
     }
 }
@@ -212,7 +218,8 @@ mod tests {
 
     #[test]
     fn reads_every_key() {
-        let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,trace:100,";
+        let text =
+            "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,trace:100,";
         let config = Config::parse(text).unwrap();
         assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
         assert_eq!(config.chunk, ByteSize::mib(32));

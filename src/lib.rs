@@ -6,6 +6,8 @@ mod cache;
 pub mod config;
 pub mod driver;
 pub mod error;
+#[cfg(feature = "cuda")]
+pub mod interop;
 mod pool;
 mod stream;
 pub(crate) mod sync;

@@ -1,18 +1,11 @@
-//! The one place that chooses between `std` and loom. Everything that loom checks takes its atomics from here.
-
-#[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, fence};
-#[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU32, fence};
+//! The one place that names `std::sync` for what loom checks: `tests/loom` has a module of the same name, over loom, and
+//! includes the checked files as they are.
 
 pub(crate) use parking_lot::{Mutex, MutexGuard};
-pub(crate) use std::sync::atomic::Ordering;
+pub(crate) use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// Waits a little inside a spin loop.
 #[inline]
 pub(crate) fn spin_hint() {
-    #[cfg(loom)]
-    loom::thread::yield_now();
-    #[cfg(not(loom))]
     std::thread::yield_now();
 }

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 
 use common::rig::{KIB, MIB, check, check_empties, config, soft};
 use stratalloc::driver::Driver;
-use stratalloc::driver::soft::SoftDevice;
+use stratalloc::driver::soft::{Access, SoftDevice};
 use stratalloc::{
     AllocFlags, AllocRequest, Allocator, ByteSize, DevicePtr, DeviceSpec, Error, Limit, PoolId, Result, Stats, StreamId,
 };
@@ -178,6 +178,7 @@ fn a_block_that_waits_for_a_stream_is_freed_already() {
     let (device, allocator) = soft(SoftDevice::builder(64 * MIB), "");
     let stream = device.create_stream().unwrap();
     let ptr = allocator.raw_alloc(AllocRequest::new(MIB)).unwrap();
+    device.launch(stream, &[Access::read(ptr, MIB)], 1_000_000).unwrap();
     allocator.record_stream(ptr, stream).unwrap();
     allocator.record_stream(ptr, stream).unwrap();
     allocator.raw_free(ptr).unwrap();

@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use stratalloc::driver::cuda::CudaDriver;
 use stratalloc::driver::{CaptureStatus, ChunkHandle, CopyOp, Driver, DriverErrorKind, EventId, EventStatus, Location};
+use stratalloc::interop::{CudarcBuffer, CudarcSlice, stream_id};
 use stratalloc::units::{ByteSize, DevicePtr, StreamId};
+use stratalloc::{AllocRequest, Allocator, DeviceSpec};
 
 /// A test, and whether it needs virtual memory management.
 struct Test {
@@ -29,6 +31,7 @@ const TESTS: &[Test] = &[
     Test { name: "batches_copy_everything", needs_vmm: false, run: batches_copy_everything },
     Test { name: "any_thread_may_call", needs_vmm: false, run: any_thread_may_call },
     Test { name: "wrong_arguments_are_typed_errors", needs_vmm: true, run: wrong_arguments_are_typed_errors },
+    Test { name: "buffers_go_to_cudarc_and_back", needs_vmm: false, run: buffers_go_to_cudarc_and_back },
     Test { name: "driver_latency", needs_vmm: true, run: driver_latency },
 ];
 
@@ -282,6 +285,45 @@ fn wrong_arguments_are_typed_errors(driver: &CudaDriver) {
     driver.unreserve(ptr, unit).unwrap();
     // None of this may have broken the context.
     driver.synchronize_device().unwrap();
+}
+
+fn buffers_go_to_cudarc_and_back(_: &CudaDriver) {
+    let context = cudarc::driver::CudaContext::new(0).unwrap();
+    let stream = context.new_stream().unwrap();
+    let allocator = Allocator::builder().device(DeviceSpec::Cuda(0)).build().unwrap();
+    let request = AllocRequest::new(1).stream(stream_id(&stream));
+    let values: Vec<f32> = (0..1000).map(|value| value as f32).collect();
+
+    // Ours, filled by cudarc, read by us; it stays ours when cudarc's view of it goes.
+    let mut buffer = allocator.alloc_buffer::<f32>(1000, request).unwrap();
+    for _ in 0..2 {
+        // SAFETY: the buffer is on device 0, in its primary context, and is written first.
+        let mut lent = unsafe { CudarcBuffer::new(&mut buffer, &stream) }.unwrap();
+        stream.memcpy_htod(&values, &mut *lent).unwrap();
+        assert_eq!(stream.clone_dtoh(&*lent).unwrap(), values);
+    }
+    let mut back = vec![0.0; 1000];
+    buffer.read(&mut back).unwrap();
+    assert_eq!(back, values);
+
+    // Lent to a stream that is not its own: the free waits for that stream, too.
+    let other = context.new_stream().unwrap();
+    stream.synchronize().unwrap();
+    // SAFETY: as above; the values are there.
+    let lent = unsafe { CudarcBuffer::new(&mut buffer, &other) }.unwrap();
+    assert_eq!(other.clone_dtoh(&*lent).unwrap(), values);
+    drop(lent);
+    drop(buffer);
+    assert_eq!(allocator.stats(0).unwrap().pending, 4096);
+
+    // cudarc's, read by us.
+    let theirs = stream.clone_htod(&values).unwrap();
+    let view = CudarcSlice::new(&theirs, &stream);
+    assert_eq!((view.len(), view.bytes()), (1000, 4000));
+    let mut bytes = vec![0; 4000];
+    allocator.driver(0).unwrap().read(&mut bytes, view.ptr(), stream_id(&stream)).unwrap();
+    let read: Vec<f32> = bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect();
+    assert_eq!(read, values);
 }
 
 /// Durations of one call, in nanoseconds.

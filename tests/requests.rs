@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+
+use parking_lot::Mutex;
 
 use common::rig::{MIB, check, check_empties, soft, stats};
 use stratalloc::driver::Driver;
@@ -41,7 +43,7 @@ fn zeroed_memory_is_zero_after_an_observer_made_room() {
     let (_, allocator) = soft(SoftDevice::builder(16 * MIB), "");
     let hoard = Arc::new(Mutex::new(Some(dirty(&allocator, 14 * MIB))));
     let (again, given) = (allocator.clone(), hoard.clone());
-    allocator.add_oom_observer(move |shortage| match given.lock().unwrap().take() {
+    allocator.add_oom_observer(move |shortage| match given.lock().take() {
         Some(ptr) => {
             assert_eq!((shortage.size, shortage.live), (10 * MIB, 14 * MIB));
             again.raw_free(ptr).unwrap();

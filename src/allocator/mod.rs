@@ -17,7 +17,7 @@ use crate::config::Limit;
 use crate::driver::Driver;
 use crate::driver::metered::Metered;
 use crate::error::{Error, OutOfMemory, Result};
-use crate::pool::{PoolId, StreamFilter};
+use crate::pool::{BlockId, PoolId, StreamFilter};
 use crate::sync::Mutex;
 use crate::telemetry::{Event, Stats};
 use crate::units::{DevicePtr, StreamId};
@@ -130,12 +130,12 @@ impl Allocator {
     // Inlined always, so that a request is taken apart where it is made and never lies in memory.
     #[inline(always)]
     pub fn raw_alloc(&self, request: AllocRequest) -> Result<DevicePtr> {
-        if request.is_plain() {
-            if let Ok(device) = self.device(request.device) {
-                let ptr = device.try_alloc(request.size, request.stream, request.tag.0);
-                if !ptr.is_null() {
-                    return Ok(ptr);
-                }
+        if request.is_plain()
+            && let Ok(device) = self.device(request.device)
+        {
+            let ptr = device.try_alloc(request.size, request.stream, request.tag.0);
+            if !ptr.is_null() {
+                return Ok(ptr);
             }
         }
         self.alloc_slow(request)
@@ -228,21 +228,32 @@ impl Allocator {
         self.shared.failed_drops.load(Relaxed)
     }
 
-    /// The device that a pointer belongs to: where its block is live, or else where it was. Plain memory that one device gave back may
-    /// have turned up on another.
-    fn owner(&self, ptr: DevicePtr) -> Option<&DeviceCache> {
-        let mut owners = self.shared.devices.iter().filter_map(|device| Some((&**device, device.find(ptr)?.1)));
-        let first = owners.next()?;
-        if first.1.check_live().is_ok() {
-            return Some(first.0);
+    /// The device and block that a pointer belongs to: where its block is live, or else where it was. Plain memory that one device gave back
+    /// may have turned up on another.
+    fn locate(&self, ptr: DevicePtr) -> Option<(&DeviceCache, BlockId)> {
+        let mut found = self.shared.devices.iter().filter_map(|device| Some((&**device, device.find(ptr)?)));
+        let (first, (block, header)) = found.next()?;
+        if header.check_live().is_ok() {
+            return Some((first, block));
         }
-        Some(owners.find(|(_, header)| header.check_live().is_ok()).unwrap_or(first).0)
+        let live = found.find(|(_, (_, header))| header.check_live().is_ok());
+        Some(live.map_or((first, block), |(device, (block, _))| (device, block)))
+    }
+
+    fn owner(&self, ptr: DevicePtr) -> Option<&DeviceCache> {
+        self.locate(ptr).map(|(device, _)| device)
     }
 
     /// Says that work on `stream` uses the live block at `ptr`. Its free then takes effect when `stream`, too, has done what was submitted to it
     /// before the free. Call it before freeing, once for every stream other than the home stream.
     pub fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
-        self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?.record_stream(ptr, stream)
+        match self.shared.first.find(ptr) {
+            Some((block, header)) if header.check_live().is_ok() => self.shared.first.record_stream(block, stream),
+            _ => {
+                let (device, block) = self.locate(ptr).ok_or(Error::InvalidPointer { ptr })?;
+                device.record_stream(block, stream)
+            }
+        }
     }
 
     /// The bytes that may be used at a live block's pointer: what was requested, rounded up.

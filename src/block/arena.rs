@@ -234,12 +234,15 @@ impl Arena {
         chunk: u64,
         usable: impl Fn(Owner) -> bool,
     ) -> Option<Growth> {
-        let beside = |id: NodeId| match id {
-            NIL => 0,
-            id if self.nodes[id as usize].state == State::Free && usable(self.nodes[id as usize].owner) => {
-                self.nodes[id as usize].size
+        // Free nodes in a row count together: of one owner they never stand side by side, but `usable` may name several.
+        let beside = |from: NodeId, step: fn(&Node) -> NodeId| {
+            let mut bytes = 0;
+            let mut id = from;
+            while id != NIL && self.is_free_for_any(id, &usable) {
+                bytes += self.nodes[id as usize].size;
+                id = step(&self.nodes[id as usize]);
             }
-            _ => 0,
+            bytes
         };
         let mut best: Option<Growth> = None;
         let mut offer = |at: u64, bytes: u64| {
@@ -249,7 +252,8 @@ impl Arena {
         };
         for id in self.holes.get(home.0 as usize)?.iter(&self.nodes) {
             let hole = &self.nodes[id as usize];
-            let (first, last) = (hole.addr - beside(hole.prev), hole.end() + beside(hole.next));
+            let first = hole.addr - beside(hole.prev, |node| node.prev);
+            let last = hole.end() + beside(hole.next, |node| node.next);
             // From the left: the request starts as low as it can.
             let Some(end) = align_up(first, alignment).and_then(|start| start.checked_add(size)) else { continue };
             if end > last {
@@ -269,11 +273,25 @@ impl Arena {
 
     /// Memory has been mapped: the range, inside one hole, becomes free for `owner`, coalesced with its `usable` neighbours.
     /// Returns the node that it is part of then.
-    pub fn fill(&mut self, home: Owner, growth: Growth, owner: Owner, stamp: u64, usable: impl Fn(Owner) -> bool) -> NodeId {
+    pub fn fill(
+        &mut self,
+        home: Owner,
+        growth: Growth,
+        owner: Owner,
+        stamp: u64,
+        usable: impl Fn(Owner) -> bool,
+    ) -> NodeId {
         let hole = self.hole_around(home, growth.at, growth.bytes).expect("growth lies in a hole");
         self.take_hole(hole);
         let id = self.cut(hole, growth.at, growth.bytes, |arena, rest| arena.put_hole(rest));
-        self.put_coalesced(id, owner, stamp, usable)
+        let mut id = self.put_coalesced(id, owner, stamp, &usable);
+        // A neighbour that has joined may have had a usable one on its other side.
+        while self.has_neighbour_for(id, &usable) {
+            self.bins[owner.0 as usize].remove(&mut self.nodes, id);
+            let stamp = self.nodes[id as usize].stamp;
+            id = self.put_coalesced(id, owner, stamp, &usable);
+        }
+        id
     }
 
     /// Memory is to be unmapped: `size` bytes at `addr` of the free node `id` become a hole.
@@ -294,6 +312,11 @@ impl Arena {
             merged = prev;
         }
         self.put_hole(merged);
+    }
+
+    /// Whether the whole range is one hole, or a part of one, of `home`'s.
+    pub fn is_hole(&self, home: Owner, range: Growth) -> bool {
+        self.hole_around(home, range.at, range.bytes).is_some()
     }
 
     /// The hole that contains the whole range.
@@ -322,6 +345,16 @@ impl Arena {
     fn is_free_for(&self, id: NodeId, owner: Owner) -> bool {
         let node = &self.nodes[id as usize];
         node.state == State::Free && node.owner == owner
+    }
+
+    fn is_free_for_any(&self, id: NodeId, usable: impl Fn(Owner) -> bool) -> bool {
+        let node = &self.nodes[id as usize];
+        node.state == State::Free && usable(node.owner)
+    }
+
+    fn has_neighbour_for(&self, id: NodeId, usable: impl Fn(Owner) -> bool) -> bool {
+        let Node { prev, next, .. } = self.nodes[id as usize];
+        [prev, next].into_iter().any(|beside| beside != NIL && self.is_free_for_any(beside, &usable))
     }
 
     /// Splits an unbinned node after `size` bytes. Returns the second part.

@@ -173,7 +173,10 @@ impl Bins {
                 while id != NIL {
                     let node = &nodes[id as usize];
                     if node.bin_prev != prev || bin_of(node.size) != (doubling, step) {
-                        return Err(format!("node {id} of {} bytes is linked wrongly in bin {doubling}/{step}", node.size));
+                        return Err(format!(
+                            "node {id} of {} bytes is linked wrongly in bin {doubling}/{step}",
+                            node.size
+                        ));
                     }
                     count += 1;
                     bytes += node.size;

@@ -65,7 +65,7 @@ impl ClassId {
     #[inline]
     pub const fn for_size(size: u64) -> ClassId {
         debug_assert!(size > 0 && size <= CLASS_SIZE_MAX);
-        let granules = ((size + GRANULE - 1) / GRANULE) as u32;
+        let granules = size.div_ceil(GRANULE) as u32;
         if granules <= 8 {
             return ClassId(granules as u8 - 1);
         }
@@ -145,7 +145,10 @@ mod tests {
             for granule in 0..PAGE / GRANULE {
                 let offset = granule * GRANULE;
                 assert_eq!(u64::from(ClassId::slot_by_reciprocal(class.reciprocal(), offset)), offset / class.size());
-                assert_eq!(u64::from(ClassId::slot_by_reciprocal(class.reciprocal(), offset + GRANULE - 1)), offset / class.size());
+                assert_eq!(
+                    u64::from(ClassId::slot_by_reciprocal(class.reciprocal(), offset + GRANULE - 1)),
+                    offset / class.size()
+                );
             }
         }
     }

@@ -57,6 +57,7 @@ struct Bucket {
 }
 
 impl Bucket {
+    #[allow(clippy::declare_interior_mutable_const, reason = "a value to begin with, not one to share")]
     const EMPTY: Bucket = Bucket {
         key: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
@@ -92,6 +93,7 @@ struct Drift {
 }
 
 impl Drift {
+    #[allow(clippy::declare_interior_mutable_const, reason = "a value to begin with, not one to share")]
     const ZERO: Drift = Drift { room: AtomicI64::new(0), peak: AtomicI64::new(0) };
 
     /// Adds to the sum. Returns whether that makes a new peak, which [`Drift::note_peak`] is to be told.

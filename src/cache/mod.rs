@@ -2,10 +2,7 @@
 //!
 //! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::try_free`]: no lock, no atomic read-modify-write, no driver call. Everything else takes the pool's lock.
 
-#[cfg(not(loom))]
 mod gate;
-#[cfg(loom)]
-pub(crate) mod gate;
 mod magazine;
 mod stats;
 mod threads;
@@ -161,7 +158,9 @@ impl DeviceCache {
             // A class that is a power of two has all its slots at multiples of it.
             return self.alloc_slow(request, (padded.next_power_of_two() / GRANULE) as u32);
         }
-        self.alloc_slow(request, block_granules(size) as u32)
+        // No slot is sure to be aligned to more than the largest class: the smallest block of an arena is.
+        let least = if alignment > CLASS_SIZE_MAX { CLASS_SIZE_MAX + 1 } else { 1 };
+        self.alloc_slow(request, block_granules(size.max(least)) as u32)
     }
 
     /// Hands out a block under the pool's lock.
@@ -247,9 +246,8 @@ impl DeviceCache {
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
-        let keeps = cache.filter(|cache| {
-            !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes())
-        });
+        let keeps =
+            cache.filter(|cache| !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
             cache.tidy(&pool.directory, |idle| pool.put_back(&mut state, idle));
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
@@ -301,14 +299,14 @@ impl DeviceCache {
         self.pool.shortage(state, size, self.live_bytes(), None)
     }
 
-    /// Notes that work on `stream` uses the live block at `ptr`.
-    pub(crate) fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
-        let (block, header) = self.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
+    /// Notes that work on `stream` uses the live block.
+    pub(crate) fn record_stream(&self, block: BlockId, stream: StreamId) -> Result<()> {
+        let header = self.pool.directory.header(block);
         let mut state = self.pool.lock();
         header.check_live()?;
         self.pool.record_stream(&mut state, block, stream)?;
         drop(state);
-        self.ring.push(EventKind::RecordStream, ptr, header.requested(), stream, header.tag());
+        self.ring.push(EventKind::RecordStream, header.ptr(), header.requested(), stream, header.tag());
         Ok(())
     }
 
@@ -418,10 +416,10 @@ impl DeviceCache {
 
     #[inline]
     fn check_invariants(&self, state: &PoolState) {
-        if cfg!(feature = "validate") {
-            if let Err(what) = self.pool.validate(state) {
-                broken_invariant(self, state, &what);
-            }
+        if cfg!(feature = "validate")
+            && let Err(what) = self.pool.validate(state)
+        {
+            broken_invariant(self, state, &what);
         }
     }
 

@@ -71,7 +71,7 @@ impl DeviceCache {
         stats.active = gauge(self.pool.active.sum(), self.pool.active.peak(), threads.iter().map(|c| c.active));
         stats.cached = stats.reserved.current.saturating_sub(stats.active.current);
         stats.magazines = self.threads.lock().iter().map(|cache| cache.held()).sum();
-        stats.metadata += size_of_val(&*self) as u64;
+        stats.metadata += size_of_val(self) as u64;
         stats.metadata += threads.len() as u64 * size_of::<super::ThreadCache>() as u64;
         stats.allocated = total.bytes;
         stats.frees = total.frees;

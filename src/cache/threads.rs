@@ -37,10 +37,10 @@ impl Drop for Mine {
         CURRENT.with(|slots| slots.iter().for_each(|slot| slot.set(&NOBODY)));
         for (cache, owner, device) in self.caches.drain(..) {
             // Where the allocator has gone, or is going, it has taken the cache back itself.
-            if cache.owner.load(Relaxed) == owner {
-                if let Some(device) = device.upgrade() {
-                    device.retire(cache);
-                }
+            if cache.owner.load(Relaxed) == owner
+                && let Some(device) = device.upgrade()
+            {
+                device.retire(cache);
             }
         }
     }

@@ -50,7 +50,10 @@ impl Metered {
         let result = call(&*self.inner);
         let meter = &self.meters[kind.index()];
         meter.count.fetch_add(1, Relaxed);
-        meter.time_ns.fetch_add(self.inner.clock_ns().saturating_sub(begin), Relaxed);
+        let time_ns = self.inner.clock_ns().saturating_sub(begin);
+        if time_ns > 0 {
+            meter.time_ns.fetch_add(time_ns, Relaxed);
+        }
         result
     }
 }

@@ -163,6 +163,8 @@ pub(crate) struct Header {
 
 const _: () = assert!(size_of::<Header>() == 32);
 
+/// No stream is recorded for the block.
+pub(super) const NO_RECORD: u32 = u32::MAX;
 const RECORDED: u32 = 1 << 8;
 const TAG_SHIFT: u32 = 16;
 
@@ -236,8 +238,14 @@ impl Header {
     pub(crate) fn set_life(&self, life: u8) {
         self.status.store(u32::from(life), Relaxed);
     }
+    /// Where the chain of streams recorded for the live block begins. It takes the place of the link to the next block, which only blocks
+    /// in magazines have.
+    pub(super) fn first_record(&self) -> u32 {
+        if self.is_recorded() { self.next.load(Relaxed) } else { NO_RECORD }
+    }
     /// Notes that streams were recorded for the live block.
-    pub(crate) fn set_recorded(&self) {
+    pub(super) fn set_first_record(&self, index: u32) {
+        self.next.store(index, Relaxed);
         self.status.store(self.status.load(Relaxed) | RECORDED, Relaxed);
     }
     /// The block is handed out for a request.
@@ -282,7 +290,11 @@ impl<T: ZeroIsValid> LazyTable<T> {
             _ => Err(DriverError::new(
                 DriverErrorKind::Other,
                 "mmap",
-                format!("{} bytes of address space for metadata: {}", len * size_of::<T>(), std::io::Error::last_os_error()),
+                format!(
+                    "{} bytes of address space for metadata: {}",
+                    len * size_of::<T>(),
+                    std::io::Error::last_os_error()
+                ),
             )),
         }
     }

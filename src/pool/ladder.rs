@@ -7,8 +7,10 @@ use super::{LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{Arena, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
 use crate::telemetry::Rung;
-use crate::units::{PAGE, align_up};
+use crate::units::{PAGE, align_down, align_up};
 
+/// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/256.
+const SLACK_SHIFT: u32 = 7;
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want {
@@ -78,41 +80,49 @@ impl Pool {
         self.climb(state, want, magazines)
     }
 
-    fn climb(
-        &self,
-        state: &mut PoolState,
-        want: Want,
-        magazines: &dyn Magazines,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
-        if may_ask && self.advance_pending(state)? {
-            if let Some(found) = found(self.search(state, want)?, Rung::Passed) {
-                return Ok(Some(found));
-            }
+        if may_ask
+            && self.advance_pending(state)?
+            && let Some(found) = found(self.search(state, want)?, Rung::Passed)
+        {
+            return Ok(Some(found));
         }
-        if may_ask && self.config.cross_stream_wait {
-            if let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait) {
-                return Ok(Some(found));
-            }
+        if may_ask
+            && self.config.cross_stream_wait
+            && let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait)
+        {
+            return Ok(Some(found));
         }
         for drain in [Drain::OwnLarge, Drain::Large] {
-            if magazines.drain(self, state, drain) > 0 {
-                if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
-                    return Ok(Some(found));
-                }
-            }
-        }
-        if want.may_grow {
-            if let Some(block) = self.grow(state, want, magazines, false)? {
-                return Ok(Some((block, Rung::NewChunk)));
-            }
-        }
-        if may_ask && self.advance(state)? | self.absorb(state, want) {
-            if let Some(found) = found(self.search(state, want)?, Rung::Passed) {
+            if magazines.drain(self, state, drain) > 0
+                && let Some(found) = found(self.search(state, want)?, Rung::Merge)
+            {
                 return Ok(Some(found));
             }
+        }
+        if want.range().0 == SMALL {
+            // Pages are rarely needed, and may be lying in magazines, slot by slot.
+            magazines.drain(self, state, Drain::All);
+            for retired in state.slabs.retire_empty() {
+                state.put_page(retired);
+            }
+            if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
+                return Ok(Some(found));
+            }
+        }
+        if want.may_grow
+            && let Some(block) = self.grow(state, want, magazines, false)?
+        {
+            return Ok(Some((block, Rung::NewChunk)));
+        }
+        if may_ask
+            && self.advance(state)? | self.absorb(state, want)
+            && let Some(found) = found(self.search(state, want)?, Rung::Passed)
+        {
+            return Ok(Some(found));
         }
         if !want.may_grow {
             return Ok(None);
@@ -143,10 +153,10 @@ impl Pool {
     /// Takes what is wanted from `owner`'s free memory.
     #[inline]
     fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
-        if let Kind::Slot(class) = want.kind {
-            if let Some((slab, slot)) = state.slabs.take(want.lane, class) {
-                return Ok(Some(directory::slot_id(slab, slot)));
-            }
+        if let Kind::Slot(class) = want.kind
+            && let Some((slab, slot)) = state.slabs.take(want.lane, class)
+        {
+            return Ok(Some(directory::slot_id(slab, slot)));
         }
         let (zone, size, alignment) = want.range();
         match state.zones[zone].take(owner, size, alignment) {
@@ -189,7 +199,7 @@ impl Pool {
     }
 
     /// Learns how far the streams are that freed blocks wait for. Returns whether blocks became free.
-    fn advance_pending(&self, state: &mut PoolState) -> Climb<bool> {
+    pub(super) fn advance_pending(&self, state: &mut PoolState) -> Climb<bool> {
         if state.pending.bytes() == 0 {
             return Ok(false);
         }
@@ -272,13 +282,7 @@ impl Pool {
     }
 
     /// Maps memory where that makes room: new chunks as long as the limit and the device allow; with `trim`, free ones from elsewhere.
-    fn grow(
-        &self,
-        state: &mut PoolState,
-        want: Want,
-        magazines: &dyn Magazines,
-        trim: bool,
-    ) -> Climb<Option<BlockId>> {
+    fn grow(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines, trim: bool) -> Climb<Option<BlockId>> {
         if !self.driver.properties().vmm {
             return self.grow_plain(state, want, magazines, trim);
         }
@@ -287,10 +291,11 @@ impl Pool {
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let chunk = state.space.chunk_size();
-        if trim && magazines.drain(self, state, Drain::All) > 0 {
-            if let Some(block) = self.search(state, want)? {
-                return Ok(Some(block));
-            }
+        if trim
+            && magazines.drain(self, state, Drain::All) > 0
+            && let Some(block) = self.search(state, want)?
+        {
+            return Ok(Some(block));
         }
         let growth = loop {
             let Some(growth) = state.zones[zone].plan_growth(home, size, alignment, chunk, usable) else {
@@ -323,11 +328,28 @@ impl Pool {
             }
             break growth;
         };
+        let growth = self.with_slack(state, zone, home, growth);
         state.space.map(growth.at, growth.bytes)?;
         let stamp = if private { u64::MAX } else { 0 };
         let node = state.zones[zone].fill(home, growth, home, stamp, usable);
         let node = state.zones[zone].take_from(node, size, alignment);
         self.enter(state, want, node)
+    }
+
+    /// Maps a little more than is needed while there is plenty, so that a program that repeats itself in a slightly different order
+    /// finds room the next time.
+    fn with_slack(&self, state: &mut PoolState, zone: usize, home: Owner, growth: Growth) -> Growth {
+        let chunk = state.space.chunk_size();
+        let spare = state.space.physical_bytes() >> SLACK_SHIFT;
+        let plenty = state.space.physical_bytes() + spare <= state.limit / 8 * 7;
+        let wanted = Growth { bytes: growth.bytes + align_down(spare, chunk), ..growth };
+        if !plenty || wanted.bytes == growth.bytes || !state.zones[zone].is_hole(home, wanted) {
+            return growth;
+        }
+        match self.create_chunks(state, wanted.bytes) {
+            Ok(()) if state.space.reserve_bytes() >= wanted.bytes => wanted,
+            _ => growth,
+        }
     }
 
     /// Creates chunks until the reserve holds `bytes`, the limit is reached, or the device has no more.
@@ -367,10 +389,11 @@ impl Pool {
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
         // A 64th of the device at a time for what is smaller than that, so that segments stay few.
         let wanted = least.max((self.capacity >> 6).min(64 << 20));
-        if trim && magazines.drain(self, state, Drain::All) > 0 {
-            if let Some(block) = self.search(state, want)? {
-                return Ok(Some(block));
-            }
+        if trim
+            && magazines.drain(self, state, Drain::All) > 0
+            && let Some(block) = self.search(state, want)?
+        {
+            return Ok(Some(block));
         }
         for bytes in [wanted, least] {
             let Some(bytes) = align_up(bytes, PAGE) else { return Ok(None) };

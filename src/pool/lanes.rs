@@ -56,6 +56,10 @@ impl Lanes {
 
     /// The index of a stream's clock. `None` when the numbers are used up.
     pub(super) fn clock_index(&mut self, stream: StreamId) -> Option<u16> {
+        // Few streams are in use, mostly.
+        if let Some(clock) = self.clocks.iter().take(8).position(|clock| clock.stream() == stream) {
+            return Some(clock as u16);
+        }
         if let Some(&clock) = self.clock_of.get(&stream) {
             return Some(clock);
         }

@@ -98,8 +98,9 @@ impl Pool {
         let driver = Arc::new(Metered::new(driver));
         let properties = driver.properties();
         let capacity = properties.total_memory;
-        if properties.vmm && config.chunk.0 % properties.granularity != 0 {
-            let detail = format!("granularity {} does not divide the chunk size {}", properties.granularity, config.chunk.0);
+        if properties.vmm && !config.chunk.0.is_multiple_of(properties.granularity) {
+            let detail =
+                format!("granularity {} does not divide the chunk size {}", properties.granularity, config.chunk.0);
             return Err(DriverError::new(DriverErrorKind::NotSupported, "cuMemGetAllocationGranularity", detail).into());
         }
         let space = Space::new(driver.clone(), config.chunk.0);
@@ -148,8 +149,7 @@ impl Pool {
             return Ok(());
         }
         let clock = state.lanes.clock_index(stream).ok_or_else(too_many_streams)?;
-        state.pending.record(block, clock);
-        header.set_recorded();
+        state.pending.record(header, clock);
         Ok(())
     }
 
@@ -160,15 +160,14 @@ impl Pool {
             self.put_back(state, block);
             return true;
         }
-        header.set_life(life::PENDING);
-        // An event for every 1/1024 of the device that waits costs little, and has often completed by the time of a miss.
-        let close_at = self.capacity >> 10;
+        // Asking once for every 1/1024 of the device that waits costs little, and brings blocks back before others are split in their place.
+        let ask_at = self.capacity >> 8;
         let home_stamp = state.lanes.stamp(header.lane());
-        let clock = state.pending.free(block, header.size(), home_stamp, &mut state.lanes.clocks, close_at);
-        if let Some(clock) = clock.filter(|_| !state.private.capturing()) {
-            if state.lanes.clocks[clock as usize].close(&*self.driver, &mut state.events).is_err() {
-                state.failures += 1;
-            }
+        let PoolState { pending, lanes, private, .. } = &mut *state;
+        let ask = pending.free(block, header, home_stamp, &mut lanes.clocks, ask_at) && !private.capturing();
+        header.set_life(life::PENDING);
+        if ask && self.advance_pending(state).is_err() {
+            state.failures += 1;
         }
         false
     }
@@ -325,5 +324,6 @@ impl Drop for Pool {
 
 #[cold]
 fn too_many_streams() -> Error {
-    DriverError::new(DriverErrorKind::NotSupported, "stream", "more than 65,535 streams were used with one device").into()
+    DriverError::new(DriverErrorKind::NotSupported, "stream", "more than 65,535 streams were used with one device")
+        .into()
 }

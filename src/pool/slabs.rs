@@ -23,7 +23,7 @@ pub(super) struct Retired {
 pub(super) struct Slabs {
     list: Vec<Option<Entry>>,
     vacant: Vec<u32>,
-    partial: Vec<Box<[Vec<u32>; ClassId::COUNT]>>,
+    partial: Vec<[Vec<u32>; ClassId::COUNT]>,
 }
 
 impl Slabs {
@@ -47,7 +47,7 @@ impl Slabs {
 
     fn partial_mut(&mut self, lane: LaneId, class: ClassId) -> &mut Vec<u32> {
         while self.partial.len() <= lane as usize {
-            self.partial.push(Box::new([const { Vec::new() }; ClassId::COUNT]));
+            self.partial.push([const { Vec::new() }; ClassId::COUNT]);
         }
         &mut self.partial[lane as usize][class.index()]
     }

@@ -12,12 +12,7 @@ use crate::units::{align_down, align_up};
 impl Pool {
     /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; largest
     /// free blocks first. Nodes that touch `spare` are left alone. Returns the bytes gained.
-    pub(super) fn harvest(
-        &self,
-        state: &mut PoolState,
-        wanted: u64,
-        spare: Option<RangeInclusive<u64>>,
-    ) -> Climb<u64> {
+    pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64, spare: Option<RangeInclusive<u64>>) -> Climb<u64> {
         self.retire_empty(state);
         if !state.private.capturing() {
             self.advance(state)?;
@@ -38,7 +33,8 @@ impl Pool {
             for owner in arena.owners() {
                 let private = owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
                 for (id, node) in arena.free_nodes(owner).filter(|_| !private) {
-                    let spared = spare.as_ref().is_some_and(|spare| node.addr <= *spare.end() && *spare.start() <= node.end());
+                    let spared =
+                        spare.as_ref().is_some_and(|spare| node.addr <= *spare.end() && *spare.start() <= node.end());
                     if !spared && state.lanes.has_passed(owner.0, node.stamp) {
                         candidates.extend(part(state, node).map(|(addr, bytes)| (bytes, zone, id, addr)));
                     }

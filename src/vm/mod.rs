@@ -4,19 +4,29 @@
 //! Conservation: [`Space::physical_bytes`] == chunk size * (mapped + stuck + reserve) + bytes of plain segments.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::driver::{ChunkHandle, Driver, DriverResult, Location};
 use crate::units::{DevicePtr, PAGE, align_up};
+
+/// A range of addresses, and the chunks mapped in it by their place.
+#[derive(Debug)]
+struct Reservation {
+    ptr: DevicePtr,
+    size: u64,
+    /// Grows with the highest place in use.
+    chunks: Vec<Option<ChunkHandle>>,
+}
 
 /// The memory of one device that this allocator holds.
 #[derive(Debug)]
 pub struct Space {
     driver: Arc<dyn Driver>,
     chunk_size: u64,
-    reservations: Vec<(DevicePtr, u64)>,
-    /// By address.
-    mapped: BTreeMap<u64, ChunkHandle>,
+    reservations: Vec<Reservation>,
+    /// Chunks mapped.
+    mapped: u64,
     /// Mapped where a hole is meant to be, by address: the driver refused to undo a mapping that had failed half-way.
     stuck: BTreeMap<u64, ChunkHandle>,
     /// Created, mapped nowhere.
@@ -35,7 +45,7 @@ impl Space {
             driver,
             chunk_size,
             reservations: Vec::new(),
-            mapped: BTreeMap::new(),
+            mapped: 0,
             stuck: BTreeMap::new(),
             reserve: Vec::new(),
             plain: BTreeMap::new(),
@@ -71,7 +81,7 @@ impl Space {
         loop {
             match self.driver.reserve(size, self.chunk_size) {
                 Ok(ptr) => {
-                    self.reservations.push((ptr, size));
+                    self.reservations.push(Reservation { ptr, size, chunks: Vec::new() });
                     return Ok((ptr.0, size));
                 }
                 Err(_) if size / 2 >= least => size = round(size / 2),
@@ -88,19 +98,31 @@ impl Space {
         Ok(())
     }
 
+    /// The places of a range's chunks: which reservation, and which of its chunks.
+    fn places(&self, at: u64, bytes: u64) -> (usize, Range<usize>) {
+        let inside = |r: &Reservation| r.ptr.0 <= at && at + bytes <= r.ptr.0 + r.size;
+        let index = self.reservations.iter().position(inside).expect("segments lie in reservations");
+        let first = ((at - self.reservations[index].ptr.0) / self.chunk_size) as usize;
+        (index, first..first + (bytes / self.chunk_size) as usize)
+    }
+
     /// Maps `bytes` at `at` with chunks of the reserve, which holds enough. All or nothing.
     pub fn map(&mut self, at: u64, bytes: u64) -> DriverResult<()> {
         assert!(bytes.is_multiple_of(self.chunk_size) && bytes <= self.reserve_bytes(), "the reserve is too small");
         self.free_stuck(at, at + bytes)?;
-        let addrs = (at..at + bytes).step_by(self.chunk_size as usize);
-        for addr in addrs {
+        let (index, places) = self.places(at, bytes);
+        let chunks = &mut self.reservations[index].chunks;
+        if chunks.len() < places.end {
+            chunks.resize(places.end, None);
+        }
+        for (place, addr) in places.zip((at..).step_by(self.chunk_size as usize)) {
             let chunk = *self.reserve.last().expect("counted above");
             if let Err(error) = self.driver.map(DevicePtr(addr), self.chunk_size, chunk, 0) {
                 self.undo_map(at, addr - at);
                 return Err(error);
             }
-            self.reserve.pop();
-            self.mapped.insert(addr, chunk);
+            self.reservations[index].chunks[place] = self.reserve.pop();
+            self.mapped += 1;
         }
         self.driver.set_access(DevicePtr(at), bytes).inspect_err(|_| self.undo_map(at, bytes))
     }
@@ -110,19 +132,21 @@ impl Space {
         if bytes > 0 && self.unmap(at, bytes).is_err() {
             // The chunks stay mapped at addresses that are a hole for the arena, until those are wanted.
             self.cleanup_failures += 1;
-            let mut rest = self.mapped.split_off(&at);
-            self.mapped.append(&mut rest.split_off(&(at + bytes)));
-            self.stuck.append(&mut rest);
+            let (index, places) = self.places(at, bytes);
+            self.mapped -= places.len() as u64;
+            let chunks = self.reservations[index].chunks[places].iter_mut().map(|chunk| chunk.take());
+            let addrs = (at..).step_by(self.chunk_size as usize);
+            self.stuck.extend(addrs.zip(chunks).filter_map(|(addr, chunk)| Some((addr, chunk?))));
         }
     }
 
     /// Unmaps whole chunks, which go to the reserve. No unfinished work touches the range.
     pub fn unmap(&mut self, at: u64, bytes: u64) -> DriverResult<()> {
         self.driver.unmap(DevicePtr(at), bytes)?;
-        for addr in (at..at + bytes).step_by(self.chunk_size as usize) {
-            let chunk = self.mapped.remove(&addr).expect("a chunk is mapped at every step of the range");
-            self.reserve.push(chunk);
-        }
+        let (index, places) = self.places(at, bytes);
+        self.mapped -= places.len() as u64;
+        let chunks = self.reservations[index].chunks[places].iter_mut();
+        self.reserve.extend(chunks.map(|chunk| chunk.take().expect("a chunk is mapped at every step of the range")));
         Ok(())
     }
 
@@ -176,44 +200,55 @@ impl Space {
 
     /// Checks the conservation equation.
     pub fn validate(&self) -> Result<(), String> {
-        let chunks = (self.mapped.len() + self.stuck.len() + self.reserve.len()) as u64 * self.chunk_size;
+        let found: usize = self.reservations.iter().map(|r| r.chunks.iter().flatten().count()).sum();
+        if found as u64 != self.mapped {
+            return Err(format!("{found} chunks mapped, {} counted", self.mapped));
+        }
+        let chunks = (self.mapped + self.stuck.len() as u64) * self.chunk_size + self.reserve_bytes();
         let total = chunks + self.plain.values().sum::<u64>();
         if total == self.physical { Ok(()) } else { Err(format!("{total} bytes of chunks, {} counted", self.physical)) }
     }
 
     /// Bytes of chunks mapped now.
     pub fn mapped_bytes(&self) -> u64 {
-        self.mapped.len() as u64 * self.chunk_size + self.plain.values().sum::<u64>()
+        self.mapped * self.chunk_size + self.plain.values().sum::<u64>()
     }
 }
 
 impl Drop for Space {
-    /// Unmaps and releases everything. Failures have nowhere to go: the device's owner is going down with the space.
+    /// Unmaps and releases everything, once the device is done: what was freed in stream order may still be in use. Failures have nowhere to
+    /// go: the device's owner is going down with the space.
     fn drop(&mut self) {
-        let mut mapped = std::mem::take(&mut self.mapped);
-        mapped.append(&mut self.stuck);
-        let mut run: Option<(u64, u64)> = None;
-        for &addr in mapped.keys() {
-            run = match run {
-                Some((start, end)) if end == addr => Some((start, end + self.chunk_size)),
-                Some((start, end)) => {
-                    let _ = self.driver.unmap(DevicePtr(start), end - start);
-                    Some((addr, addr + self.chunk_size))
+        let holds_any = self.mapped > 0 || !self.stuck.is_empty() || !self.plain.is_empty();
+        if holds_any && self.driver.synchronize_device().is_err() {
+            // Memory under running work must stay where it is. It goes with the context.
+            return;
+        }
+        for reservation in &self.reservations {
+            let addr = |place: usize| DevicePtr(reservation.ptr.0 + place as u64 * self.chunk_size);
+            let mut place = 0;
+            for run in reservation.chunks.chunk_by(|a, b| a.is_some() == b.is_some()) {
+                if run[0].is_some() {
+                    let _ = self.driver.unmap(addr(place), run.len() as u64 * self.chunk_size);
                 }
-                None => Some((addr, addr + self.chunk_size)),
-            };
+                place += run.len();
+            }
+            for &chunk in reservation.chunks.iter().flatten() {
+                let _ = self.driver.release(chunk);
+            }
         }
-        if let Some((start, end)) = run {
-            let _ = self.driver.unmap(DevicePtr(start), end - start);
+        for (&addr, &chunk) in &self.stuck {
+            let _ = self.driver.unmap(DevicePtr(addr), self.chunk_size);
+            let _ = self.driver.release(chunk);
         }
-        for chunk in mapped.into_values().chain(self.reserve.drain(..)) {
+        for chunk in self.reserve.drain(..) {
             let _ = self.driver.release(chunk);
         }
         for &addr in self.plain.keys() {
             let _ = self.driver.free_plain(DevicePtr(addr));
         }
-        for &(ptr, size) in &self.reservations {
-            let _ = self.driver.unreserve(ptr, size);
+        for reservation in &self.reservations {
+            let _ = self.driver.unreserve(reservation.ptr, reservation.size);
         }
     }
 }

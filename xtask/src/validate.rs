@@ -50,6 +50,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy, no features", fast: false, run: clippy_no_features },
     Step { name: "clippy, validators", fast: false, run: clippy_validators },
     Step { name: "tests", fast: true, run: tests },
+    Step { name: "examples", fast: true, run: examples },
     Step { name: "tests, validators", fast: false, run: tests_validators },
     Step { name: "documentation", fast: false, run: documentation },
     Step { name: "dependencies", fast: false, run: dependencies },
@@ -122,6 +123,23 @@ fn tests(root: &Path, _: &Options) -> Outcome {
     cargo(root, "test --workspace", "run the test named above alone, with `-- --nocapture`")
 }
 
+/// The tests have built them: this runs them.
+fn examples(root: &Path, _: &Options) -> Outcome {
+    let Ok(folder) = fs::read_dir(root.join("examples")) else {
+        return Outcome::Skipped("there is no examples/".to_string());
+    };
+    let names = folder.flatten().filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_string()));
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    for name in names {
+        let advice = format!("examples/{name}.rs fails: see above");
+        if let failed @ Outcome::Failed(_) = cargo(root, &format!("run --quiet --example {name}"), &advice) {
+            return failed;
+        }
+    }
+    Outcome::Passed
+}
+
 fn tests_validators(root: &Path, _: &Options) -> Outcome {
     let advice = "run the test named above alone, with `--features stratalloc/validate -- --nocapture`";
     cargo(root, "test --workspace --features stratalloc/validate", advice)
@@ -175,7 +193,14 @@ fn fuzz(root: &Path, options: &Options) -> Outcome {
     };
     for target in targets.split_whitespace() {
         let seconds = options.fuzz_seconds;
-        let arguments = format!("run nightly cargo fuzz run {target} -- -max_total_time={seconds} -verbosity=0");
+        // What is found goes to the first folder, which git ignores; a seed or two are in the second.
+        let folders = [format!("fuzz/corpus/{target}"), format!("fuzz/seeds/{target}")];
+        if let Err(error) = folders.iter().try_for_each(|folder| fs::create_dir_all(root.join(folder))) {
+            return Outcome::Failed(format!("fuzz/corpus cannot be made: {error}"));
+        }
+        let folders = folders.join(" ");
+        let arguments =
+            format!("run nightly cargo fuzz run {target} {folders} -- -max_total_time={seconds} -verbosity=0");
         let advice = format!("minimise with `cargo +nightly fuzz tmin {target} FILE`, add the case to the tests");
         if let failed @ Outcome::Failed(_) = run_in(root, &mut command("rustup", &arguments), &advice) {
             return failed;

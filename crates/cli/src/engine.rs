@@ -5,8 +5,10 @@ use std::env::VarError;
 use std::ops::Sub;
 use std::sync::Arc;
 
+use crate::bare::BareDriver;
 use stratalloc::config::Config;
 use stratalloc::driver::cuda::CudaDriver;
+use stratalloc::driver::metered::{CallKind, Tally};
 use stratalloc::driver::soft::{Access, Backing, LatencyModel, SoftDevice};
 use stratalloc::driver::{DeviceProperties, Driver};
 use stratalloc::error::{ConfigError, DriverError, Result};
@@ -45,6 +47,8 @@ pub struct Setup {
     pub checker: bool,
     /// The seed of all that it chooses.
     pub seed: u64,
+    /// Whether the calls that the allocator makes do nothing, so that its own time can be taken.
+    pub bare: bool,
     /// The allocator's configuration, as from [`configuration`].
     pub config: String,
 }
@@ -125,7 +129,8 @@ impl Engine {
             .seed(setup.seed)
             .build()?;
         let config = Config::parse(&setup.config)?;
-        let allocator = Allocator::builder().device(DeviceSpec::Driver(soft.clone())).config(config).build()?;
+        let driver: Arc<dyn Driver> = if setup.bare { Arc::new(BareDriver::new(soft.clone())) } else { soft.clone() };
+        let allocator = Allocator::builder().device(DeviceSpec::Driver(driver)).config(config).build()?;
         Ok(Engine { allocator, soft })
     }
 
@@ -170,7 +175,9 @@ impl Engine {
     /// All driver calls so far.
     pub fn driver_calls(&self) -> Calls {
         let calls = self.allocator.driver(DEVICE).expect("opened with this device").calls();
-        Calls(calls.iter().map(|(name, count, time_ns)| (name, Call { count, time_ns })).collect())
+        let call = |tally: Tally| Call { count: tally.count, time_ns: tally.time_ns };
+        let called = CallKind::ALL.iter().map(|&kind| (kind.name(), calls.of(kind)));
+        Calls(called.filter(|(_, tally)| tally.count > 0).map(|(name, tally)| (name, call(tally))).collect())
     }
 
     /// Lets virtual time pass, as if the host were busy.

@@ -9,6 +9,7 @@
 //! | [`engine`] | the one place that touches the allocator's API |
 //! | [`table`] | aligned columns |
 
+mod bare;
 pub mod bench;
 pub mod doctor;
 pub mod engine;

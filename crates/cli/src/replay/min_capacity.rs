@@ -4,7 +4,7 @@ use stratalloc::error::Error;
 use stratalloc::units::PAGE;
 
 use super::follow::{Failure, Manner};
-use super::passes::{Plan, measure};
+use super::passes::{Plan, measure_once};
 use crate::engine::Setup;
 use crate::trace::Trace;
 
@@ -38,7 +38,7 @@ pub(super) fn find(trace: &Trace, setup: &Setup, plan: &Plan, say: &dyn Fn(Strin
     let completes = |capacity: u64| {
         say(format!("on {:.4} times the peak of live bytes", capacity as f64 / peak as f64));
         let setup = Setup { capacity, checker: false, ..setup.clone() };
-        match measure(trace, &setup, &plan) {
+        match measure_once(trace, &setup, &plan) {
             Ok(_) => Ok(true),
             Err(Failure { error: Error::OutOfMemory(_) | Error::NeverFits { .. }, .. }) => Ok(false),
             Err(failure) => Err(failure),

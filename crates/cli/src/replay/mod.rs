@@ -77,6 +77,7 @@ impl Options {
     fn setup(&self) -> Result<Setup, Failed> {
         let capacity = self.capacity.unwrap_or(ByteSize(ByteSize::gib(80).0 * u64::from(self.threads)));
         Ok(Setup {
+            bare: false,
             capacity: capacity.0,
             latency: self.latency,
             event_lag_ns: self.event_lag_us * 1000,

@@ -23,6 +23,8 @@ pub(super) struct Plan {
 pub(super) struct Measured {
     /// Wall time of each pass, in nanoseconds: from the first thread's start to the last one's end.
     pub(super) wall_ns: Vec<f64>,
+    /// The same on a device whose calls do nothing.
+    pub(super) own_ns: Vec<f64>,
     /// Driver calls of the first pass.
     pub(super) first: Calls,
     /// Those of them after the first third of the trace.
@@ -41,8 +43,18 @@ pub(super) struct Measured {
     pub(super) checker_reports: Vec<String>,
 }
 
-/// Replays `trace` on a fresh device.
+/// Replays `trace` on a fresh device, and where time can mean anything once more on one whose calls do nothing.
 pub(super) fn measure(trace: &Trace, setup: &Setup, plan: &Plan) -> Result<Measured, Failure> {
+    let mut measured = measure_once(trace, setup, plan)?;
+    measured.own_ns = if setup.checker || setup.event_lag_ns > 0 {
+        measured.wall_ns.clone()
+    } else {
+        measure_once(trace, &Setup { bare: true, ..setup.clone() }, plan)?.wall_ns
+    };
+    Ok(measured)
+}
+
+pub(super) fn measure_once(trace: &Trace, setup: &Setup, plan: &Plan) -> Result<Measured, Failure> {
     let engine = &Engine::open(setup)?;
     let follower = |_| Follower::new(engine, trace, plan);
     let mut followers = (0..plan.threads).map(follower).collect::<Result<Vec<_>, _>>()?;
@@ -185,6 +197,7 @@ impl<'a> Leader<'a> {
     fn finish(self) -> Result<Measured, Failure> {
         Ok(Measured {
             wall_ns: Vec::new(),
+            own_ns: Vec::new(),
             first: &self.after_first - &self.before,
             steady: &self.after_first - &self.at_third,
             later: &self.engine.driver_calls() - &self.after_first,

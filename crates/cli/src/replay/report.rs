@@ -68,10 +68,13 @@ pub struct Figures {
     pub peak_reserved_bytes_all_passes: u64,
     /// 1 - peak live / peak reserved, of the first pass.
     pub fragmentation: f64,
-    /// Wall time over the operations of one thread: the best pass but the first, unless that is the only one.
+    /// The allocator's own time over the operations of one thread, from a second run on a device whose calls do nothing. The best pass
+    /// but the first, unless that is the only one.
     pub ns_per_op_min: f64,
     /// The same, the median pass.
     pub ns_per_op_median: f64,
+    /// The same on the software device, whose bookkeeping is part of it.
+    pub ns_per_op_with_device_min: f64,
     /// Driver calls of the first pass.
     pub driver_calls: BTreeMap<&'static str, u64>,
     /// What they took on the driver's own clock.
@@ -134,9 +137,13 @@ impl Report {
         if plan.threads > 1 {
             self.peak_live_bytes = measured.peak_live_bytes;
         }
-        let warm = if plan.passes > 1 { &measured.wall_ns[1..] } else { &measured.wall_ns[..] };
-        let mut ns_per_op: Vec<f64> = warm.iter().map(|wall| wall / self.ops.max(1) as f64).collect();
-        ns_per_op.sort_by(f64::total_cmp);
+        let per_op = |wall_ns: &[f64]| {
+            let warm = if plan.passes > 1 { &wall_ns[1..] } else { wall_ns };
+            let mut ns: Vec<f64> = warm.iter().map(|wall| wall / self.ops.max(1) as f64).collect();
+            ns.sort_by(f64::total_cmp);
+            ns
+        };
+        let (own, with_device) = (per_op(&measured.own_ns), per_op(&measured.wall_ns));
         let reserved = measured.peak_reserved_bytes;
         self.figures = Some(Figures {
             threads: plan.threads,
@@ -144,8 +151,9 @@ impl Report {
             peak_reserved_bytes: reserved,
             peak_reserved_bytes_all_passes: measured.peak_reserved_bytes_all,
             fragmentation: 1.0 - self.peak_live_bytes as f64 / reserved.max(1) as f64,
-            ns_per_op_min: ns_per_op.first().copied().unwrap_or_default(),
-            ns_per_op_median: median(&ns_per_op),
+            ns_per_op_min: own.first().copied().unwrap_or_default(),
+            ns_per_op_median: median(&own),
+            ns_per_op_with_device_min: with_device.first().copied().unwrap_or_default(),
             driver_calls: measured.first.0.iter().map(|(name, call)| (*name, call.count)).collect(),
             driver_time_us: measured.first.total().time_ns as f64 / 1e3,
             driver_time_steady_us: measured.steady.total().time_ns as f64 / 1e3,
@@ -197,6 +205,7 @@ pub(super) fn for_people(rows: &[Report], options: &Options, out: &mut impl Writ
         "frag",
         "ns/op min",
         "median",
+        "with device",
         "driver calls",
         "time ms",
         "steady ms",
@@ -233,6 +242,7 @@ fn cells(row: &Report, options: &Options) -> Vec<String> {
             format!("{:.2}%", figures.fragmentation * 100.0),
             digits(figures.ns_per_op_min),
             digits(figures.ns_per_op_median),
+            digits(figures.ns_per_op_with_device_min),
             figures.driver_calls.values().sum::<u64>().to_string(),
             digits(figures.driver_time_us / 1e3),
             digits(figures.driver_time_steady_us / 1e3),
