@@ -3,9 +3,10 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use common::rig::{KIB, MIB, Rng, check, check_empties, pattern, probes, soft};
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use stratalloc::driver::Driver;
 use stratalloc::driver::soft::{Access, Backing, SoftDevice};
@@ -66,7 +67,7 @@ impl Program {
         let tags = ["one", "two"].map(|name| allocator.tag(name).unwrap());
         let spare: Arc<Mutex<Vec<DevicePtr>>> = Arc::default();
         let (given, again, checker) = (spare.clone(), allocator.clone(), device.clone());
-        allocator.add_oom_observer(move |_| match given.lock().unwrap().pop() {
+        allocator.add_oom_observer(move |_| match given.lock().pop() {
             Some(ptr) => {
                 checker.note_free(ptr, MIB);
                 again.raw_free(ptr).unwrap();
@@ -216,7 +217,7 @@ impl Program {
         if let Ok(ptr) = self.allocator.raw_alloc(AllocRequest::new(MIB).stream(self.streams[0])) {
             self.device.note_alloc(ptr, MIB, self.streams[0]);
             self.allocs += 1;
-            self.spare.lock().unwrap().push(ptr);
+            self.spare.lock().push(ptr);
         }
     }
 
@@ -247,7 +248,7 @@ impl Program {
     #[track_caller]
     fn compare(&self) {
         let stats = check(&self.allocator, 0);
-        let spare = self.spare.lock().unwrap().len() as u64;
+        let spare = self.spare.lock().len() as u64;
         let live: u64 = self.blocks.values().map(|block| block.size).sum();
         let active: u64 = self.blocks.values().map(|block| block.usable).sum();
         assert_eq!(stats.live.current, live + spare * MIB);
@@ -276,7 +277,7 @@ impl Program {
         while !self.blocks.is_empty() {
             self.free();
         }
-        for ptr in std::mem::take(&mut *self.spare.lock().unwrap()) {
+        for ptr in std::mem::take(&mut *self.spare.lock()) {
             self.device.note_free(ptr, MIB);
             self.allocator.raw_free(ptr).unwrap();
         }
