@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use common::rig::{MIB, check, check_empties, soft, stats};
-use parking_lot::Mutex;
 use stratalloc::driver::Driver;
 use stratalloc::driver::soft::{Access, SoftDevice};
 use stratalloc::{
