@@ -419,7 +419,7 @@ impl DeviceCache {
         if cfg!(feature = "validate")
             && let Err(what) = self.pool.validate(state)
         {
-            broken_invariant(self, &what);
+            broken_invariant(self, state, &what);
         }
     }
 
@@ -471,8 +471,8 @@ impl Drop for DeviceCache {
 /// The structures contradict each other: going on could hand memory out twice. Says what is known, and ends the process.
 #[cold]
 #[allow(clippy::print_stderr)]
-fn broken_invariant(device: &DeviceCache, what: &str) -> ! {
-    eprintln!("stratalloc: broken invariant on device {}: {what}\n{:#?}", device.pool.device, device.stats());
+fn broken_invariant(device: &DeviceCache, state: &PoolState, what: &str) -> ! {
+    eprintln!("stratalloc: broken invariant on device {}: {what}\n{state:#?}", device.pool.device);
     std::process::abort()
 }
 
