@@ -8,7 +8,8 @@ use common::rig::{KIB, MIB, check, check_empties, config, soft};
 use stratalloc::driver::Driver;
 use stratalloc::driver::soft::{Access, SoftDevice};
 use stratalloc::{
-    AllocFlags, AllocRequest, Allocator, ByteSize, DevicePtr, DeviceSpec, Error, Limit, PoolId, Result, Stats, StreamId,
+    AllocFlags, AllocRequest, Allocator, ByteSize, Config, ConfigError, DevicePtr, DeviceSpec, Error, Limit, PoolId,
+    Result, Stats, StreamId,
 };
 
 const SIZE_MAX: u64 = (u32::MAX as u64) * 512;
@@ -366,4 +367,35 @@ fn a_request_that_may_not_grow_takes_only_what_is_there() {
     // What is cached does serve it.
     let request = AllocRequest::new(2 * MIB).flags(AllocFlags::NO_GROW);
     drop(scene.allocator.alloc(request).unwrap());
+}
+
+#[test]
+fn configurations_made_by_hand_are_checked_too() {
+    let set: [(&str, fn(&mut Config)); 4] = [
+        ("chunk", |config| config.chunk = ByteSize(0)),
+        ("chunk", |config| config.chunk = ByteSize(6 << 20)),
+        ("magazine", |config| config.magazine = f64::NAN),
+        ("limit", |config| config.limit = Some(Limit::Fraction(-1.0))),
+    ];
+    for (key, set) in set {
+        let mut config = Config::default();
+        set(&mut config);
+        let built = Allocator::builder().device(DeviceSpec::Software(ByteSize::mib(64))).config(config).build();
+        assert!(matches!(built, Err(Error::Config(ConfigError::InvalidValue { key: refused, .. })) if refused == key));
+    }
+}
+
+#[test]
+fn filters_may_own_memory() {
+    let (_, allocator) = soft(SoftDevice::builder(64 * MIB), "");
+    let owning = || {
+        let block = allocator.alloc(AllocRequest::new(3 * MIB)).unwrap().into_owned();
+        move |_: StreamId| block.size() == 0
+    };
+    let filter = owning();
+    allocator.begin_private_pool(0, PoolId(1), filter).unwrap();
+    allocator.begin_private_pool(0, PoolId(1), owning()).unwrap_err();
+    allocator.end_private_pool(0, PoolId(1)).unwrap();
+    allocator.release_private_pool(0, PoolId(1)).unwrap();
+    check_empties(&allocator, 0);
 }

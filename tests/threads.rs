@@ -11,7 +11,7 @@ use std::thread;
 use common::rig::{KIB, MIB, Rng, check, check_empties, request, soft, stats};
 use parking_lot::Mutex;
 use stratalloc::driver::soft::{Backing, SoftDevice};
-use stratalloc::{Allocator, DevicePtr, Error, StreamId};
+use stratalloc::{Allocator, DevicePtr, Error, EventKind, StreamId};
 
 fn open(mib: u64, text: &str) -> Allocator {
     soft(SoftDevice::builder(mib * MIB).backing(Backing::AddressesOnly), text).1
@@ -235,6 +235,32 @@ fn many_allocators_one_after_another_do_not_grow() {
     }
 }
 
+/// A thread outlives an allocator that it used. The cache that it had there must not go to another thread as long as it knows of it.
+#[test]
+fn no_two_threads_share_a_cache_after_an_allocator_has_gone() {
+    let (jobs, inbox) = channel::<Allocator>();
+    let (done, results) = channel();
+    let worker = thread::spawn(move || {
+        for allocator in inbox {
+            drop(allocator.alloc(request(512, StreamId::DEFAULT)).unwrap());
+            drop(allocator);
+            done.send(()).unwrap();
+        }
+    });
+    jobs.send(open(64, "")).unwrap();
+    results.recv().unwrap();
+    let second = open(64, "");
+    drop(second.alloc(request(512, StreamId::DEFAULT)).unwrap());
+    let one_cache = stats(&second).metadata;
+    jobs.send(second.clone()).unwrap();
+    results.recv().unwrap();
+    assert!(stats(&second).metadata > one_cache, "two threads, one cache");
+    drop(jobs);
+    worker.join().unwrap();
+    assert_eq!(stats(&second).metadata, one_cache, "the worker's has been given back");
+    check_empties(&second, 0);
+}
+
 #[test]
 fn a_thread_changes_between_allocators() {
     for count in [2, 3, 12] {
@@ -282,4 +308,23 @@ fn statistics_and_settings_may_be_used_while_threads_work() {
         }
     });
     check_empties(&allocator, 0);
+}
+
+#[test]
+fn traced_events_are_in_order() {
+    let allocator = open(64, "trace:1000000");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..20_000).for_each(|_| drop(allocator.alloc(request(3 * MIB, StreamId(0))).unwrap())));
+        }
+    });
+    let mut live = std::collections::HashSet::new();
+    for event in allocator.events(0).unwrap() {
+        let in_order = match event.kind {
+            EventKind::Alloc => live.insert(event.ptr),
+            EventKind::Free => live.remove(&event.ptr),
+            _ => true,
+        };
+        assert!(in_order, "{event:?}");
+    }
 }

@@ -73,6 +73,8 @@ impl Builder {
 
     /// Opens the devices. Takes no memory from them yet.
     pub fn build(self) -> Result<Allocator> {
+        // One put together by hand may hold anything: the parser knows what is allowed.
+        Config::parse(&self.config.to_string())?;
         let specs = if self.devices.is_empty() { vec![DeviceSpec::Auto] } else { self.devices };
         let open = |(ordinal, spec): (usize, &DeviceSpec)| -> Result<Arc<DeviceCache>> {
             DeviceCache::new(ordinal, spec.open()?, &self.config)

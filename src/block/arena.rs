@@ -125,7 +125,7 @@ impl Arena {
 
     /// The owners that have free nodes.
     pub fn owners(&self) -> impl Iterator<Item = Owner> + '_ {
-        (0u16..).zip(&self.bins).filter(|(_, bins)| bins.bytes > 0).map(|(index, _)| Owner(index))
+        (0..=u16::MAX).zip(&self.bins).filter(|(_, bins)| bins.bytes > 0).map(|(index, _)| Owner(index))
     }
 
     /// Adds a segment for `home` in which nothing is mapped. It has no neighbours.

@@ -228,7 +228,7 @@ impl DeviceCache {
             cache.fold_drifted(pool);
         }
         self.check_invariants(&state);
-        drop(state);
+        // Before anyone else can have the block, so that events are in order.
         self.ring.push(EventKind::Alloc, ptr, size, stream, tag);
         Ok(ptr)
     }
@@ -260,7 +260,6 @@ impl DeviceCache {
             }
         }
         self.check_invariants(&state);
-        drop(state);
         self.ring.push(EventKind::Free, ptr, requested, stream, tag);
         Ok(())
     }
@@ -356,6 +355,8 @@ impl DeviceCache {
 
     /// Sends requests of the streams that `filter` names to a private pool, until [`DeviceCache::end_private`].
     pub(crate) fn begin_private(&self, id: PoolId, filter: StreamFilter) -> Result<()> {
+        // Dropped after the lock, if it is refused: its drop is user code.
+        let _refused = filter.clone();
         let mut state = self.pool.lock();
         self.pool.begin_private(&mut state, id, filter)?;
         let threads = self.threads.lock();
@@ -366,8 +367,9 @@ impl DeviceCache {
     }
 
     pub(crate) fn end_private(&self, id: PoolId) -> Result<()> {
+        let _ended;
         let mut state = self.pool.lock();
-        self.pool.end_private(&mut state, id)?;
+        _ended = self.pool.end_private(&mut state, id)?;
         let slow = self.goes_slow(&state);
         self.threads.lock().iter().for_each(|cache| cache.gate.set_slow(slow));
         Ok(())

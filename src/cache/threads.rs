@@ -1,7 +1,8 @@
 //! From a thread to its [`ThreadCache`] for a device: one thread-local load and one comparison.
 //!
 //! Caches are never freed: they go to a list of idle ones and serve the next thread or allocator, so that a `&'static` to one is
-//! always good, and whose it is can be checked by its owner number alone.
+//! always good. They go there from the thread that had them, once it has forgotten them: of all threads only one ever points to a cache
+//! that is not idle. So a cache that bears a device's number is the calling thread's own, and no other thread's for that device.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Weak;
@@ -13,6 +14,9 @@ use crate::sync::Mutex;
 
 /// Devices between which a thread changes without a look at its list. With more, those whose numbers collide take the lock.
 const SLOTS: usize = 8;
+
+/// The owner of a cache whose thread has ended while its allocator was going. No device has this number.
+const ORPHAN: u64 = u64::MAX;
 
 /// The cache of nobody, to point to instead of nowhere.
 static NOBODY: ThreadCache = ThreadCache::new();
@@ -33,16 +37,28 @@ struct Mine {
 
 impl Drop for Mine {
     fn drop(&mut self) {
-        LAST.set(&NOBODY);
-        CURRENT.with(|slots| slots.iter().for_each(|slot| slot.set(&NOBODY)));
         for (cache, owner, device) in self.caches.drain(..) {
-            // Where the allocator has gone, or is going, it has taken the cache back itself.
-            if cache.owner.load(Relaxed) == owner
-                && let Some(device) = device.upgrade()
-            {
+            forget(cache);
+            if let Some(device) = device.upgrade() {
                 device.retire(cache);
             }
+            make_idle(cache, owner);
         }
+    }
+}
+
+/// Points the calling thread's cells elsewhere.
+fn forget(cache: &'static ThreadCache) {
+    let points_there = |cell: &Cell<&'static ThreadCache>| std::ptr::eq(cell.get(), cache);
+    LAST.with(|last| points_there(last).then(|| last.set(&NOBODY)));
+    CURRENT.with(|slots| slots.iter().filter(|slot| points_there(slot)).for_each(|slot| slot.set(&NOBODY)));
+}
+
+/// Lets the next thread have a cache that the calling thread has forgotten. If its allocator is going just now, and still at work on it, that
+/// does so instead.
+fn make_idle(cache: &'static ThreadCache, owner: u64) {
+    if cache.owner.compare_exchange(owner, ORPHAN, AcqRel, Acquire).is_err() {
+        IDLE.lock().push(cache);
     }
 }
 
@@ -71,9 +87,12 @@ pub(super) fn current_or_new(device: &DeviceCache) -> Option<&'static ThreadCach
 fn new(device: &DeviceCache) -> Option<&'static ThreadCache> {
     let number = device.number;
     let cache = MINE.try_with(|mine| {
-        // A device's number is taken once, so that an entry that still bears it is this thread's own.
         let mine = &mut mine.try_borrow_mut().ok()?.caches;
-        mine.retain(|(cache, owner, _)| cache.owner.load(Relaxed) == *owner);
+        // Allocators that have gone have let go of their caches.
+        for (gone, owner, _) in mine.extract_if(.., |(cache, owner, _)| cache.owner.load(Acquire) != *owner) {
+            forget(gone);
+            make_idle(gone, owner);
+        }
         if let Some(&(cache, ..)) = mine.iter().find(|(_, owner, _)| *owner == number) {
             return Some(cache);
         }
@@ -89,10 +108,10 @@ fn new(device: &DeviceCache) -> Option<&'static ThreadCache> {
     Some(cache)
 }
 
-/// Makes an emptied cache idle, if it is still its owner's. Of a thread that ends and an allocator that goes, one wins.
+/// The device lets go of an emptied cache: it is for the thread that has it to make it idle, unless that has ended meanwhile.
 pub(super) fn give_back(cache: &'static ThreadCache, owner: u64) {
-    if cache.owner.compare_exchange(owner, 0, AcqRel, Acquire).is_ok() {
-        cache.reset();
+    cache.reset();
+    if cache.owner.compare_exchange(owner, 0, AcqRel, Acquire).is_err() {
         IDLE.lock().push(cache);
     }
 }

@@ -204,7 +204,7 @@ impl Pool {
             return Ok(false);
         }
         let PoolState { lanes, events, pending, .. } = &mut *state;
-        for (_, clock) in (0u16..).zip(&mut lanes.clocks).filter(|&(index, _)| pending.waits_for(index)) {
+        for (_, clock) in (0..=u16::MAX).zip(&mut lanes.clocks).filter(|&(index, _)| pending.waits_for(index)) {
             clock.close(&*self.driver, events)?;
             clock.poll(&*self.driver, events)?;
         }

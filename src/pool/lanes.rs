@@ -93,7 +93,7 @@ impl Lanes {
 
     /// Every lane but the shared one.
     pub(super) fn ids(&self) -> impl Iterator<Item = LaneId> + use<> {
-        1..self.list.len() as LaneId
+        1..=(self.list.len() - 1) as LaneId
     }
 
     /// Takes the lanes of a private pool from it: requests find them no more. They stay private, which is to say that their blocks
@@ -101,7 +101,7 @@ impl Lanes {
     pub(super) fn dissolve(&mut self, pool: PoolId) -> Vec<LaneId> {
         self.by_key.retain(|&(_, private), _| private != Some(pool));
         let mut dissolved = Vec::new();
-        for (id, lane) in (0..).zip(&self.list) {
+        for (id, lane) in (0..=LaneId::MAX).zip(&self.list) {
             if lane.private == Some(pool) {
                 dissolved.push(id);
             }
@@ -117,5 +117,20 @@ impl Lanes {
     /// Whether a lane's clock has passed a stamp.
     pub(super) fn has_passed(&self, lane: LaneId, stamp: u64) -> bool {
         lane == Owner::SHARED.0 || self.clocks[self.list[lane as usize].clock as usize].has_passed(stamp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_is_a_lane() {
+        let mut lanes = Lanes::new();
+        let pool = Some(PoolId(1));
+        let interned = (0..).map_while(|stream| lanes.intern(StreamId(stream), pool)).count();
+        assert_eq!(interned, LaneId::MAX as usize);
+        assert_eq!(lanes.ids().count(), interned);
+        assert_eq!(lanes.dissolve(PoolId(1)).last(), Some(&LaneId::MAX));
     }
 }

@@ -213,7 +213,7 @@ impl Pool {
     }
 
     /// Ends [`Pool::begin_private`]. The pool keeps its memory.
-    pub(crate) fn end_private(&self, state: &mut PoolState, pool: PoolId) -> Result<()> {
+    pub(crate) fn end_private(&self, state: &mut PoolState, pool: PoolId) -> Result<StreamFilter> {
         state.private.end(pool)
     }
 

@@ -47,11 +47,11 @@ impl PrivatePools {
         Ok(())
     }
 
-    pub(super) fn end(&mut self, pool: PoolId) -> Result<()> {
+    /// Returns the filter, which the caller drops without the lock: its drop is user code.
+    pub(super) fn end(&mut self, pool: PoolId) -> Result<StreamFilter> {
         let at = self.open.iter().position(|&(open, _)| open == pool);
         let at = at.ok_or(Error::UnknownPool { pool: pool.0, what: "is not being filled" })?;
-        self.open.remove(at);
-        Ok(())
+        Ok(self.open.remove(at).1)
     }
 
     /// Drops one user. Returns whether it was the last.
