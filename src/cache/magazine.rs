@@ -19,8 +19,10 @@ const BUCKETS: usize = 512;
 /// Large blocks keep to the last so many, which can be looked through in a moment.
 const LARGE_BUCKETS: usize = 64;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
-/// Large blocks that may be freed to stacks before those that nobody has asked for since are put back into the pool.
-const LARGE_FREES: i32 = 32;
+/// Large blocks that are freed to the stacks between looks at what is in use.
+const LARGE_FREES: i32 = 64;
+/// A change of what is in use by this part of the device is a change of phase: 1/64.
+const PHASE_SHIFT: u32 = 6;
 /// Buckets that a key may be in.
 const PROBES: usize = 4;
 /// Streams whose lanes a thread remembers, besides the last one.
@@ -50,8 +52,6 @@ struct Bucket {
     allocs: AtomicU64,
     /// Blocks freed to here.
     frees: AtomicU64,
-    /// `allocs` when the stacks were last tidied.
-    allocs_before: AtomicU64,
     /// The block on top, or [`NO_BLOCK`].
     head: AtomicU32,
 }
@@ -64,7 +64,6 @@ impl Bucket {
         top: AtomicU64::new(0),
         allocs: AtomicU64::new(0),
         frees: AtomicU64::new(0),
-        allocs_before: AtomicU64::new(0),
         head: AtomicU32::new(NO_BLOCK),
     };
 
@@ -158,10 +157,12 @@ pub(crate) struct ThreadCache {
     held_max: AtomicI64,
     /// How far counts may drift from the sums, in bytes.
     drift_max: AtomicI64,
-    /// Large blocks that may still be freed to stacks before they are tidied.
+    /// Large blocks that may still be freed to the stacks before the next look at what is in use.
     large_frees: AtomicI32,
-    /// Whether large blocks were kept when the stacks were last tidied.
-    kept_large: AtomicBool,
+    /// Whether the phase has changed since the stacks were last emptied of large blocks.
+    stale: AtomicBool,
+    /// What was in use when the phase last changed, in bytes.
+    phase: AtomicI64,
     /// Streams and their lanes, as [`LaneBits`].
     streams: [(AtomicU64, AtomicU64); STREAMS],
     tags: [AtomicI64; TAGS],
@@ -196,7 +197,8 @@ impl ThreadCache {
             held_max: AtomicI64::new(0),
             drift_max: AtomicI64::new(0),
             large_frees: AtomicI32::new(LARGE_FREES),
-            kept_large: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
+            phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
             sizes: [const { AtomicU64::new(0) }; SIZE_COUNTS],
@@ -357,7 +359,6 @@ impl ThreadCache {
         bump(&self.hits, allocs);
         bump(&self.frees, bucket.frees.load(Relaxed));
         bucket.allocs.store(0, Relaxed);
-        bucket.allocs_before.store(0, Relaxed);
         bucket.frees.store(0, Relaxed);
         bucket.key.store(key.number(), Relaxed);
         bucket.bytes.store(key.bytes(), Relaxed);
@@ -386,7 +387,7 @@ impl ThreadCache {
             return 0;
         }
         self.large_frees.store(LARGE_FREES, Relaxed);
-        self.kept_large.store(false, Relaxed);
+        self.stale.store(false, Relaxed);
         let wanted = |bucket: &&Bucket| {
             bucket.head.load(Relaxed) != NO_BLOCK
                 && (!large_only || Key::from_number(bucket.key.load(Relaxed)).is_large())
@@ -395,36 +396,28 @@ impl ThreadCache {
         buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
     }
 
-    /// When many large blocks have been freed: of each stack of large blocks, keeps as many as were asked for since the last time. The others
-    /// go where they can coalesce.
-    pub(crate) fn tidy(&self, directory: &Directory, mut sink: impl FnMut(BlockId)) {
+    /// Whether blocks of this key have been freed here lately.
+    pub(crate) fn knows(&self, key: Key) -> bool {
+        self.bucket(key).is_some()
+    }
+
+    /// Whether the stacks should be emptied of large blocks. A request that they cannot serve is the moment for it: it then sees all that is
+    /// free, coalesced.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.load(Relaxed)
+    }
+
+    /// Every so many large blocks freed: looks whether what is in use has changed so much that the program is in another phase, for which
+    /// the stacks hold the wrong sizes.
+    pub(crate) fn note_phase(&self, pool: &Pool) {
         if self.large_frees.load(Relaxed) > 0 {
             return;
         }
         self.large_frees.store(LARGE_FREES, Relaxed);
-        self.kept_large.store(true, Relaxed);
-        for bucket in &self.buckets[FIRST_LARGE..] {
-            let allocs = bucket.allocs.load(Relaxed);
-            let asked_for = allocs - bucket.allocs_before.load(Relaxed);
-            bucket.allocs_before.store(allocs, Relaxed);
-            let head = bucket.head.load(Relaxed);
-            if head == NO_BLOCK || !directory.header(head).key().is_large() {
-                continue;
-            }
-            if asked_for == 0 {
-                self.drain_bucket(bucket, directory, &mut sink);
-                continue;
-            }
-            let mut last = head;
-            for _ in 1..asked_for {
-                match directory.header(last).next() {
-                    NO_BLOCK => break,
-                    next => last = next,
-                }
-            }
-            let rest = directory.header(last).next();
-            directory.header(last).set_cached(NO_BLOCK);
-            self.drain_chain(rest, directory, &mut sink);
+        let active = pool.active.sum() + self.active.get().0;
+        if active.abs_diff(self.phase.load(Relaxed)) > pool.capacity >> PHASE_SHIFT {
+            self.phase.store(active, Relaxed);
+            self.stale.store(true, Relaxed);
         }
     }
 
@@ -439,7 +432,7 @@ impl ThreadCache {
     }
 
     fn may_hold_large(&self) -> bool {
-        self.large_frees.load(Relaxed) < LARGE_FREES || self.kept_large.load(Relaxed)
+        true
     }
 
     fn change_base(&self, by: i64) {
@@ -541,16 +534,15 @@ impl ThreadCache {
             bucket.key.store(0, Relaxed);
             bucket.allocs.store(0, Relaxed);
             bucket.frees.store(0, Relaxed);
-            bucket.allocs_before.store(0, Relaxed);
             bucket.take_all();
         }
         let lanes = self.streams.iter().map(|(_, lane)| lane);
         let counters = [&self.bytes, &self.frees, &self.hits, &self.last_stream, &self.last_lane];
         self.sizes.iter().chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
         self.large_frees.store(LARGE_FREES, Relaxed);
-        self.kept_large.store(false, Relaxed);
+        self.stale.store(false, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
-        let bounds = [&self.room_max, &self.held_base, &self.held_max, &self.drift_max];
+        let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));
     }
 }

@@ -201,7 +201,7 @@ impl DeviceCache {
                 } else {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
-                if !is_slot {
+                if !is_slot && cache.is_some_and(|cache| cache.is_stale() || !cache.knows(key)) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
                 }
                 let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
@@ -249,7 +249,7 @@ impl DeviceCache {
         let keeps =
             cache.filter(|cache| !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
-            cache.tidy(&pool.directory, |idle| pool.put_back(&mut state, idle));
+            cache.note_phase(pool);
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
@@ -421,7 +421,7 @@ impl DeviceCache {
         if cfg!(feature = "validate")
             && let Err(what) = self.pool.validate(state)
         {
-            broken_invariant(self, &what);
+            broken_invariant(self, state, &what);
         }
     }
 
@@ -473,8 +473,8 @@ impl Drop for DeviceCache {
 /// The structures contradict each other: going on could hand memory out twice. Says what is known, and ends the process.
 #[cold]
 #[allow(clippy::print_stderr)]
-fn broken_invariant(device: &DeviceCache, what: &str) -> ! {
-    eprintln!("stratalloc: broken invariant on device {}: {what}\n{:#?}", device.pool.device, device.stats());
+fn broken_invariant(device: &DeviceCache, state: &PoolState, what: &str) -> ! {
+    eprintln!("stratalloc: broken invariant on device {}: {what}\n{state:#?}", device.pool.device);
     std::process::abort()
 }
 

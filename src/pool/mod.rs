@@ -160,7 +160,7 @@ impl Pool {
             self.put_back(state, block);
             return true;
         }
-        // Asking once for every 1/1024 of the device that waits costs little, and brings blocks back before others are split in their place.
+        // Asking once for every 1/256 of the device that waits costs little, and brings blocks back before others are split in their place.
         let ask_at = self.capacity >> 8;
         let home_stamp = state.lanes.stamp(header.lane());
         let PoolState { pending, lanes, private, .. } = &mut *state;

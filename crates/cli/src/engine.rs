@@ -172,6 +172,11 @@ impl Engine {
         Ok(self.allocator.stats(DEVICE)?.live.peak)
     }
 
+    /// Host memory that the allocator knows to have touched for its own book-keeping.
+    pub fn metadata_bytes(&self) -> Result<u64> {
+        Ok(self.allocator.stats(DEVICE)?.metadata)
+    }
+
     /// All driver calls so far.
     pub fn driver_calls(&self) -> Calls {
         let calls = self.allocator.driver(DEVICE).expect("opened with this device").calls();

@@ -13,9 +13,12 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use stratalloc::units::ByteSize;
+
 use crate::engine::configuration;
 use crate::table::{Table, digits, median};
 use crate::{Failed, Finish};
+pub use rows::Metadata;
 use rows::Row;
 
 /// Turns that every row gets.
@@ -49,6 +52,9 @@ pub struct Figure {
     pub ns_min: f64,
     /// The same: the median round.
     pub ns_median: f64,
+    /// Host memory for the blocks kept live, in the rows that are about those.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Metadata>,
 }
 
 /// Measures all rows and prints them.
@@ -101,6 +107,7 @@ fn figure(row: &Row, mut samples: Vec<f64>) -> Figure {
         threads: row.threads(),
         ns_min: samples.first().copied().unwrap_or_default(),
         ns_median: median(&samples),
+        metadata: row.metadata,
     }
 }
 
@@ -118,6 +125,16 @@ fn for_people(figures: &[Figure], out: &mut impl Write) -> std::io::Result<()> {
         ]);
     }
     write!(out, "{table}")?;
+    if let Some(metadata) = figures.iter().filter_map(|figure| figure.metadata).next_back() {
+        let Metadata { blocks, resident_bytes, counted_bytes } = metadata;
+        writeln!(
+            out,
+            "\nMetadata with {blocks} blocks of 512 B live: {} resident, {:.1} bytes a block ({:.1} without the software device's)",
+            ByteSize(resident_bytes),
+            resident_bytes as f64 / blocks as f64,
+            counted_bytes as f64 / blocks as f64
+        )?;
+    }
     writeln!(
         out,
         "\nLook at: min, which noise only raises; the rows with 2 threads, which should cost what those with 1 do; \

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use stratalloc::error::Result;
 use stratalloc::units::ByteSize;
 
@@ -19,13 +20,26 @@ const CAPACITY: ByteSize = ByteSize::gib(80);
 pub(super) struct Row {
     pub(super) name: String,
     workers: Vec<Box<dyn Work>>,
+    /// Host memory for the blocks kept live.
+    pub(super) metadata: Option<Metadata>,
     /// Keeps blocks live that no worker touches.
     _engine: Option<Arc<Engine>>,
 }
 
+/// Host memory that an allocator takes for its own book-keeping, with many blocks live.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Metadata {
+    /// Blocks live.
+    pub blocks: u64,
+    /// By how much the process grew while they were allocated, the software device's own tables included.
+    pub resident_bytes: u64,
+    /// What the allocator knows to have touched.
+    pub counted_bytes: u64,
+}
+
 impl Row {
     fn new(name: impl Into<String>, workers: Vec<Box<dyn Work>>) -> Row {
-        Row { name: name.into(), workers, _engine: None }
+        Row { name: name.into(), workers, metadata: None, _engine: None }
     }
 
     pub(super) fn threads(&self) -> usize {
@@ -60,14 +74,19 @@ pub(super) fn all(config: &str) -> Result<Vec<Row>> {
             })?);
         }
     }
-    for (name, live) in [("1e3", 1_000), ("1e4", 10_000), ("1e5", 100_000), ("1e6", 1_000_000)] {
-        rows.push(on_one_engine(config, format!("live {name}"), 1, |engine, _| {
+    for (name, blocks) in [("1e3", 1_000), ("1e4", 10_000), ("1e5", 100_000), ("1e6", 1_000_000)] {
+        let before = resident_bytes();
+        let mut row = on_one_engine(config, format!("live {name}"), 1, |engine, _| {
             let pair = Pair::new(engine.clone(), 512)?;
-            for _ in 0..live {
+            for _ in 0..blocks {
                 engine.alloc(512, pair.stream())?;
             }
             Ok(Box::new(pair))
-        })?);
+        })?;
+        let counted = row._engine.as_ref().map_or(Ok(0), |engine| engine.metadata_bytes())?;
+        let grown = resident_bytes().zip(before).map(|(now, before)| now.saturating_sub(before));
+        row.metadata = grown.map(|resident_bytes| Metadata { blocks, resident_bytes, counted_bytes: counted });
+        rows.push(row);
     }
     for threads in [1, 2] {
         rows.push(Row::new(
@@ -77,6 +96,12 @@ pub(super) fn all(config: &str) -> Result<Vec<Row>> {
     }
     rows.push(Row::new("offset-allocator", vec![Box::new(Offsets::new())]));
     Ok(rows)
+}
+
+/// Memory of this process that is resident, where Linux tells.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(statm.split(' ').nth(1)?.parse::<u64>().ok()? * 4096)
 }
 
 /// A row whose workers share an allocator of their own. `worker` is given the allocator and the worker's number.
@@ -89,5 +114,5 @@ fn on_one_engine(
     let setup = Setup { capacity: CAPACITY.0, latency: Latency::Off, config: config.to_owned(), ..Setup::default() };
     let engine = Arc::new(Engine::open(&setup)?);
     let workers = (0..threads).map(|number| worker(&engine, number)).collect::<Result<_>>()?;
-    Ok(Row { name, workers, _engine: Some(engine) })
+    Ok(Row { name, workers, metadata: None, _engine: Some(engine) })
 }

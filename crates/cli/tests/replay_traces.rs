@@ -1,0 +1,91 @@
+//! The recorded traces, as the command replays them: no use of memory is out of order, and equal replays are equal.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+use stratalloc_cli::trace::Trace;
+
+/// Operations of each trace that are replayed here: the whole of them is for release builds.
+const OPS: usize = 8_000;
+
+fn recorded() -> Vec<PathBuf> {
+    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../tests/traces"].iter().collect();
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut traces: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "zst")).collect();
+    traces.sort();
+    assert!(traces.len() >= 7, "{traces:?}");
+    traces
+}
+
+/// The beginnings of all recorded traces, as files of the test `user`.
+fn beginnings(user: &str) -> Vec<String> {
+    let shorten = |path: PathBuf| {
+        let mut trace = Trace::load(&path).unwrap();
+        trace.ops.truncate(OPS);
+        let mut text = Vec::new();
+        trace.write(&mut text).unwrap();
+        let stem = path.file_name().unwrap().to_str().unwrap().trim_end_matches(".trace.zst");
+        let name = format!("{user}-{stem}.trace");
+        let short: PathBuf = [env!("CARGO_TARGET_TMPDIR"), &name].iter().collect();
+        fs::write(&short, text).unwrap();
+        short.to_str().unwrap().to_owned()
+    };
+    recorded().into_iter().map(shorten).collect()
+}
+
+/// One object a trace.
+fn replay(traces: &[String], args: &[&str]) -> Vec<Value> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stratalloc"));
+    command.env_remove("STRATALLOC_CONF").arg("replay").args(traces).arg("--json").args(args);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn is_clean(rows: &[Value]) {
+    for row in rows {
+        let reports = row["checker_reports"].as_array().expect("the checker was on");
+        assert!(reports.is_empty(), "{}: {}", row["trace"], reports[0]);
+    }
+}
+
+#[test]
+fn no_access_is_out_of_order() {
+    let traces = beginnings("checked");
+    is_clean(&replay(&traces, &["--checker", "--repeat", "1"]));
+    is_clean(&replay(&traces, &["--checker", "--repeat", "1", "--seed", "5", "--config", "cross_stream_wait:true"]));
+}
+
+#[test]
+fn no_access_is_out_of_order_where_events_lag() {
+    let traces = beginnings("lagging");
+    is_clean(&replay(&traces, &["--checker", "--repeat", "1", "--seed", "3", "--event-lag-us", "100"]));
+}
+
+#[test]
+fn the_smallest_trace_is_clean_to_its_end() {
+    let smallest = recorded().into_iter().min_by_key(|path| Trace::load(path).unwrap().ops.len()).unwrap();
+    is_clean(&replay(&[smallest.to_str().unwrap().to_owned()], &["--checker", "--repeat", "1", "--seed", "1"]));
+}
+
+#[test]
+fn equal_replays_give_equal_addresses() {
+    let traces = beginnings("hashed");
+    for args in [&["--repeat", "2", "--seed", "11"][..], &["--repeat", "1", "--seed", "11", "--event-lag-us", "50"]] {
+        let hashes = || replay(&traces, args).iter().map(|row| row["address_hash"].clone()).collect::<Vec<_>>();
+        let first = hashes();
+        assert!(first.iter().all(Value::is_string));
+        assert_eq!(first, hashes());
+    }
+}
+
+#[test]
+fn a_second_pass_takes_nothing_from_the_device() {
+    for row in replay(&beginnings("repeated"), &["--repeat", "2", "--skip-empty-cache"]) {
+        let calls = row["second_pass_chunk_calls"].as_object().unwrap();
+        assert!(calls.len() >= 3);
+        assert!(calls.values().all(|count| count == 0), "{}: {calls:?}", row["trace"]);
+    }
+}
