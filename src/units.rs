@@ -63,7 +63,8 @@ impl fmt::Display for DevicePtr {
     }
 }
 
-/// A stream, by its driver handle (`CUstream` as a number). 0 is the default stream.
+/// A stream, by its driver handle (`CUstream` as a number). 0 is the default stream. Synchronise a stream before destroying it: the driver may
+/// use the handle again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct StreamId(pub u64);
 

@@ -8,7 +8,9 @@ pub use allocation::{Allocation, Buffer, OwnedAllocation, Plain};
 pub use builder::{Builder, DeviceSpec};
 pub use request::{AllocFlags, AllocRequest, Lifetime, Tag};
 
+use std::cell::Cell;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -31,13 +33,23 @@ pub enum OomAction {
     Fail,
 }
 
-/// Called when a request finds no room, with no lock held: it may free memory, and ask for [`OomAction::Retry`].
+/// Called when a request finds no room, with no lock held: it may free memory, and ask for [`OomAction::Retry`]. Requests of its own that
+/// find no room fail at once.
 pub type OomObserver = Arc<dyn Fn(&OutOfMemory) -> OomAction + Send + Sync>;
 
 /// How often observers may have a request tried again.
 const RETRIES_MAX: usize = 16;
 
-/// An allocator over one or several devices. Cheap to clone; all clones are one allocator. All methods may be called from any thread.
+thread_local! {
+    /// Whether this thread is inside an observer, whose own requests fail without asking observers.
+    static OBSERVING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// An allocator over one or several devices. Cheap to clone; all clones are one allocator. All methods may be called from any thread, but not
+/// from a signal handler, and not in a child after `fork`, which CUDA does not survive either.
+///
+/// A stream that blocks were allocated for or recorded with is to be synchronised before it is destroyed: the driver may give its handle to a
+/// new stream at once, which would be taken for the old one.
 ///
 /// ```
 /// use stratalloc::{AllocRequest, Allocator, ByteSize, DeviceSpec};
@@ -174,11 +186,15 @@ impl Allocator {
         let mut error = error;
         for _ in 0..RETRIES_MAX {
             let Error::OutOfMemory(shortage) = &error else { break };
-            if !request.may_grow {
+            if !request.may_grow || OBSERVING.get() {
                 break;
             }
             let observers: Vec<OomObserver> = self.shared.observers.lock().iter().map(|(_, o)| o.clone()).collect();
-            let retry = observers.iter().fold(false, |any, observer| (observer(shortage) == OomAction::Retry) | any);
+            OBSERVING.set(true);
+            let ask = |any, observer: &OomObserver| (observer(shortage) == OomAction::Retry) | any;
+            let retry = catch_unwind(AssertUnwindSafe(|| observers.iter().fold(false, ask)));
+            OBSERVING.set(false);
+            let retry = retry.unwrap_or_else(|panic| resume_unwind(panic));
             if !retry {
                 break;
             }

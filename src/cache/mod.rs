@@ -435,6 +435,10 @@ impl DeviceCache {
 }
 
 impl Magazines for DeviceCache {
+    fn held(&self) -> u64 {
+        self.threads.lock().iter().map(|cache| cache.held()).sum()
+    }
+
     fn drain(&self, pool: &Pool, state: &mut PoolState, what: Drain) -> u64 {
         let large_only = what != Drain::All;
         let own = threads::current(self.number);

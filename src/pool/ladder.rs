@@ -7,7 +7,7 @@ use super::{LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{Arena, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
 use crate::telemetry::Rung;
-use crate::units::{PAGE, align_down, align_up};
+use crate::units::{GRANULE, PAGE, align_down, align_up};
 
 /// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/128.
 const SLACK_SHIFT: u32 = 7;
@@ -57,6 +57,9 @@ pub(crate) enum Drain {
 pub(crate) trait Magazines {
     /// Takes blocks back into the pool. Returns how many bytes.
     fn drain(&self, pool: &Pool, state: &mut PoolState, what: Drain) -> u64;
+
+    /// How many bytes they are, about.
+    fn held(&self) -> u64;
 }
 
 /// Why a rung failed for good: nothing above it will do better.
@@ -263,7 +266,9 @@ impl Pool {
 
     /// Makes the lane's stream wait for another one that has enough free memory, and takes it.
     fn stream_wait(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
-        let (zone, size, _) = want.range();
+        let (zone, size, alignment) = want.range();
+        // So much fits at any alignment.
+        let size = size + alignment - GRANULE;
         let stream = state.lanes.stream(want.lane);
         if state.lanes.get(want.lane).private.is_some() {
             return Ok(None);

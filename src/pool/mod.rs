@@ -196,7 +196,9 @@ impl Pool {
 
     /// Changes the limit on reserved memory; gives free memory back where there is more than that.
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
-        if state.space.physical_bytes() > limit {
+        // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
+        let held: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        if state.space.physical_bytes() > limit && held.saturating_sub(magazines.held()) <= limit {
             self.empty(state, magazines, limit)?;
         }
         let in_use = state.space.physical_bytes();

@@ -52,6 +52,7 @@ const STEPS: &[Step] = &[
     Step { name: "tests", fast: true, run: tests },
     Step { name: "examples", fast: true, run: examples },
     Step { name: "tests, validators", fast: false, run: tests_validators },
+    Step { name: "traces, checked", fast: false, run: traces_checked },
     Step { name: "documentation", fast: false, run: documentation },
     Step { name: "dependencies", fast: false, run: dependencies },
     Step { name: "loom", fast: false, run: loom },
@@ -143,6 +144,22 @@ fn examples(root: &Path, _: &Options) -> Outcome {
 fn tests_validators(root: &Path, _: &Options) -> Outcome {
     let advice = "run the test named above alone, with `--features stratalloc/validate -- --nocapture`";
     cargo(root, "test --workspace --features stratalloc/validate", advice)
+}
+
+/// Every recorded trace from end to end under the happens-before checker.
+fn traces_checked(root: &Path, _: &Options) -> Outcome {
+    let Ok(folder) = fs::read_dir(root.join("tests/traces")) else {
+        return Outcome::Failed("tests/traces is missing".to_string());
+    };
+    let mut traces: Vec<String> = folder
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.ends_with(".trace.zst"))
+        .map(|name| format!("tests/traces/{name}"))
+        .collect();
+    traces.sort();
+    let replay = format!("run --quiet --release -p stratalloc-cli -- replay --checker --repeat 1 {}", traces.join(" "));
+    cargo(root, &replay, "the reports above name both places of an access that is out of order")
 }
 
 fn documentation(root: &Path, _: &Options) -> Outcome {
