@@ -198,7 +198,8 @@ impl Pool {
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
         // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
         let held: u64 = state.zones.iter().map(Arena::used_bytes).sum();
-        if state.space.physical_bytes() > limit && held.saturating_sub(magazines.held()) <= limit {
+        let worth_it = state.private.capturing() || held.saturating_sub(magazines.held()) <= limit;
+        if state.space.physical_bytes() > limit && worth_it {
             self.empty(state, magazines, limit)?;
         }
         let in_use = state.space.physical_bytes();
