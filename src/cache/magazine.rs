@@ -20,7 +20,7 @@ const BUCKETS: usize = 512;
 const LARGE_BUCKETS: usize = 64;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
 /// Large blocks that are freed to the stacks between looks at what is in use.
-const LARGE_FREES: i32 = 64;
+const LARGE_FREES: i32 = 128;
 /// A change of what is in use by this part of the device is a change of phase: 1/64.
 const PHASE_SHIFT: u32 = 6;
 /// Buckets that a key may be in.
@@ -52,6 +52,8 @@ struct Bucket {
     allocs: AtomicU64,
     /// Blocks freed to here.
     frees: AtomicU64,
+    /// `frees` at the last two looks at the phase, the older first.
+    frees_at: [AtomicU64; 2],
     /// The block on top, or [`NO_BLOCK`].
     head: AtomicU32,
 }
@@ -64,6 +66,7 @@ impl Bucket {
         top: AtomicU64::new(0),
         allocs: AtomicU64::new(0),
         frees: AtomicU64::new(0),
+        frees_at: [const { AtomicU64::new(0) }; 2],
         head: AtomicU32::new(NO_BLOCK),
     };
 
@@ -360,6 +363,7 @@ impl ThreadCache {
         bump(&self.frees, bucket.frees.load(Relaxed));
         bucket.allocs.store(0, Relaxed);
         bucket.frees.store(0, Relaxed);
+        bucket.frees_at.iter().for_each(|frees| frees.store(0, Relaxed));
         bucket.key.store(key.number(), Relaxed);
         bucket.bytes.store(key.bytes(), Relaxed);
     }
@@ -396,9 +400,9 @@ impl ThreadCache {
         buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
     }
 
-    /// Whether blocks of this key have been freed here lately.
+    /// Whether blocks of this key have been freed here lately: since the last look at the phase but one.
     pub(crate) fn knows(&self, key: Key) -> bool {
-        self.bucket(key).is_some()
+        self.bucket(key).is_some_and(|bucket| bucket.frees.load(Relaxed) > bucket.frees_at[0].load(Relaxed))
     }
 
     /// Whether the stacks should be emptied of large blocks. A request that they cannot serve is the moment for it: it then sees all that is
@@ -414,6 +418,11 @@ impl ThreadCache {
             return;
         }
         self.large_frees.store(LARGE_FREES, Relaxed);
+        for bucket in &self.buckets[FIRST_LARGE..] {
+            let [older, newer] = &bucket.frees_at;
+            older.store(newer.load(Relaxed), Relaxed);
+            newer.store(bucket.frees.load(Relaxed), Relaxed);
+        }
         let active = pool.active.sum() + self.active.get().0;
         if active.abs_diff(self.phase.load(Relaxed)) > pool.capacity >> PHASE_SHIFT {
             self.phase.store(active, Relaxed);
@@ -534,6 +543,7 @@ impl ThreadCache {
             bucket.key.store(0, Relaxed);
             bucket.allocs.store(0, Relaxed);
             bucket.frees.store(0, Relaxed);
+            bucket.frees_at.iter().for_each(|frees| frees.store(0, Relaxed));
             bucket.take_all();
         }
         let lanes = self.streams.iter().map(|(_, lane)| lane);

@@ -9,8 +9,8 @@ use crate::driver::{Driver, DriverError};
 use crate::telemetry::Rung;
 use crate::units::{GRANULE, PAGE, align_down, align_up};
 
-/// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/128.
-const SLACK_SHIFT: u32 = 7;
+/// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/64.
+const SLACK_SHIFT: u32 = 6;
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want {
