@@ -162,7 +162,8 @@ pub const KEYS: [(&str, &str); TABLE.len()] = {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Limit::Bytes(size) => write!(f, "{}", size.0),
+            // With the unit: a bare 1 would read back as all of the device.
+            Limit::Bytes(size) => write!(f, "{}B", size.0),
             Limit::Fraction(part) => write!(f, "{part:?}"),
         }
     }
@@ -227,6 +228,8 @@ mod tests {
         assert_eq!((config.address_space, config.trace), (4, 100));
         assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
         assert_eq!(Config::parse("limit:70GiB").unwrap().limit, Some(Limit::Bytes(ByteSize::gib(70))));
+        let one_byte = Config::parse("limit:1B").unwrap();
+        assert_eq!(Config::parse(&one_byte.to_string()).unwrap(), one_byte);
         assert_eq!(Config::parse("limit:1").unwrap().limit, Some(Limit::Fraction(1.0)));
         assert_eq!(Config::parse(" ").unwrap(), Config::default());
     }
