@@ -36,6 +36,13 @@ fn bin_of(size: u64) -> (usize, usize) {
     (doubling as usize + 1, step)
 }
 
+/// The numbers of the bits that are set, lowest first.
+fn bits(word: u64) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)))
+        .take_while(|&word| word != 0)
+        .map(|word| word.trailing_zeros() as usize)
+}
+
 impl Default for Bins {
     fn default() -> Bins {
         Bins { doublings: 0, steps: [0; DOUBLINGS], heads: [[NIL; STEPS]; DOUBLINGS], bytes: 0 }
@@ -132,13 +139,14 @@ impl Bins {
 
     /// Every node, bin by bin from the smallest.
     pub(super) fn iter<'a>(&'a self, nodes: &'a [Node]) -> impl Iterator<Item = NodeId> + 'a {
-        let heads = self.heads.iter().flatten().copied().filter(|&head| head != NIL);
-        heads.flat_map(move |head| {
-            std::iter::successors(Some(head), move |&id| {
-                let next = nodes[id as usize].bin_next;
-                (next != NIL).then_some(next)
+        bits(self.doublings)
+            .flat_map(|doubling| bits(u64::from(self.steps[doubling])).map(move |step| (doubling, step)))
+            .flat_map(move |(doubling, step)| {
+                std::iter::successors(Some(self.heads[doubling][step]), move |&id| {
+                    let next = nodes[id as usize].bin_next;
+                    (next != NIL).then_some(next)
+                })
             })
-        })
     }
 
     /// A node of the largest non-empty bin: the largest within 3 %.
