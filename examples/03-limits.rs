@@ -21,7 +21,7 @@ fn main() -> Result<()> {
 
     // A tag is a name for what memory is for, and can have a limit of its own.
     let cache = allocator.tag("cache")?;
-    allocator.set_tag_limit(0, cache, Some(8 * MIB))?;
+    allocator.set_tag_limit(0, cache, Some((8 * MIB).into()))?;
     let cached = allocator.alloc(AllocRequest::new(8 * MIB).tag(cache))?.into_owned();
     let cached = Arc::new(Mutex::new(Some(cached)));
     println!("{}", allocator.alloc(AllocRequest::new(1).tag(cache)).unwrap_err());

@@ -31,6 +31,13 @@ impl Limit {
     }
 }
 
+/// So many bytes.
+impl From<u64> for Limit {
+    fn from(bytes: u64) -> Limit {
+        Limit::Bytes(ByteSize(bytes))
+    }
+}
+
 impl FromStr for Limit {
     type Err = ();
 

@@ -281,14 +281,14 @@ fn limits_of_tags() {
     let scene = Scene::new();
     let tag = scene.allocator.tag("cache").unwrap();
     assert_eq!(scene.allocator.tag("cache").unwrap(), tag);
-    scene.allocator.set_tag_limit(0, tag, Some(10_000)).unwrap();
+    scene.allocator.set_tag_limit(0, tag, Some(10_000.into())).unwrap();
     let request = |size| AllocRequest::new(size).tag(tag);
     let one = scene.allocator.raw_alloc(request(6_000)).unwrap();
     for size in [4_001, 10_000, MIB] {
         let error = scene.refused(|a| a.raw_alloc(request(size)));
         assert_eq!(error, Error::OverLimit { size, tag: tag.number(), in_use: 6_000, limit: 10_000 });
     }
-    let error = scene.refused(|a| a.set_tag_limit(0, tag, Some(5_999)));
+    let error = scene.refused(|a| a.set_tag_limit(0, tag, Some(5_999.into())));
     assert_eq!(error, Error::LimitBelowUse { limit: 5_999, in_use: 6_000 });
     let two = scene.allocator.raw_alloc(request(4_000)).unwrap();
     assert!(matches!(scene.refused(|a| a.raw_alloc(request(1))), Error::OverLimit { in_use: 10_000, .. }));
@@ -301,7 +301,7 @@ fn limits_of_tags() {
     for ptr in [two, three, four, elsewhere] {
         scene.allocator.raw_free(ptr).unwrap();
     }
-    let none = scene.refused(|a| a.set_tag_limit(0, stratalloc::Tag::NONE, Some(1)));
+    let none = scene.refused(|a| a.set_tag_limit(0, stratalloc::Tag::NONE, Some(1.into())));
     assert_eq!(none, Error::InvalidTag { tag: 0, max: 63 });
 }
 
@@ -398,5 +398,17 @@ fn filters_may_own_memory() {
     allocator.begin_private_pool(0, PoolId(1), owning()).unwrap_err();
     allocator.end_private_pool(0, PoolId(1)).unwrap();
     allocator.release_private_pool(0, PoolId(1)).unwrap();
+    check_empties(&allocator, 0);
+}
+
+#[test]
+fn a_tag_may_be_limited_to_a_part_of_the_device() {
+    let (_, allocator) = soft(SoftDevice::builder(64 * MIB), "");
+    let tag = allocator.tag("half").unwrap();
+    allocator.set_tag_limit(0, tag, Some(stratalloc::Limit::Fraction(0.5))).unwrap();
+    let held = allocator.raw_alloc(AllocRequest::new(32 * MIB).tag(tag)).unwrap();
+    let error = allocator.raw_alloc(AllocRequest::new(1).tag(tag)).unwrap_err();
+    assert_eq!(error, Error::OverLimit { size: 1, tag: tag.number(), in_use: 32 * MIB, limit: 32 * MIB });
+    allocator.raw_free(held).unwrap();
     check_empties(&allocator, 0);
 }

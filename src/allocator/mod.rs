@@ -320,8 +320,9 @@ impl Allocator {
     }
 
     /// Bounds the live bytes of a tag on a device; `None` lifts the bound. Fails, and changes nothing, where more is live.
-    pub fn set_tag_limit(&self, device: usize, tag: Tag, limit: Option<u64>) -> Result<()> {
-        self.device(device)?.set_tag_limit(tag.0, limit)
+    pub fn set_tag_limit(&self, device: usize, tag: Tag, limit: Option<Limit>) -> Result<()> {
+        let device = self.device(device)?;
+        device.set_tag_limit(tag.0, limit.map(|limit| limit.bytes(device.pool.capacity)))
     }
 
     /// Adds an observer of requests that find no room. Returns its number.

@@ -195,7 +195,7 @@ impl Pool {
         entered
     }
 
-    /// More free slots of a class, beyond the first, without climbing: into `chain`, whose links are the headers'.
+    /// More free slots of a class, at most so many, without climbing.
     pub(crate) fn refill(&self, state: &mut PoolState, lane: LaneId, class: ClassId, count: u32) -> Vec<BlockId> {
         let slots = std::iter::from_fn(|| state.slabs.take(lane, class));
         slots.take(count as usize).map(|(slab, slot)| directory::slot_id(slab, slot)).collect()
