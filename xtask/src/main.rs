@@ -1,6 +1,7 @@
 //! Project tasks: `cargo xtask validate` before a change is handed in, `cargo xtask tidy` for the house rules alone.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output is its result")]
 
+mod softcuda;
 mod tidy;
 mod validate;
 
@@ -11,6 +12,9 @@ const USAGE: &str = "\
 cargo xtask validate [--fast] [--fuzz-seconds N]
     Everything that CI runs; --fast leaves out all but formatting, house rules, clippy and one run of the tests.
     Each fuzz target runs for N seconds, 20 unless told.
+cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES]
+    Builds the software device as CUDA's libraries and lays them out in DIR, target/softcuda unless told. With --torch,
+    libraries that do nothing stand in for the rest of what the PyTorch wheel in SITE_PACKAGES names.
 cargo xtask tidy
     The house rules: layer order, file lengths, SAFETY comments, names in documents, leftovers.";
 
@@ -21,6 +25,13 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(&root()),
         ["validate", options @ ..] => match validate::Options::parse(options) {
             Ok(options) => validate::run(&root(), &options),
+            Err(message) => {
+                eprintln!("{message}\n\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
+        ["softcuda", options @ ..] => match softcuda::Options::parse(options) {
+            Ok(options) => softcuda::run(&root(), &options),
             Err(message) => {
                 eprintln!("{message}\n\n{USAGE}");
                 return ExitCode::from(2);
