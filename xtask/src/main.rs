@@ -12,7 +12,7 @@ const USAGE: &str = "\
 cargo xtask validate [--fast] [--fuzz-seconds N]
     Everything that CI runs; --fast leaves out all but formatting, house rules, clippy and one run of the tests.
     Each fuzz target runs for N seconds, 20 unless told.
-cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES]
+cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES] [--profile release]
     Builds the software device as CUDA's libraries and lays them out in DIR, target/softcuda unless told. With --torch,
     libraries that do nothing stand in for the rest of what the PyTorch wheel in SITE_PACKAGES names.
 cargo xtask tidy
