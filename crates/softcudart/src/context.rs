@@ -60,9 +60,8 @@ pub(crate) fn primary(table: &Table, device: c_int) -> Result<*mut c_void, Error
     }
     let mut context = null_mut();
     // SAFETY: `context` is a local; the driver checks the device's number.
-    unsafe { table.cuDevicePrimaryCtxRetain(&raw mut context, device) }.map_err(|error| {
-        if error == Error::INVALID_VALUE { Error::INVALID_DEVICE } else { error }
-    })?;
+    unsafe { table.cuDevicePrimaryCtxRetain(&raw mut context, device) }
+        .map_err(|error| if error == Error::INVALID_VALUE { Error::INVALID_DEVICE } else { error })?;
     slot.store(context, Ordering::Release);
     Ok(context)
 }
