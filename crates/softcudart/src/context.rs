@@ -103,8 +103,10 @@ pub(crate) fn device(table: &Table) -> Result<c_int, Error> {
 
 /// Chooses `device` for this thread and makes its primary context current.
 pub(crate) fn set_device(table: &Table, device: c_int) -> Outcome {
+    // Asked first: in a forked child this fails, before any lock that was held at the fork.
+    let before = current(table)?;
     let context = primary(table, device)?;
-    if current(table)? != context {
+    if before != context {
         // SAFETY: a context that the driver gave and this library retains.
         unsafe { table.cuCtxSetCurrent(context)? };
     }
