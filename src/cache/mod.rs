@@ -199,7 +199,10 @@ impl DeviceCache {
                 } else {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
-                if !is_slot && cache.is_some_and(|cache| cache.is_stale() || !cache.knows(key)) {
+                let packs = |cache: &ThreadCache| {
+                    cache.is_stale() || !cache.knows(key) || pool.is_tight(&state, cache.active_bytes())
+                };
+                if !is_slot && cache.is_some_and(packs) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
                 }
                 let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
