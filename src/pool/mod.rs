@@ -58,6 +58,8 @@ const SMALL: usize = 0;
 const LARGE: usize = 1;
 /// The arena of blocks that were said to live long.
 const PERSISTENT: usize = 2;
+/// The arena of blocks with a physical allocation each: segments of plain memory, whatever the driver can do.
+const DEDICATED: usize = 3;
 /// The pool is tight when less than this part of what is held is free: 1/4.
 const TIGHT_SHIFT: u32 = 2;
 /// The largest block of the small zone, in bytes. PyTorch draws the line at the same size.
