@@ -195,7 +195,7 @@ impl Program {
                 self.allocator.release_private_pool(0, pool).unwrap();
             }
             None => {
-                let (pool, stream) = (PoolId(1 + self.rng.below(3)), self.rng.pick(&self.streams));
+                let (pool, stream) = (PoolId(0, 1 + self.rng.below(3)), self.rng.pick(&self.streams));
                 self.allocator.begin_private_pool(0, pool, move |other| other == stream).unwrap();
                 self.filling = Some(pool);
                 self.pools.push(pool);
