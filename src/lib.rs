@@ -24,5 +24,7 @@ pub use config::{Config, Limit};
 pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, Result};
 pub use pool::Checkpoint;
 pub use snapshot::Snapshot;
-pub use telemetry::{BlockInfo, BlockState, Event, EventKind, EventObserver, Gauge, Rung, SegmentInfo, SizeCount, Stats};
+pub use telemetry::{
+    BlockInfo, BlockState, Event, EventKind, EventObserver, Gauge, Rung, SegmentInfo, SizeCount, Stats,
+};
 pub use units::{ByteSize, DevicePtr, PoolId, StreamId};

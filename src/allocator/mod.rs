@@ -22,8 +22,8 @@ use crate::driver::Driver;
 use crate::driver::metered::Metered;
 use crate::error::{Error, OutOfMemory, Result};
 use crate::pool::BlockId;
-use crate::sync::Mutex;
 use crate::snapshot::Snapshot;
+use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, Event, EventObserver, Stats};
 use crate::units::{DevicePtr, StreamId};
 

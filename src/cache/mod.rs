@@ -16,15 +16,13 @@ use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::pool::{
-    BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want, life,
-};
+use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want, life};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
-use gate::Gate;
 pub(crate) use counts::TAGS;
+use gate::Gate;
 use magazine::ThreadCache;
 use stats::Retired;
 
@@ -248,8 +246,7 @@ impl DeviceCache {
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
-        let keeps =
-            cache.filter(|cache| !header.is_recorded() && !pool.routing(&state) && cache.has_room(key.bytes()));
+        let keeps = cache.filter(|cache| !header.is_recorded() && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
             cache.note_phase(pool);
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));

@@ -81,7 +81,10 @@ impl Pool {
         }
         let in_use = self.in_use(state, &state.lanes.of_pool(to.pool));
         if in_use.iter().any(|&(block, _)| self.directory.header(block).life() == life::PENDING) {
-            return Err(Error::UnknownPool { pool: to.pool, what: "has blocks that wait for streams: synchronise them first" });
+            return Err(Error::UnknownPool {
+                pool: to.pool,
+                what: "has blocks that wait for streams: synchronise them first",
+            });
         }
         let wanted = |ptr: DevicePtr, size: u64| {
             let at = to.blocks.binary_search_by_key(&ptr, |saved| saved.ptr);
@@ -104,7 +107,8 @@ impl Pool {
         let mut after = Vec::new();
         for saved in &to.blocks {
             let stays = before.iter().any(|moved| moved.ptr == saved.ptr && moved.stays);
-            let block = if stays { self.containing(state, saved.ptr.0) } else { self.take_again(state, to.pool, saved)? };
+            let block =
+                if stays { self.containing(state, saved.ptr.0) } else { self.take_again(state, to.pool, saved)? };
             // Nobody else gets a private pool's memory, and nothing of it is given up while the pool exists.
             let Some(block) = block else { return Err(Error::UnknownPool { pool: to.pool, what: "has lost memory" }) };
             let header = self.directory.header(block);

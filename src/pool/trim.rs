@@ -112,12 +112,7 @@ impl Pool {
 
     /// Gives the free memory of a private pool without users back to the device, after waiting for it; nothing of one that has users. Returns
     /// the bytes given back.
-    pub(crate) fn empty_private(
-        &self,
-        state: &mut PoolState,
-        magazines: &dyn Magazines,
-        pool: PoolId,
-    ) -> Result<u64> {
+    pub(crate) fn empty_private(&self, state: &mut PoolState, magazines: &dyn Magazines, pool: PoolId) -> Result<u64> {
         if state.private.capturing() {
             return Err(Error::Capturing { what: "giving memory back to the device" });
         }

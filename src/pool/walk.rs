@@ -93,7 +93,8 @@ impl Pool {
         {
             return Some(block);
         }
-        let (zone, node) = state.zones.iter().enumerate().find_map(|(zone, arena)| Some((zone, arena.used_at(addr)?)))?;
+        let (zone, node) =
+            state.zones.iter().enumerate().find_map(|(zone, arena)| Some((zone, arena.used_at(addr)?)))?;
         let slab = state.slabs.iter().find(|&(_, in_node, _)| zone == SMALL && in_node == node);
         match slab {
             None => Some(node_id(zone, node)),
