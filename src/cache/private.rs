@@ -3,6 +3,7 @@
 use super::{DeviceCache, threads};
 use crate::error::{Error, Result};
 use crate::pool::{Checkpoint, Drain, Magazines, Moved, StreamFilter};
+use crate::telemetry::Rung;
 use crate::units::PoolId;
 
 impl DeviceCache {
@@ -79,6 +80,7 @@ impl DeviceCache {
             }
         }
         for &Moved { key, requested, tag, .. } in after.iter().filter(|moved| !moved.stays) {
+            pool.count(&mut state, Rung::Own);
             match cache {
                 Some(cache) => cache.count_alloc(requested, key, tag),
                 None => self.retired.lock().count_alloc(requested, key, tag, pool),
