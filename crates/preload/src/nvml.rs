@@ -129,8 +129,8 @@ unsafe extern "C" fn nvmlDeviceGetMemoryInfo(device: Opaque, memory: *mut nvmlMe
         }
         // SAFETY: the function is NVML's of that name, the arguments are the program's own.
         let code = unsafe { std::mem::transmute::<usize, Info>(found)(device, memory.cast()) };
-        // SAFETY: NVML has written there.
         if code == 0
+            // SAFETY: NVML has written there.
             && let Some(memory) = unsafe { memory.as_mut() }
         {
             (memory.free, memory.total) = seen(device, memory.free, memory.total);
@@ -152,8 +152,8 @@ unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(device: Opaque, memory: *mut nvm
         }
         // SAFETY: the function is NVML's of that name, the arguments are the program's own.
         let code = unsafe { std::mem::transmute::<usize, Info>(found)(device, memory.cast()) };
-        // SAFETY: NVML has written there.
         if code == 0
+            // SAFETY: NVML has written there.
             && let Some(memory) = unsafe { memory.as_mut() }
         {
             (memory.free, memory.total) = seen(device, memory.free, memory.total);

@@ -59,8 +59,8 @@ unsafe fn create_with(
         Err(code) => return code,
     };
     let code = real();
-    // SAFETY: the driver has written there.
     if code == SUCCESS
+        // SAFETY: the driver has written there.
         && let Some(made) = unsafe { written(array) }
     {
         if let Some(size) = real_size(shim, made, shape) {

@@ -54,8 +54,8 @@ pub(crate) unsafe fn mem_info(shim: &'static Shim, free: *mut usize, total: *mut
 pub(crate) unsafe fn total(shim: &'static Shim, bytes: *mut usize, device: CUdevice) -> Status {
     // SAFETY: the program's own arguments.
     let code = unsafe { shim.driver.cuDeviceTotalMem_v2(bytes, device) };
-    // SAFETY: the driver has written there.
     if code == SUCCESS
+        // SAFETY: the driver has written there.
         && let Some(bytes) = unsafe { bytes.as_mut() }
     {
         if let Ok(device) = usize::try_from(device) {

@@ -249,8 +249,7 @@ pub(crate) fn settle_aside(shim: &Shim) {
     }
 }
 
-/// # Safety
-/// As for the C function.
+// SAFETY: the declaration is that of <execinfo.h>.
 unsafe extern "C" {
     fn backtrace(buffer: *mut *mut c_void, size: c_int) -> c_int;
 }

@@ -180,8 +180,8 @@ pub(crate) unsafe fn set_current_at(
 ) -> Status {
     // SAFETY: the program's own arguments.
     let code = unsafe { shim.driver.cuMemSetMemPool(location, kind, pool) };
-    // SAFETY: the driver has read there.
     if code == SUCCESS
+        // SAFETY: the driver has read there.
         && let Some(location) = unsafe { location.as_ref() }
         && location.kind == LOCATION_DEVICE
     {

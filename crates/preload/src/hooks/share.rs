@@ -63,8 +63,8 @@ pub(crate) unsafe fn retain_handle(shim: &'static Shim, handle: *mut CUmemHandle
     }
     // SAFETY: the program's own arguments.
     let code = unsafe { shim.driver.cuMemRetainAllocationHandle(handle, address) };
-    // SAFETY: the driver has written there.
     if code == SUCCESS
+        // SAFETY: the driver has written there.
         && let Some(found) = unsafe { written(handle) }
     {
         shim.ledger.retain_chunk(found, address as u64);

@@ -20,8 +20,8 @@ pub(crate) unsafe fn reserve(
 ) -> Status {
     // SAFETY: the program's own arguments.
     let code = unsafe { shim.driver.cuMemAddressReserve(ptr, size, alignment, hint, flags) };
-    // SAFETY: the driver has written there.
     if code == SUCCESS
+        // SAFETY: the driver has written there.
         && let Some(at) = unsafe { written(ptr) }
     {
         // Address space is no device's: it outlives contexts.
@@ -66,8 +66,8 @@ pub(crate) unsafe fn create(
         Err(code) => return code,
     };
     let code = super::plain::retried(shim, device, real);
-    // SAFETY: the driver has written there.
     if code == SUCCESS
+        // SAFETY: the driver has written there.
         && let Some(made) = unsafe { written(handle) }
     {
         charge.keep();
@@ -126,8 +126,8 @@ pub(crate) unsafe fn import(
 ) -> Status {
     // SAFETY: the program's own arguments.
     let code = unsafe { shim.driver.cuMemImportFromShareableHandle(handle, os_handle, kind) };
-    // SAFETY: the driver has written there.
     if code == SUCCESS
+        // SAFETY: the driver has written there.
         && let Some(made) = unsafe { written(handle) }
     {
         // Its bytes are the exporter's, and nothing says how many they are.
