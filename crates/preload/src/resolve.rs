@@ -304,7 +304,7 @@ fn note_unknown(loaded: &Loaded, symbol: *const c_char) {
     // SAFETY: the driver has just read this string.
     let Ok(name) = unsafe { CStr::from_ptr(symbol) }.to_str() else { return };
     let ours = |entry: &&str| entry.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("_v"));
-    if Entry::NAMES.iter().any(|entry| ours(&entry)) && !find_in(loaded.handle, name).is_null() {
+    if Entry::NAMES.iter().any(ours) && !find_in(loaded.handle, name).is_null() {
         UNKNOWN_POINTERS.fetch_add(1, Ordering::Relaxed);
         static SAID: AtomicBool = AtomicBool::new(false);
         guard::say_once(
