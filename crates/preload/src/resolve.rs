@@ -291,20 +291,22 @@ unsafe fn map_found(symbol: *const c_char, found: *mut *mut c_void) {
     let Some(loaded) = driver().filter(|_| !found.is_null()) else { return };
     match loaded.hooks.get(&(*found as usize)) {
         Some(&hook) => *found = hook as *mut c_void,
-        None => note_unknown(loaded, symbol),
+        // A driver whose own names are bound by the dynamic linker has found the hook by itself.
+        None if loaded.hooks.values().any(|hook| *hook == *found as usize) => {}
+        None => note_unknown(symbol),
     }
 }
 
 /// Notes a function that has a name of ours and is not the one that the driver exports under it: nothing that goes through it is seen.
 #[cold]
-fn note_unknown(loaded: &Loaded, symbol: *const c_char) {
+fn note_unknown(symbol: *const c_char) {
     if symbol.is_null() {
         return;
     }
     // SAFETY: the driver has just read this string.
     let Ok(name) = unsafe { CStr::from_ptr(symbol) }.to_str() else { return };
     let ours = |entry: &&str| entry.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("_v"));
-    if Entry::NAMES.iter().any(ours) && !find_in(loaded.handle, name).is_null() {
+    if Entry::NAMES.iter().any(ours) {
         UNKNOWN_POINTERS.fetch_add(1, Ordering::Relaxed);
         static SAID: AtomicBool = AtomicBool::new(false);
         guard::say_once(
