@@ -50,13 +50,14 @@ fn write_text(shim: &Shim, text: &mut String) -> std::fmt::Result {
             continue;
         }
         let total = shim.ledger.total(device);
-        let (blocks, live) = shim.blocks.live_on(device);
+        let live = shim.blocks.live_on(device);
         writeln!(
             text,
-            "device {device}: {} held of {}; {} in {blocks} live blocks",
+            "device {device}: {} held of {}; {} in {} live blocks",
             ByteSize(shim.ledger.held(device)),
             ByteSize(shim.ledger.limit_of(total)),
-            ByteSize(live)
+            ByteSize(live.bytes),
+            live.count
         )?;
         for (kind, name) in Kind::ALL {
             let (bytes, count) = shim.ledger.figure(device, kind);

@@ -160,10 +160,41 @@ pub(crate) struct Blocks {
     state: Mutex<BlocksState>,
 }
 
+/// What the program has on one device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Live {
+    /// Blocks.
+    pub(crate) count: u64,
+    /// Their bytes, as asked for.
+    pub(crate) bytes: u64,
+    /// Bytes of those from `cuMemAllocAsync`, and the most that they have been.
+    pub(crate) ordered: u64,
+    pub(crate) ordered_peak: u64,
+}
+
+impl Live {
+    fn add(&mut self, block: &Block) {
+        self.count += 1;
+        self.bytes += block.size;
+        if block.home != Home::Plain {
+            self.ordered += block.size;
+            self.ordered_peak = self.ordered_peak.max(self.ordered);
+        }
+    }
+
+    fn sub(&mut self, block: &Block) {
+        self.count -= 1;
+        self.bytes -= block.size;
+        if block.home != Home::Plain {
+            self.ordered -= block.size;
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct BlocksState {
     blocks: BTreeMap<u64, Block>,
-    live: BTreeMap<usize, (u64, u64)>,
+    live: BTreeMap<usize, Live>,
     /// Streams that blocks were allocated for or freed on, by device.
     streams: HashSet<(usize, u64)>,
     next_id: u64,
@@ -175,9 +206,9 @@ impl Blocks {
         let mut state = self.state.lock();
         state.next_id += 1;
         let id = state.next_id;
-        state.blocks.insert(ptr, Block { size, device, home, id });
-        let live = state.live.entry(device).or_default();
-        *live = (live.0 + 1, live.1 + size);
+        let block = Block { size, device, home, id };
+        state.blocks.insert(ptr, block);
+        state.live.entry(device).or_default().add(&block);
         match home {
             Home::Plain => false,
             Home::Stream(stream) => state.streams.insert((device, stream)),
@@ -188,16 +219,14 @@ impl Blocks {
     pub(crate) fn remove(&self, ptr: u64) -> Option<Block> {
         let mut state = self.state.lock();
         let block = state.blocks.remove(&ptr)?;
-        let live = state.live.entry(block.device).or_default();
-        *live = (live.0.saturating_sub(1), live.1.saturating_sub(block.size));
+        state.live.entry(block.device).or_default().sub(&block);
         Some(block)
     }
 
     /// Puts back what [`Blocks::remove`] took.
     pub(crate) fn restore(&self, ptr: u64, block: Block) {
         let mut state = self.state.lock();
-        let live = state.live.entry(block.device).or_default();
-        *live = (live.0 + 1, live.1 + block.size);
+        state.live.entry(block.device).or_default().add(&block);
         state.blocks.insert(ptr, block);
     }
 
@@ -208,9 +237,16 @@ impl Blocks {
         (ptr - start < block.size).then_some((*start, *block))
     }
 
-    /// Number and bytes of a device's blocks.
-    pub(crate) fn live_on(&self, device: usize) -> (u64, u64) {
+    /// What the program has on a device.
+    pub(crate) fn live_on(&self, device: usize) -> Live {
         self.state.lock().live.get(&device).copied().unwrap_or_default()
+    }
+
+    /// Starts a new peak from what the program has now.
+    pub(crate) fn reset_peak(&self, device: usize) {
+        let mut state = self.state.lock();
+        let live = state.live.entry(device).or_default();
+        live.ordered_peak = live.ordered;
     }
 
     /// Notes that a block was freed on a stream. Returns whether it is a new one here.
@@ -255,14 +291,15 @@ mod tests {
         assert!(!blocks.insert(0x1300, 0x10, 0, Home::Stream(5)));
         assert_eq!(blocks.find(0x10ff).map(|(start, block)| (start, block.size)), Some((0x1000, 0x100)));
         assert!(blocks.find(0x1100).is_none() && blocks.find(0xfff).is_none());
-        assert_eq!(blocks.live_on(0), (3, 0x120));
+        let live = |blocks: &Blocks| (blocks.live_on(0).count, blocks.live_on(0).bytes, blocks.live_on(0).ordered);
+        assert_eq!(live(&blocks), (3, 0x120, 0x20));
         let block = blocks.remove(0x1000).unwrap();
         assert!(blocks.remove(0x1000).is_none());
-        assert_eq!(blocks.live_on(0), (2, 0x20));
+        assert_eq!(live(&blocks), (2, 0x20, 0x20));
         blocks.restore(0x1000, block);
-        assert_eq!((blocks.live_on(0), blocks.knows_stream(5), blocks.knows_stream(6)), ((3, 0x120), true, false));
+        assert_eq!((live(&blocks), blocks.knows_stream(5), blocks.knows_stream(6)), ((3, 0x120, 0x20), true, false));
         assert_eq!(blocks.forget_stream(5), [0]);
         assert_eq!(blocks.clear(0).len(), 3);
-        assert_eq!(blocks.live_on(0), (0, 0));
+        assert_eq!(blocks.live_on(0), Live::default());
     }
 }

@@ -42,6 +42,8 @@ struct GateState {
     mapped: BTreeMap<u64, u64>,
     /// Segments from `cuMemAlloc`, where there is no virtual memory management.
     segments: BTreeMap<u64, u64>,
+    /// Reserved address space.
+    reserved: HashMap<u64, u64>,
     /// Streams that were destroyed.
     dead: HashSet<u64>,
     /// Devices with peer access.
@@ -86,6 +88,12 @@ impl Gate {
             ranges.range(..=ptr).next_back().is_some_and(|(start, size)| ptr - start < *size)
         };
         covers(&state.mapped) || covers(&state.segments)
+    }
+
+    /// Address space that the allocator has mapped and reserved, in bytes.
+    pub(crate) fn address_space(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.mapped.values().sum(), state.reserved.values().sum())
     }
 
     /// Lets another device reach all that is mapped and will be. Returns the driver's code where it refuses.
@@ -134,11 +142,15 @@ impl Driver for Gate {
     }
 
     fn reserve(&self, size: u64, alignment: u64) -> DriverResult<DevicePtr> {
-        self.cuda.reserve(size, alignment)
+        let ptr = self.cuda.reserve(size, alignment)?;
+        self.state.lock().reserved.insert(ptr.0, size);
+        Ok(ptr)
     }
 
     fn unreserve(&self, ptr: DevicePtr, size: u64) -> DriverResult<()> {
-        self.cuda.unreserve(ptr, size)
+        self.cuda.unreserve(ptr, size)?;
+        self.state.lock().reserved.remove(&ptr.0);
+        Ok(())
     }
 
     fn create(&self, size: u64, location: Location) -> DriverResult<ChunkHandle> {

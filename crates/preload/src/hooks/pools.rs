@@ -70,12 +70,13 @@ pub(crate) unsafe fn get_attribute(shim: &'static Shim, pool: Opaque, attribute:
     if code != SUCCESS || value.is_null() {
         return code;
     }
-    let Some(stats) = device_of(shim, pool).and_then(|device| device.allocator.stats(0).ok()) else { return code };
+    let Some(device) = device_of(shim, pool) else { return code };
+    let (Ok(stats), live) = (device.allocator.stats(0), shim.blocks.live_on(device.ordinal)) else { return code };
     let more = match attribute {
         pool::RESERVED_CURRENT => stats.reserved.current,
         pool::RESERVED_HIGH => stats.reserved.peak,
-        pool::USED_CURRENT => stats.active.current,
-        pool::USED_HIGH => stats.active.peak,
+        pool::USED_CURRENT => live.ordered,
+        pool::USED_HIGH => live.ordered_peak,
         _ => return code,
     };
     let value = value.cast::<u64>();
@@ -93,8 +94,12 @@ pub(crate) unsafe fn set_attribute(shim: &'static Shim, pool: Opaque, attribute:
         && matches!(attribute, pool::RESERVED_HIGH | pool::USED_HIGH)
         && let Some(device) = device_of(shim, pool)
     {
-        // Device 0 exists.
-        let _ = device.allocator.reset_peaks(0);
+        if attribute == pool::USED_HIGH {
+            shim.blocks.reset_peak(device.ordinal);
+        } else {
+            // Device 0 exists.
+            let _ = device.allocator.reset_peaks(0);
+        }
     }
     code
 }

@@ -19,6 +19,10 @@ pub struct LedgerView {
     pub live_bytes: u64,
     /// Blocks that were freed during a capture and wait for its end.
     pub set_aside: u64,
+    /// Address space that the allocator has mapped.
+    pub served_mapped: u64,
+    /// Address space that the allocator has reserved.
+    pub served_reserved: u64,
     /// Bytes of each kind.
     pub bytes: [u64; Kind::COUNT],
     /// Number of each kind.
@@ -29,14 +33,18 @@ impl LedgerView {
     /// A device's figures now.
     pub(crate) fn of(shim: &Shim, device: usize) -> LedgerView {
         let ledger = &shim.ledger;
-        let (live_count, live_bytes) = shim.blocks.live_on(device);
+        let live = shim.blocks.live_on(device);
+        let served = shim.devices.of_ordinal(device).map(|served| served.gate.address_space());
+        let (served_mapped, served_reserved) = served.unwrap_or_default();
         let mut view = LedgerView {
             size: size_of::<LedgerView>(),
             limit: ledger.limit_of(ledger.total(device)),
             held: ledger.held(device),
-            live_count,
-            live_bytes,
+            live_count: live.count,
+            live_bytes: live.bytes,
             set_aside: shim.captures.set_aside() as u64,
+            served_mapped,
+            served_reserved,
             ..LedgerView::default()
         };
         for (kind, _) in Kind::ALL {
