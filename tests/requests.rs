@@ -136,9 +136,9 @@ impl Replay {
 
     /// Memory that the pool hands out during a capture.
     fn capture(&self, size: u64, count: usize) -> Vec<DevicePtr> {
-        self.allocator.begin_private_pool(0, PoolId(1), |_| true).unwrap();
+        self.allocator.begin_private_pool(0, PoolId(0, 1), |_| true).unwrap();
         let held = (0..count).map(|_| self.alloc(size, self.home)).collect();
-        self.allocator.end_private_pool(0, PoolId(1)).unwrap();
+        self.allocator.end_private_pool(0, PoolId(0, 1)).unwrap();
         held
     }
 
@@ -185,9 +185,9 @@ fn released_pool_waits(scene: &Replay, size: u64, count: usize, freed_before_rel
     scene.launch(&held, size);
     if freed_before_release {
         scene.free(&held, size);
-        scene.allocator.release_private_pool(0, PoolId(1)).unwrap();
+        scene.allocator.release_private_pool(0, PoolId(0, 1)).unwrap();
     } else {
-        scene.allocator.release_private_pool(0, PoolId(1)).unwrap();
+        scene.allocator.release_private_pool(0, PoolId(0, 1)).unwrap();
         scene.free(&held, size);
     }
     for (size, stream) in [(size, scene.home), (size, scene.other), (14 * MIB, scene.other)] {
@@ -252,7 +252,7 @@ fn blocks_of_a_pool_that_waited_for_streams_come_back_too() {
         let held = scene.capture(size, 2);
         scene.allocator.record_stream(held[0], scene.other).unwrap();
         scene.free(&held, size);
-        scene.allocator.release_private_pool(0, PoolId(1)).unwrap();
+        scene.allocator.release_private_pool(0, PoolId(0, 1)).unwrap();
         check_empties(&scene.allocator, 0);
     }
 }

@@ -191,7 +191,7 @@ impl Program {
                 assert_eq!(emptied.is_err(), self.open[usize::from(allocator)].is_some(), "{emptied:?}");
             }
             Op::BeginPrivate { allocator, pool, stream } => {
-                let (index, pool, only) = (usize::from(allocator), PoolId(u64::from(pool % 2)), self.stream(stream));
+                let (index, pool, only) = (usize::from(allocator), PoolId(0, u64::from(pool % 2)), self.stream(stream));
                 if self.open[index].is_none() {
                     self.allocators[index].begin_private_pool(0, pool, move |stream| stream == only).unwrap();
                     self.open[index] = Some(pool);
@@ -204,7 +204,7 @@ impl Program {
                 }
             }
             Op::ReleasePrivate { allocator, pool } => {
-                let (index, pool) = (usize::from(allocator), PoolId(u64::from(pool % 2)));
+                let (index, pool) = (usize::from(allocator), PoolId(0, u64::from(pool % 2)));
                 let begun = self.begun[index].entry(pool).or_default();
                 let expected = *begun > 0 && self.open[index] != Some(pool);
                 let released = self.allocators[index].release_private_pool(0, pool);

@@ -6,7 +6,7 @@ use super::lanes::LaneId;
 use super::{LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{Arena, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
-use crate::telemetry::Rung;
+use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{GRANULE, PAGE, align_down, align_up};
 
 /// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/64.
@@ -142,6 +142,21 @@ impl Pool {
                 return Ok(Some((block, Rung::Wait)));
             }
         }
+        Ok(found(self.borrow(state, want)?, Rung::Lent))
+    }
+
+    /// Takes what a private pool lends that has free memory of the same stream.
+    fn borrow(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+        if state.lanes.get(want.lane).private.is_some() {
+            return Ok(None);
+        }
+        let stream = state.lanes.stream(want.lane);
+        for pool in state.private.lending().to_vec() {
+            let Some(lane) = state.lanes.existing(stream, pool) else { continue };
+            if let Some(block) = self.take(state, Want { lane, ..want }, Owner(lane))? {
+                return Ok(Some(block));
+            }
+        }
         Ok(None)
     }
 
@@ -170,7 +185,7 @@ impl Pool {
 
     /// Makes a block of a node that was taken for the request.
     #[inline]
-    fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
+    pub(super) fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
         let (zone, size, _) = want.range();
         let addr = state.zones[zone].node(node).addr;
         let entered = match want.kind {
@@ -232,7 +247,10 @@ impl Pool {
         }
         let done = state.pending.take_passed(&state.lanes.clocks);
         for &(block, home_stamp) in &done {
-            self.active.fold(-(self.directory.header(block).size() as i64), 0);
+            let header = self.directory.header(block);
+            self.active.fold(-(header.size() as i64), 0);
+            let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
+            self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
             self.put_back_stamped(state, block, home_stamp);
         }
         !done.is_empty()
@@ -335,6 +353,7 @@ impl Pool {
         };
         let growth = self.with_slack(state, zone, home, growth);
         state.space.map(growth.at, growth.bytes)?;
+        self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
         let stamp = if private { u64::MAX } else { 0 };
         let node = state.zones[zone].fill(home, growth, home, stamp, usable);
         let node = state.zones[zone].take_from(node, size, alignment);
@@ -404,6 +423,7 @@ impl Pool {
             let Some(bytes) = align_up(bytes, PAGE) else { return Ok(None) };
             loop {
                 if let Some(addr) = self.plain_segment(state, bytes)? {
+                    self.note_mapping(state, EventKind::Map, home, addr, bytes);
                     let arena: &mut Arena = &mut state.zones[zone];
                     arena.add_segment(addr, bytes, home);
                     let node = arena.fill(home, Growth { at: addr, bytes }, home, 0, |_| false);
