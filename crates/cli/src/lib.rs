@@ -15,7 +15,8 @@ pub mod doctor;
 pub mod engine;
 pub mod replay;
 pub mod table;
-pub mod trace;
+
+pub use stratalloc_trace as trace;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
