@@ -27,7 +27,9 @@ namespace stratalloc_torch {
   X(segment_block)                    \
   X(set_segment_observer)             \
   X(add_oom_observer)                 \
-  X(pool_begin)                       \
+  X(pool_route)                       \
+  X(capture_begin)                    \
+  X(capture_end)                      \
   X(pool_end)                         \
   X(pool_retain)                      \
   X(pool_release)                     \

@@ -36,10 +36,11 @@ struct PoolState final : AllocatorState {
 
 void StratallocAllocator::beginAllocateToPool(DeviceIndex device, MempoolId_t mempool_id, Filter filter) {
   check_device(device);
-  // The library counts one user for this, which torch gives back with releasePool, and drops the filter in any case.
+  // The library counts one user for this, which torch gives back with releasePool, and drops the filter in any case. Whether a
+  // capture goes with it is said apart: use_mem_pool has none.
   auto* const kept = new Filter(std::move(filter));
   check_pool(
-      abi.pool_begin(handle(), device, to_pool(mempool_id), call_filter, kept, drop_filter), "beginAllocateToPool");
+      abi.pool_route(handle(), device, to_pool(mempool_id), call_filter, kept, drop_filter), "beginAllocateToPool");
 }
 
 void StratallocAllocator::endAllocateToPool(DeviceIndex device, MempoolId_t mempool_id) {
@@ -47,10 +48,16 @@ void StratallocAllocator::endAllocateToPool(DeviceIndex device, MempoolId_t memp
   check_pool(abi.pool_end(handle(), device, to_pool(mempool_id)), "endAllocateToPool");
 }
 
-// The library treats whatever goes to a private pool as captured: no event is recorded, nothing shared. It needs no word
-// of whether a capture has really begun.
-void StratallocAllocator::markCaptureBegin(DeviceIndex /*device*/) {}
-void StratallocAllocator::markCaptureEnd(DeviceIndex /*device*/) {}
+// In between, the library records and asks for no event: that would break the capture.
+void StratallocAllocator::markCaptureBegin(DeviceIndex device) {
+  check_device(device);
+  check_pool(abi.capture_begin(handle(), device), "capture_begin");
+}
+
+void StratallocAllocator::markCaptureEnd(DeviceIndex device) {
+  check_device(device);
+  check_pool(abi.capture_end(handle(), device), "capture_end");
+}
 
 void StratallocAllocator::releasePool(DeviceIndex device, MempoolId_t mempool_id) {
   check_device(device);
