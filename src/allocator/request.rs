@@ -1,5 +1,6 @@
 //! What is asked for.
 
+use crate::cache::TAGS;
 use crate::units::{GRANULE, StreamId};
 
 bitflags::bitflags! {
@@ -38,6 +39,11 @@ impl Tag {
     /// The tag's number, as statistics give it.
     pub fn number(self) -> u8 {
         self.0
+    }
+
+    /// The tag with this number, if there can be one: for those who keep numbers.
+    pub fn from_number(number: u8) -> Option<Tag> {
+        ((number as usize) < TAGS).then_some(Tag(number))
     }
 }
 

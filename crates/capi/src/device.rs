@@ -80,7 +80,9 @@ pub unsafe extern "C" fn stratalloc_set_limit_fraction(
         let handle = unsafe { get(allocator) }?;
         // A NaN is in no range.
         if !(fraction > 0.0 && fraction <= 1.0) {
-            return Err(Failure::argument(format!("a limit of {fraction} of the device: it must be above 0 and at most 1")));
+            return Err(Failure::argument(format!(
+                "a limit of {fraction} of the device: it must be above 0 and at most 1"
+            )));
         }
         Ok(handle.allocator.set_limit(device_number(device)?, Limit::Fraction(fraction))?)
     })

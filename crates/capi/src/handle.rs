@@ -17,7 +17,9 @@ use stratalloc_trace::Recorder;
 use crate::mode;
 use crate::observe::OomObservers;
 use crate::sized::{self, Sized_};
-use crate::status::stratalloc_status::{self, STRATALLOC_FORKED, STRATALLOC_INVALID_CONFIG, STRATALLOC_LIBRARY_MISSING};
+use crate::status::stratalloc_status::{
+    self, STRATALLOC_FORKED, STRATALLOC_INVALID_CONFIG, STRATALLOC_LIBRARY_MISSING,
+};
 use crate::status::{Failure, Outcome, guard};
 
 /// What a live allocator begins with. "strA".
@@ -108,7 +110,8 @@ pub(crate) unsafe fn get<'a>(handle: *const stratalloc_allocator) -> Outcome<&'a
 /// Fails in a child after `fork`.
 pub(crate) fn check_process() -> Outcome<()> {
     if mode::is_forked() {
-        let text = "this process was forked from one that had an allocator: use the GPU in the parent, or start a new program";
+        let text =
+            "this process was forked from one that had an allocator: use the GPU in the parent, or start a new program";
         return Err(Failure::new(STRATALLOC_FORKED, text));
     }
     Ok(())
@@ -187,7 +190,10 @@ unsafe fn create(options: *const stratalloc_options) -> Outcome<Box<stratalloc_a
     let given = !options.devices.is_null();
     if given != (options.device_count > 0) {
         let count = options.device_count;
-        return Err(Failure::argument(format!("`devices` is {}, but device_count is {count}", if given { "given" } else { "null" })));
+        return Err(Failure::argument(format!(
+            "`devices` is {}, but device_count is {count}",
+            if given { "given" } else { "null" }
+        )));
     }
     if options.software_bytes > 0 {
         if given {

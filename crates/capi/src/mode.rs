@@ -29,7 +29,11 @@ pub(crate) fn is_recording() -> bool {
 
 /// One allocator more, or one less, records.
 pub(crate) fn count_recording(more: bool) {
-    if more { MODE.fetch_add(1, Relaxed) } else { MODE.fetch_sub(1, Relaxed) };
+    if more {
+        MODE.fetch_add(1, Relaxed)
+    } else {
+        MODE.fetch_sub(1, Relaxed)
+    };
 }
 
 extern "C" fn in_child() {

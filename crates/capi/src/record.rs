@@ -48,15 +48,16 @@ pub unsafe extern "C" fn stratalloc_trace_start(
             let path = recorder.path().display();
             return Err(Failure::argument(format!("a trace is being recorded already, to {path}")));
         }
-        let capacity = |device| handle.allocator.driver(device).map_or(0, |driver| {
-            use stratalloc::driver::Driver;
-            driver.properties().total_memory
-        });
-        let memory: Vec<String> = (0..handle.allocator.device_count()).map(|device| capacity(device).to_string()).collect();
-        let header = [
-            ("recorded-by", concat!("stratalloc ", env!("CARGO_PKG_VERSION"))),
-            ("device-bytes", &memory.join(" ")),
-        ];
+        let capacity = |device| {
+            handle.allocator.driver(device).map_or(0, |driver| {
+                use stratalloc::driver::Driver;
+                driver.properties().total_memory
+            })
+        };
+        let memory: Vec<String> =
+            (0..handle.allocator.device_count()).map(|device| capacity(device).to_string()).collect();
+        let header =
+            [("recorded-by", concat!("stratalloc ", env!("CARGO_PKG_VERSION"))), ("device-bytes", &memory.join(" "))];
         let recorder = Recorder::create(path, &header).map_err(|error| Failure::io(path, &error))?;
         *slot = Some(Arc::new(recorder));
         mode::count_recording(true);

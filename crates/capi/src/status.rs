@@ -119,7 +119,8 @@ fn status_of(error: &Error) -> stratalloc_status {
         | Error::InvalidAlignment { .. }
         | Error::InvalidTag { .. }
         | Error::UnknownDevice { .. }
-        | Error::UnknownPool { .. } => STRATALLOC_INVALID_ARGUMENT,
+        | Error::UnknownPool { .. }
+        | Error::NotCapturing => STRATALLOC_INVALID_ARGUMENT,
         Error::Config(_) => STRATALLOC_INVALID_CONFIG,
         Error::Capturing { .. } => STRATALLOC_CAPTURING,
         Error::Driver(driver) => match driver.kind {
@@ -153,21 +154,21 @@ pub(crate) fn caught(panic: &(dyn std::any::Any + Send)) -> stratalloc_status {
 }
 
 thread_local! {
-    static LAST_ERROR: RefCell<CString> = const { RefCell::new(CString::new_const()) };
+    static LAST_ERROR: RefCell<Option<CString>> = const { RefCell::new(None) };
 }
 
 /// Does nothing on a thread that is ending.
 #[cold]
 fn set_last_error(text: String) {
     let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
-    let _ = LAST_ERROR.try_with(|last| last.replace(text));
+    let _ = LAST_ERROR.try_with(|last| last.replace(Some(text)));
 }
 
 /// What the calling thread's last failing call has to say, with numbers: one line, "" where no call has failed. Valid until the thread's
 /// next failing call; calls that succeed leave it as it is.
 #[unsafe(no_mangle)]
 pub extern "C" fn stratalloc_last_error() -> *const c_char {
-    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+    LAST_ERROR.try_with(|last| last.borrow().as_ref().map(|text| text.as_ptr())).ok().flatten().unwrap_or(c"".as_ptr())
 }
 
 /// Copies that text, cut to fit and with its final 0, into `capacity` bytes at `buffer`, which may be null if `capacity` is 0. Returns the
@@ -177,9 +178,9 @@ pub extern "C" fn stratalloc_last_error() -> *const c_char {
 /// `buffer` is null or has room for `capacity` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn stratalloc_last_error_copy(buffer: *mut c_char, capacity: usize) -> usize {
-    let copy = |last: &RefCell<CString>| {
+    let copy = |last: &RefCell<Option<CString>>| {
         let last = last.borrow();
-        let text = last.as_bytes();
+        let text = last.as_ref().map_or(&b""[..], |text| text.as_bytes());
         if !buffer.is_null() && capacity > 0 {
             let length = text.len().min(capacity - 1);
             // SAFETY: the caller promises `capacity` bytes, and `length` is less; the text is not in the caller's memory.
@@ -212,9 +213,11 @@ mod tests {
         let (_, after) = errors.split_once("pub enum Error {").unwrap();
         let (body, _) = after.split_once("\n}\n").unwrap();
         let is_variant = |line: &&str| line.starts_with("    ") && line[4..].starts_with(char::is_uppercase);
-        let variants: Vec<String> = body.lines().filter(is_variant).map(|line| {
-            line.trim().chars().take_while(|c| c.is_alphanumeric()).collect()
-        }).collect();
+        let variants: Vec<String> = body
+            .lines()
+            .filter(is_variant)
+            .map(|line| line.trim().chars().take_while(|c| c.is_alphanumeric()).collect())
+            .collect();
         assert!(variants.len() >= 14, "{variants:?}");
         let (_, mapping) = include_str!("status.rs").split_once("fn status_of").unwrap();
         let (mapping, _) = mapping.split_once("\n}\n").unwrap();
