@@ -3,6 +3,7 @@
 
 mod abi;
 mod install;
+mod softcuda;
 mod tidy;
 mod validate;
 
@@ -18,6 +19,9 @@ cargo xtask install --prefix DIR [--library-only] [--dev]
     --library-only leaves all but the C library out, --dev takes the unoptimised build.
 cargo xtask abi [--bless]
     Compares include/stratalloc.h and the C library's symbols with the code; --bless rewrites both files.
+cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES]
+    Builds the software device as CUDA's libraries and lays them out in DIR, target/softcuda unless told. With --torch,
+    libraries that do nothing stand in for the rest of what the PyTorch wheel in SITE_PACKAGES names.
 cargo xtask tidy
     The house rules: layer order, file lengths, SAFETY comments, names in documents, leftovers.";
 
@@ -37,6 +41,13 @@ fn main() -> ExitCode {
         },
         ["validate", options @ ..] => match validate::Options::parse(options) {
             Ok(options) => validate::run(&root(), &options),
+            Err(message) => {
+                eprintln!("{message}\n\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
+        ["softcuda", options @ ..] => match softcuda::Options::parse(options) {
+            Ok(options) => softcuda::run(&root(), &options),
             Err(message) => {
                 eprintln!("{message}\n\n{USAGE}");
                 return ExitCode::from(2);
