@@ -5,6 +5,7 @@ mod abi;
 mod install;
 mod softcuda;
 mod tidy;
+mod torch;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,10 @@ cargo xtask abi [--bless]
 cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES]
     Builds the software device as CUDA's libraries and lays them out in DIR, target/softcuda unless told. With --torch,
     libraries that do nothing stand in for the rest of what the PyTorch wheel in SITE_PACKAGES names.
+cargo xtask torch [--bench | --workloads | --exec COMMAND | --] [ARGUMENTS]
+    Installs the PyTorch wheel into a virtual environment, once, puts the package of python/ into it, and runs the package's
+    tests on the software device; --bench times torch's entry, --workloads compares allocators on two programs, --exec runs
+    any command there. ARGUMENTS go to pytest or the program.
 cargo xtask tidy
     The house rules: layer order, file lengths, SAFETY comments, names in documents, leftovers.";
 
@@ -34,6 +39,13 @@ fn main() -> ExitCode {
         ["abi", "--bless"] => abi::run(&root(), true),
         ["install", options @ ..] => match install::Options::parse(options) {
             Ok(options) => install::run(&root(), &options),
+            Err(message) => {
+                eprintln!("{message}\n\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
+        ["torch", options @ ..] => match torch::Options::parse(options) {
+            Ok(options) => torch::run(&root(), &options),
             Err(message) => {
                 eprintln!("{message}\n\n{USAGE}");
                 return ExitCode::from(2);

@@ -13,7 +13,8 @@ fn own_prefix(major: u32) -> String {
 pub(super) fn link(archive: &Path, major: u32, out: &Path) -> Result<(), String> {
     let name = format!("libcudart.so.{major}");
     let prefix = own_prefix(major);
-    let own: Vec<String> = elf::archive_symbols(archive)?.into_iter().filter(|name| name.starts_with(&prefix)).collect();
+    let own: Vec<String> =
+        elf::archive_symbols(archive)?.into_iter().filter(|name| name.starts_with(&prefix)).collect();
     if own.is_empty() {
         return Err(format!("{} has no entry points of CUDA {major}", archive.display()));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use object::elf::{FileHeader64, DT_NEEDED, SHN_UNDEF};
+use object::elf::{DT_NEEDED, FileHeader64, SHN_UNDEF};
 use object::read::archive::ArchiveFile;
 use object::read::elf::{Dyn, ElfFile64, FileHeader, Sym};
 use object::{Endianness, Object, ObjectSymbol};

@@ -65,7 +65,10 @@ pub(super) fn generate(site_packages: &Path, out: &Path) -> Result<(), String> {
 fn shared_objects(site_packages: &Path) -> Result<Vec<PathBuf>, String> {
     let torch = site_packages.join("torch");
     if !torch.join("lib").is_dir() {
-        return Err(format!("{} has no torch/lib: name the site-packages folder of a PyTorch", site_packages.display()));
+        return Err(format!(
+            "{} has no torch/lib: name the site-packages folder of a PyTorch",
+            site_packages.display()
+        ));
     }
     let mut files = Vec::new();
     for folder in [torch.clone(), torch.join("lib")] {
