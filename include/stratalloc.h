@@ -82,6 +82,28 @@ typedef enum stratalloc_status {
   STRATALLOC_INTERNAL = 14,
 } stratalloc_status;
 
+// What happened.
+typedef enum stratalloc_event_kind {
+  // A block was handed out.
+  STRATALLOC_EVENT_ALLOC = 0,
+  // A block was freed.
+  STRATALLOC_EVENT_FREE = 1,
+  // A freed block that waited for recorded streams has become free.
+  STRATALLOC_EVENT_FREE_COMPLETED = 2,
+  // Physical memory was mapped, or a segment of plain memory allocated.
+  STRATALLOC_EVENT_MAP = 3,
+  // Physical memory was unmapped, or a segment of plain memory freed.
+  STRATALLOC_EVENT_UNMAP = 4,
+  // A stream was recorded for a block.
+  STRATALLOC_EVENT_RECORD_STREAM = 5,
+  // A request found no room.
+  STRATALLOC_EVENT_OUT_OF_MEMORY = 6,
+  // Free memory was given back to the device.
+  STRATALLOC_EVENT_EMPTY_CACHE = 7,
+  // A block was freed that waits for recorded streams.
+  STRATALLOC_EVENT_FREE_DEFERRED = 8,
+} stratalloc_event_kind;
+
 // An allocator over one or several devices. All functions may be called from any thread, but not from a signal handler.
 //
 // A handle that was destroyed, or that never came from here, is noticed where its memory happens to tell, and must not be counted on to be.

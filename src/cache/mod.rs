@@ -16,7 +16,7 @@ use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want, life};
+use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
@@ -241,8 +241,14 @@ impl DeviceCache {
         let mut state = pool.lock();
         let header = pool.directory.header(block);
         header.check_live()?;
-        let (ptr, requested, key, tag) = (header.ptr(), header.requested(), header.key(), header.tag());
-        let lane = header.lane();
+        let (requested, key, tag) = (header.requested(), header.key(), header.tag());
+        if pool.ring.is_on() {
+            // Before it may be complete, so that events are in order.
+            let (lane, deferred) = (header.lane(), header.is_recorded());
+            let kind = if deferred { EventKind::FreeDeferred } else { EventKind::Free };
+            let event = Event::new(kind, header.ptr(), requested).tag(tag);
+            pool.ring.push(event.on(pool.lane_stream(&state, lane), pool.private_of(&state, lane)));
+        }
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
@@ -259,11 +265,6 @@ impl DeviceCache {
             }
         }
         self.check_invariants(&state);
-        if pool.ring.is_on() {
-            let kind = if header.life() == life::PENDING { EventKind::FreeDeferred } else { EventKind::Free };
-            let event = Event::new(kind, ptr, requested).tag(tag);
-            pool.ring.push(event.on(pool.lane_stream(&state, lane), pool.private_of(&state, lane)));
-        }
         Ok(())
     }
 
