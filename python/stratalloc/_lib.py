@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent
 LIBRARY_VARIABLE = "STRATALLOC_LIBRARY"
 
 #: As `STRATALLOC_ABI_VERSION` of include/stratalloc.h.
-ABI_VERSION = 1
+ABI_VERSION = 0
 
 _SYSTEM_NAMES = ("libstratalloc.so.0", "libstratalloc.so")
 

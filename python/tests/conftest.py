@@ -8,7 +8,9 @@ import pytest
 
 import stratalloc
 
-MODE = stratalloc.torch.enable(os.environ.get("STRATALLOC_TEST_CONF"), fallback="never", verbose=True)
+# STRATALLOC_TEST_NATIVE=1 runs the tests on torch's own allocator: how the expectations about torch were checked.
+NATIVE = os.environ.get("STRATALLOC_TEST_NATIVE") == "1"
+MODE = "native" if NATIVE else stratalloc.torch.enable(fallback="never", verbose=True)
 
 import torch  # noqa: E402
 

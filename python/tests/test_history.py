@@ -44,7 +44,10 @@ def test_a_busy_history_replays_backwards():
     taken = snapshot()
     memory_viz.check(taken)
     actions = {entry["action"] for entry in taken["device_traces"][0]}
-    assert {"alloc", "free_requested", "free_completed", "segment_map", "segment_unmap", "snapshot"} <= actions - {""} | {"snapshot"}
+    assert {"alloc", "free_requested", "free_completed", "segment_map", "segment_unmap"} <= actions
+    # With stack traces, all of it: the page shows them for segments too.
+    without = {e["action"] for e in taken["device_traces"][0] if not e.get("frames")}
+    assert without <= {"snapshot"}, without
     del keep
 
 
@@ -91,7 +94,7 @@ def test_state_alone_keeps_no_trace_contexts():
     history("state", context="state", stacks="python")
     x = on_gpu(3 * MIB)
     assert block_of(x)["frames"]
-    assert all(not entry["frames"] for entry in trace("alloc"))
+    assert all(not entry.get("frames") for entry in trace("alloc"))
     del x
 
 
@@ -204,7 +207,6 @@ def test_metadata_is_a_threads_own():
 
 def test_compile_contexts():
     history("all", compile_context=True)
-    torch._C._cuda_record_memory_history  # noqa: B018
     x = on_gpu(MIB)
     assert all("compile_context" in e for e in trace("alloc"))
     del x

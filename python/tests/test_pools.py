@@ -298,6 +298,8 @@ class Pool:
         return torch._C._cuda_getCheckpointState(0, self.handle)
 
     def restore(self, state, stale=(), live=()):
+        """`stale`: every tensor that owns memory of the pool; they own none after it. `live`: who is to own memory that the state
+        brings back."""
         storages = [[t.untyped_storage()._cdata for t in tensors] for tensors in (stale, live)]
         torch._C._cuda_setCheckpointPoolState(0, state, *storages)
 
@@ -309,6 +311,18 @@ class Pool:
         return torch._C._cuda_checkPoolLiveAllocations(0, self.handle, {t.data_ptr() for t in (self.first, *tensors)})
 
 
+def view_of(tensor):
+    """A tensor over the same memory that does not own it, as graph trees make their outputs."""
+    return torch._C._construct_CUDA_Tensor_From_Storage_And_Metadata(
+        {"nbytes": tensor.numel(), "data_ptr": tensor.data_ptr(), "size": (tensor.numel(),), "stride": (1,), "dtype": torch.uint8, "device": tensor.device, "storage_offset": 0},
+        torch._C._construct_storage_from_data_pointer(tensor.data_ptr(), tensor.device, tensor.numel()),
+    )
+
+
+def has_deleter(tensor):
+    return torch._C._has_Standard_Deleter(tensor.untyped_storage()._cdata)
+
+
 def test_a_checkpoint_brings_back_what_was_live():
     pool = Pool()
     kept = pool.allocate(1000, 3 * MIB)
@@ -316,16 +330,18 @@ def test_a_checkpoint_brings_back_what_was_live():
     then = pool.live()
     later = pool.allocate(5000, 2 * MIB, 9 * MIB)
     assert pool.live() != then
-    # `later` goes; `kept` stays, and its storages get their deleters again.
-    pool.restore(state, stale=[pool.first, *kept, *later], live=[pool.first, *kept])
+    heirs = [view_of(t) for t in (pool.first, *kept)]
+    assert not any(map(has_deleter, heirs))
+    pool.restore(state, stale=[pool.first, *kept, *later], live=heirs)
     assert pool.live() == then
-    assert pool.holds(*kept)
-    assert not pool.holds()
-    for t in kept:
-        assert torch._C._has_Standard_Deleter(t.untyped_storage()._cdata)
+    assert pool.holds(*kept) and not pool.holds()
+    assert all(map(has_deleter, heirs)) and not any(map(has_deleter, (*kept, *later)))
+    # The old owners have nothing to free, the heirs have.
     before = live()
-    del kept
-    assert live() < before
+    del kept, later
+    assert live() == before
+    del heirs[1:]
+    assert live() == before - 3 * MIB - 1024
 
 
 def test_the_same_steps_after_a_restore_take_the_same_addresses():
@@ -334,7 +350,8 @@ def test_the_same_steps_after_a_restore_take_the_same_addresses():
     state = pool.checkpoint()
     one = pool.allocate(2 * MIB, 100_000)
     addresses = [t.data_ptr() for t in one]
-    pool.restore(state, stale=[pool.first, *kept, *one], live=[pool.first, *kept])
+    heirs = [view_of(t) for t in (pool.first, *kept)]
+    pool.restore(state, stale=[pool.first, *kept, *one], live=heirs)
     two = pool.allocate(2 * MIB, 100_000)
     assert [t.data_ptr() for t in two] == addresses
     del one, two, kept
@@ -348,7 +365,8 @@ def test_what_died_since_is_live_again():
     dead = kept[0].data_ptr()
     del kept[0]
     assert pool.live() != then
-    pool.restore(state, stale=[pool.first, *kept], live=[pool.first, *kept])
+    heirs = [view_of(t) for t in (pool.first, *kept)]
+    pool.restore(state, stale=[pool.first, *kept], live=heirs)
     assert pool.live() == then
     # As graph trees do with the storages that have died.
     torch._C._cuda_cudaCachingAllocator_raw_delete(dead)
@@ -363,14 +381,14 @@ def test_states_may_be_restored_in_any_order():
     second = pool.allocate(2 * MIB, 300)
     late = pool.checkpoint()
     at_late = pool.live()
-    everything = [pool.first, *first, *second]
-    pool.restore(early, stale=everything, live=[pool.first, *first])
+    heirs = [view_of(t) for t in (pool.first, *first)]
+    pool.restore(early, stale=[pool.first, *first, *second], live=heirs)
     assert pool.live() == at_early
-    pool.restore(late, stale=[pool.first, *first], live=[pool.first, *first])
+    more = [view_of(t) for t in (pool.first, *first, *second)]
+    pool.restore(late, stale=heirs, live=more)
     assert pool.live() == at_late
-    for address, _ in set(at_late) - set(at_early):
-        torch._C._cuda_cudaCachingAllocator_raw_delete(address)
-    pool.restore(early, stale=[pool.first, *first], live=[pool.first, *first])
+    last = [view_of(t) for t in (pool.first, *first)]
+    pool.restore(early, stale=more, live=last)
     assert pool.live() == at_early
 
 
@@ -380,9 +398,8 @@ def test_stale_tensors_must_be_named():
     later = pool.allocate(2 * MIB)
     with pytest.raises(RuntimeError, match="stale"):
         pool.restore(state)
-    # What was restored stands; the tensor's memory is no longer its own.
-    later[0].untyped_storage()
-    torch._C._free_And_Remove_DeleterFn  # noqa: B018
+    # torch found out after the allocator had done it: the memory is free, and its old owner must not free it again.
+    torch._C._free_And_Remove_DeleterFn
 
 
 def test_checkpoints_of_nothing_raise():

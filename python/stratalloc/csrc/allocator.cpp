@@ -109,29 +109,38 @@ void StratallocAllocator::check_device(DeviceIndex device) const {
 // ---- allocation
 
 void* StratallocAllocator::alloc(size_t nbytes, DeviceIndex device, cudaStream_t stream) {
+  if (watched()) {
+    return watched_alloc(nbytes, device, stream);
+  }
   void* ptr = nullptr;
   const auto status = abi.malloc(handle_, nbytes, device, stream, &ptr);
   if (C10_UNLIKELY(status != STRATALLOC_OK)) {
-    ptr = alloc_failed(static_cast<stratalloc_status>(status), nbytes, device, stream);
-  }
-  if (watched()) {
-    watched_alloc(ptr, nbytes, device, stream);
+    alloc_failed(static_cast<stratalloc_status>(status), nbytes, device, stream);
   }
   return ptr;
 }
 
-void StratallocAllocator::watched_alloc(void* ptr, size_t nbytes, DeviceIndex device, cudaStream_t stream) {
+void* StratallocAllocator::watched_alloc(size_t nbytes, DeviceIndex device, cudaStream_t stream) {
+  // Taken now, for what the library may report from under its lock.
+  const Caller caller(history_, RecordContext::STATE);
+  void* ptr = nullptr;
+  const auto status = abi.malloc(handle_, nbytes, device, stream, &ptr);
+  if (C10_UNLIKELY(status != STRATALLOC_OK)) {
+    alloc_failed(static_cast<stratalloc_status>(status), nbytes, device, stream);
+  }
   if (history_.watching()) {
     stratalloc_block block{};
     block.struct_size = sizeof(block);
     const bool found = abi.find(handle_, ptr, &block) == STRATALLOC_OK;
-    history_.allocated(ptr, nbytes, device, stream, found ? from_pool(block.pool) : MempoolId_t(0, 0));
+    history_.allocated(
+        ptr, nbytes, device, stream, found ? from_pool(block.pool) : MempoolId_t(0, 0), caller.context());
   }
   const c10::impl::PyInterpreter* interpreter = c10::impl::GPUTrace::get_trace();
   if (C10_UNLIKELY(interpreter != nullptr)) {
     (*interpreter)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<uintptr_t>(ptr));
   }
   report_usage(ptr, static_cast<int64_t>(nbytes), device);
+  return ptr;
 }
 
 void StratallocAllocator::report_usage(void* ptr, int64_t change, DeviceIndex device) {
@@ -291,6 +300,7 @@ void StratallocAllocator::setMemoryFraction(double fraction, DeviceIndex device)
 }
 
 void StratallocAllocator::emptyCache(MempoolId_t mempool_id) {
+  const Caller caller(history_, RecordContext::ALL);
   for (int device = 0; handle_ != nullptr && device < device_count_; device++) {
     const auto status = mempool_id == MempoolId_t(0, 0)
         ? abi.empty_cache(handle_, device, nullptr)

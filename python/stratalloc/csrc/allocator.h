@@ -139,7 +139,7 @@ class StratallocAllocator final : public CUDAAllocator {
     return C10_UNLIKELY(
         history_.watching() || c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled());
   }
-  void watched_alloc(void* ptr, size_t nbytes, DeviceIndex device, cudaStream_t stream);
+  void* watched_alloc(size_t nbytes, DeviceIndex device, cudaStream_t stream);
   // What must be known before the block is freed; whatever comes after it may be another thread's.
   struct Freed {
     bool known = false;
@@ -148,7 +148,7 @@ class StratallocAllocator final : public CUDAAllocator {
   };
   Freed watched_free(void* ptr);
   void report_usage(void* ptr, int64_t change, DeviceIndex device);
-  void* alloc_failed(stratalloc_status status, size_t nbytes, DeviceIndex device, cudaStream_t stream);
+  [[noreturn]] void alloc_failed(stratalloc_status status, size_t nbytes, DeviceIndex device, cudaStream_t stream);
 
   // The handle; fails with a clear text before `init`.
   stratalloc_allocator* handle() const;

@@ -9,11 +9,9 @@ namespace stratalloc_torch {
 
 using c10::CachingAllocator::format_size;
 
-void check(stratalloc_status status, const char* what) {
-  if (C10_LIKELY(status == STRATALLOC_OK)) {
-    return;
-  }
-  const std::string why = abi.last_error();
+namespace {
+
+[[noreturn]] void fail(stratalloc_status status, const char* what, const std::string& why) {
   switch (status) {
     case STRATALLOC_OUT_OF_MEMORY:
     case STRATALLOC_NEVER_FITS:
@@ -35,6 +33,14 @@ void check(stratalloc_status status, const char* what) {
   }
 }
 
+} // namespace
+
+void check(stratalloc_status status, const char* what) {
+  if (C10_UNLIKELY(status != STRATALLOC_OK)) {
+    fail(status, what, abi.last_error());
+  }
+}
+
 // Runs what has registered to free memory, such as torch's collector of memory that was shared between processes.
 bool StratallocAllocator::on_shortage(void* context, const stratalloc_shortage* shortage) {
   auto* self = static_cast<StratallocAllocator*>(context);
@@ -51,7 +57,7 @@ bool StratallocAllocator::on_shortage(void* context, const stratalloc_shortage* 
   }
 }
 
-void* StratallocAllocator::alloc_failed(
+void StratallocAllocator::alloc_failed(
     stratalloc_status status,
     size_t nbytes,
     DeviceIndex device,
@@ -60,8 +66,11 @@ void* StratallocAllocator::alloc_failed(
   const std::string explanation = abi.last_error();
   handle();
   check_device(device);
-  if (status != STRATALLOC_OUT_OF_MEMORY && status != STRATALLOC_NEVER_FITS && status != STRATALLOC_OVER_LIMIT) {
-    check(status, "allocation");
+  const stratalloc_stats stats = read_stats(device);
+  const bool no_room = status == STRATALLOC_OUT_OF_MEMORY || status == STRATALLOC_NEVER_FITS ||
+      status == STRATALLOC_OVER_LIMIT || nbytes > stats.capacity;
+  if (!no_room) {
+    fail(status, "allocation", explanation);
   }
   size_t free = 0;
   size_t total = 0;
@@ -72,7 +81,6 @@ void* StratallocAllocator::alloc_failed(
       (void)cudaGetLastError();
     }
   }
-  const stratalloc_stats stats = read_stats(device);
   statistics_.count_oom(device);
   const size_t allocated = stats.active.current - stats.pending;
   const size_t limit = stats.limit < total ? stats.limit : total;

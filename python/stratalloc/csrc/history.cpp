@@ -13,12 +13,22 @@ namespace {
 // torch.compile pushes the id of what it runs; a thread's own, as its user metadata is.
 thread_local std::vector<std::string> compile_contexts;
 thread_local std::string user_metadata;
+thread_local const Caller* caller_of_thread = nullptr;
 
 std::string compile_context() {
   return compile_contexts.empty() ? "" : compile_contexts.back();
 }
 
 } // namespace
+
+Caller::Caller(const History& history, RecordContext level)
+    : context_(history.gather(level)), outer_(caller_of_thread) {
+  caller_of_thread = this;
+}
+
+Caller::~Caller() {
+  caller_of_thread = outer_;
+}
 
 void History::configure(
     bool enabled,
@@ -119,8 +129,13 @@ void History::record(TraceEntry entry) {
   }
 }
 
-void History::allocated(void* ptr, size_t size, DeviceIndex device, void* stream, MempoolId_t pool) {
-  auto context = gather(RecordContext::STATE);
+void History::allocated(
+    void* ptr,
+    size_t size,
+    DeviceIndex device,
+    void* stream,
+    MempoolId_t pool,
+    std::shared_ptr<c10::GatheredContext> context) {
   if (recording()) {
     std::lock_guard<std::mutex> lock(mutex_);
     live_[ptr] = Live{context, false};
@@ -188,8 +203,10 @@ void History::segment(
     DeviceIndex device,
     void* stream,
     MempoolId_t pool) {
-  // No context: this runs under the allocator's lock, where the interpreter's must not be taken.
-  record(TraceEntry(action, device, reinterpret_cast<size_t>(ptr), size, stream, pool, c10::getApproximateTime()));
+  const bool in_trace = caller_of_thread != nullptr && when_.load() >= static_cast<int>(RecordContext::ALLOC);
+  record(TraceEntry(
+      action, device, reinterpret_cast<size_t>(ptr), size, stream, pool, c10::getApproximateTime(),
+      in_trace ? caller_of_thread->context() : nullptr));
 }
 
 void History::out_of_memory(

@@ -40,12 +40,19 @@ class History {
   // A stack trace if `level` is asked for, else null. Takes the interpreter's lock: call it with no lock held.
   std::shared_ptr<c10::GatheredContext> gather(RecordContext level) const;
 
-  void allocated(void* ptr, size_t size, DeviceIndex device, void* stream, MempoolId_t pool);
+  void allocated(
+      void* ptr,
+      size_t size,
+      DeviceIndex device,
+      void* stream,
+      MempoolId_t pool,
+      std::shared_ptr<c10::GatheredContext> context);
   // Before the free itself, since the address may be anybody's after it.
   void freed(void* ptr, size_t size, DeviceIndex device, void* stream, MempoolId_t pool);
   // Another stream uses the block: its free completes later, which the segment observer reports.
   void stream_recorded(void* ptr);
   void free_completed(void* ptr, size_t size, DeviceIndex device, void* stream, MempoolId_t pool);
+  // The context is that of the thread's `Caller`.
   void segment(TraceEntry::Action action, const void* ptr, size_t size, DeviceIndex device, void* stream, MempoolId_t pool);
   // Records the shortage and tells the observers.
   void out_of_memory(DeviceIndex device, size_t requested, size_t device_free, size_t device_total, void* stream);
@@ -97,6 +104,24 @@ class History {
   // Copied when it changes, so that trackers are called without the lock.
   std::shared_ptr<const std::vector<AllocatorTraceTracker>> trackers_;
   std::shared_ptr<const std::vector<OutOfMemoryObserver>> oom_observers_;
+};
+
+// The stack trace of who called the allocator, while the call lasts. Taken before the library takes its lock: taking one wants the
+// interpreter's lock, which another thread may hold while it waits for the library's.
+class Caller {
+ public:
+  Caller(const History& history, RecordContext level);
+  ~Caller();
+  Caller(const Caller&) = delete;
+  Caller& operator=(const Caller&) = delete;
+
+  const std::shared_ptr<c10::GatheredContext>& context() const {
+    return context_;
+  }
+
+ private:
+  std::shared_ptr<c10::GatheredContext> context_;
+  const Caller* const outer_;
 };
 
 } // namespace stratalloc_torch

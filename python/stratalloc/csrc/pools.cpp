@@ -172,6 +172,7 @@ CheckpointDelta StratallocAllocator::setCheckpointPoolState(
   check_device(device);
   const auto* const state = dynamic_cast<const PoolState*>(pps.get());
   TORCH_CHECK(state != nullptr, "setCheckpointPoolState: the state is not one of stratalloc's");
+  const Caller caller(history_, RecordContext::STATE);
   Restoring restoring{device, {}, {}};
   check_pool(
       abi.pool_restore(handle(), device, state->checkpoint, note_freed, note_allocated, &restoring),
@@ -181,7 +182,8 @@ CheckpointDelta StratallocAllocator::setCheckpointPoolState(
       history_.freed(ptr, 0, device, nullptr, {0, 0});
     }
     for (size_t i = 0; i < restoring.sizes.size(); i++) {
-      history_.allocated(restoring.delta.dataptrs_allocd[i].get(), restoring.sizes[i], device, nullptr, {0, 0});
+      history_.allocated(restoring.delta.dataptrs_allocd[i].get(), restoring.sizes[i], device, nullptr, {0, 0},
+          caller.context());
     }
   }
   return std::move(restoring.delta);
