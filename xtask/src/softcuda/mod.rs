@@ -17,6 +17,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Into `out`, with what the PyTorch wheel in `site_packages` names.
+    pub(crate) fn for_torch(out: &Path, site_packages: &Path) -> Options {
+        let profile = "release".to_string();
+        Options { out: Some(out.to_path_buf()), torch: Some(site_packages.to_path_buf()), profile }
+    }
+
     pub(crate) fn parse(words: &[&str]) -> Result<Options, String> {
         let mut options = Options { out: None, torch: None, profile: "release".to_string() };
         let mut words = words.iter();
@@ -48,7 +54,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> bool {
 }
 
 /// The folder of the libraries, once they are there.
-fn lay_out(root: &Path, options: &Options) -> Result<PathBuf, String> {
+pub(crate) fn lay_out(root: &Path, options: &Options) -> Result<PathBuf, String> {
     let target = target_folder(root);
     build(root, &options.profile)?;
     // Cargo calls the folder of its profile `dev` otherwise.
@@ -72,7 +78,8 @@ fn lay_out(root: &Path, options: &Options) -> Result<PathBuf, String> {
     Ok(out)
 }
 
-fn target_folder(root: &Path) -> PathBuf {
+/// Where cargo puts what it builds.
+pub(crate) fn target_folder(root: &Path) -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => root.join(folder),
         None => root.join("target"),
