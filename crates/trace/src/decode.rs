@@ -13,6 +13,7 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const MAX_LINE: usize = 64 << 10;
 
 /// The largest window, as a power of two, that a compressed trace may ask the decoder to hold: 128 MiB.
+#[cfg(feature = "zstd")]
 const MAX_WINDOW_LOG: u32 = 27;
 
 /// Why a trace was refused, and on which line.
@@ -87,13 +88,17 @@ pub(super) fn read(mut from: impl Read, name: &str) -> Result<Trace, TraceError>
     from.by_ref().take(ZSTD_MAGIC.len() as u64).read_to_end(&mut start).map_err(unreadable)?;
     let compressed = start == ZSTD_MAGIC;
     let whole = start.as_slice().chain(from);
-    if compressed {
+    if !compressed {
+        return Decoder::new(name).run(BufReader::new(whole));
+    }
+    #[cfg(feature = "zstd")]
+    {
         let mut plain = zstd::Decoder::new(whole).map_err(unreadable)?;
         plain.window_log_max(MAX_WINDOW_LOG).map_err(unreadable)?;
         Decoder::new(name).run(BufReader::new(plain))
-    } else {
-        Decoder::new(name).run(BufReader::new(whole))
     }
+    #[cfg(not(feature = "zstd"))]
+    Err(unreadable(std::io::Error::other("it is zstd-compressed, which this build cannot read")))
 }
 
 /// What is known of an id.
@@ -377,6 +382,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "zstd")]
     fn a_frame_cut_anywhere_is_an_error() {
         let mut whole = Vec::new();
         Trace::decode(SMALL.as_bytes()).unwrap().write_zst(&mut whole).unwrap();

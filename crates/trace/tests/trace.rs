@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use stratalloc_cli::trace::{Op, Trace};
+use stratalloc_trace::{Op, Trace};
 
 fn recorded(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../../tests/traces", name].iter().collect()
