@@ -1,7 +1,6 @@
 //! Functions for tests, beside CUDA's: accounts, call counts, what the checker has found. `include/softcuda.h` declares them.
 
 use std::ffi::c_char;
-use std::sync::atomic::Ordering::Relaxed;
 
 use stratalloc::driver::Driver;
 
@@ -70,7 +69,7 @@ pub extern "C" fn softcudaAccount(device: i32, out: *mut Account) -> i32 {
 pub extern "C" fn softcudaCallCount(name: *const c_char) -> u64 {
     let Ok(name) = In(name).text() else { return 0 };
     match find(&name, u32::MAX, false) {
-        Found::Function(entry) => entry.calls.load(Relaxed),
+        Found::Function(entry) => entry.calls.get(),
         _ => 0,
     }
 }
@@ -78,7 +77,7 @@ pub extern "C" fn softcudaCallCount(name: *const c_char) -> u64 {
 /// Sets all counts to 0.
 #[unsafe(no_mangle)]
 pub extern "C" fn softcudaResetCallCounts() {
-    all().iter().for_each(|entry| entry.calls.store(0, Relaxed));
+    all().iter().for_each(|entry| entry.calls.reset());
 }
 
 /// Writes the name of an exported function, by a number from 0 on, cut to `length` bytes with its end. Gives its whole length,
