@@ -27,16 +27,22 @@ thread_local! {
     /// Plain cells without a destructor: one load away, also while the thread is ending.
     static LAST: Cell<&'static ThreadCache> = const { Cell::new(&NOBODY) };
     static CURRENT: [Cell<&'static ThreadCache>; SLOTS] = const { [const { Cell::new(&NOBODY) }; SLOTS] };
-    static MINE: RefCell<Mine> = const { RefCell::new(Mine { caches: Vec::new() }) };
+    static MINE: RefCell<Mine> = const { RefCell::new(Mine { caches: Vec::new(), process: 0 }) };
 }
 
 /// What a thread has to give back when it ends.
 struct Mine {
     caches: Vec<(&'static ThreadCache, u64, Weak<DeviceCache>)>,
+    /// The process that the caches were made in.
+    process: u32,
 }
 
 impl Drop for Mine {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // A child after `fork` is exiting. A thread of its parent may have held any lock, which nobody gives back here.
+            return;
+        }
         for (cache, owner, device) in self.caches.drain(..) {
             forget(cache);
             if let Some(device) = device.upgrade() {
@@ -87,7 +93,8 @@ pub(super) fn current_or_new(device: &DeviceCache) -> Option<&'static ThreadCach
 fn new(device: &DeviceCache) -> Option<&'static ThreadCache> {
     let number = device.number;
     let cache = MINE.try_with(|mine| {
-        let mine = &mut mine.try_borrow_mut().ok()?.caches;
+        let mut mine = mine.try_borrow_mut().ok()?;
+        let Mine { caches: mine, process } = &mut *mine;
         // Allocators that have gone have let go of their caches.
         for (gone, owner, _) in mine.extract_if(.., |(cache, owner, _)| cache.owner.load(Acquire) != *owner) {
             forget(gone);
@@ -98,6 +105,9 @@ fn new(device: &DeviceCache) -> Option<&'static ThreadCache> {
         }
         let cache = IDLE.lock().pop().unwrap_or_else(|| Box::leak(Box::new(ThreadCache::new())));
         cache.owner.store(number, Release);
+        if mine.is_empty() {
+            *process = std::process::id();
+        }
         mine.push((cache, number, device.this.clone()));
         device.adopt(cache);
         Some(cache)
