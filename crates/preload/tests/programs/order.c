@@ -88,8 +88,7 @@ static void capture(void)
     for (int i = 0; i < 3; i++) {
         IS(CALL(cuMemAlloc_v2, P(&block), (next(100) + 1) * 512), 0);
         IS(CALL(cuMemsetD8Async, block, 1, 512, streams[next(STREAMS)]), 0);
-        if (shimmed()) IS(CALL(cuMemFree_v2, block), 0);
-        else { IS(CALL(cuMemFreeAsync, block, streams[0]), CALL(cuCtxGetDevice, P(&relaxed))); }
+        IS(CALL(cuMemFree_v2, block), 0);
         u64 own = next(STREAMS);
         IS(CALL(cuMemAllocAsync, P(&block), 4096, streams[own]), 0);
         IS(CALL(cuMemsetD8Async, block, 1, 4096, streams[own]), 0);
@@ -148,7 +147,7 @@ int main(int argc, char **argv)
     if (reports) report(0, text, sizeof text);
     printf("%llu reports\n%s\n", (unsigned long long)reports, text);
     if (wrong) CHECK(reports > 0); else CHECK(reports == 0);
-    if (shimmed()) {
+    if (shimmed() && !wrong) {
         SAME(ledger(0).live_bytes + ledger(0).live_count, 0, "at the end");
         CHECK(ledger(0).set_aside == 0);
         agree(0, "at the end");
