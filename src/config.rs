@@ -78,6 +78,9 @@ pub struct Config {
     pub address_space: u32,
     /// Events that the trace ring keeps. 0: no tracing.
     pub trace: usize,
+    /// Whether libraries that are loaded into somebody's program (the C library, the preload shim) fail where [`ENV`] cannot be
+    /// understood, rather than go on with the defaults and say so. See [`Config::from_env_or_default`].
+    pub strict: bool,
 }
 
 impl Default for Config {
@@ -90,6 +93,7 @@ impl Default for Config {
             cross_stream_wait: false,
             address_space: 8,
             trace: 0,
+            strict: false,
         }
     }
 }
@@ -114,7 +118,7 @@ fn part(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part))
 }
 
-const TABLE: [Key; 7] = [
+const TABLE: [Key; 8] = [
     Key {
         name: "limit",
         allowed: "a size such as 70GiB, or a part of the device's memory above 0 and at most 1.0, such as 0.9",
@@ -153,6 +157,7 @@ const TABLE: [Key; 7] = [
         allowed: "a number of events from 0 (off) to 100000000",
         set: |config, text| put(&mut config.trace, text.parse().ok().filter(|&n| n <= 100_000_000)),
     },
+    Key { name: "strict", allowed: "true or false", set: |config, text| put(&mut config.strict, text.parse().ok()) },
 ];
 
 /// Every key, with what is allowed.
@@ -182,9 +187,9 @@ impl fmt::Display for Config {
         if let Some(limit) = self.limit {
             write!(f, "limit:{limit},")?;
         }
-        let Config { limit: _, chunk, magazine, gc_threshold, cross_stream_wait, address_space, trace } = self;
+        let Config { limit: _, chunk, magazine, gc_threshold, cross_stream_wait, address_space, trace, strict } = self;
         write!(f, "chunk:{},magazine:{magazine},gc_threshold:{gc_threshold},", chunk.0)?;
-        write!(f, "cross_stream_wait:{cross_stream_wait},address_space:{address_space},trace:{trace}")
+        write!(f, "cross_stream_wait:{cross_stream_wait},address_space:{address_space},trace:{trace},strict:{strict}")
     }
 }
 
@@ -208,15 +213,38 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads `text` as a library does that is loaded into somebody's program: where it cannot be understood, the defaults, and what is
+    /// wrong, for the caller to say; an error only if `strict:true` is among the settings.
+    pub fn parse_or_default(text: &str) -> Result<(Config, Option<ConfigError>), ConfigError> {
+        let is_strict =
+            |setting: &str| setting.split_once(':').is_some_and(|(k, v)| k.trim() == "strict" && v.trim() == "true");
+        match Config::parse(text) {
+            Ok(config) => Ok((config, None)),
+            Err(error) if text.split(',').any(is_strict) => Err(error),
+            Err(error) => Ok((Config::default(), Some(error))),
+        }
+    }
+
     /// Reads [`ENV`]. The default when it is not set.
     pub fn from_env() -> Result<Config, ConfigError> {
-        match std::env::var(ENV) {
-            Ok(text) => Config::parse(&text),
-            Err(std::env::VarError::NotPresent) => Ok(Config::default()),
-            Err(std::env::VarError::NotUnicode(text)) => {
-                Err(ConfigError::Syntax { text: text.to_string_lossy().into() })
-            }
+        Config::parse(&text_of_env()?)
+    }
+
+    /// Reads [`ENV`] as [`Config::parse_or_default`] does.
+    pub fn from_env_or_default() -> Result<(Config, Option<ConfigError>), ConfigError> {
+        match text_of_env() {
+            Ok(text) => Config::parse_or_default(&text),
+            Err(error) => Ok((Config::default(), Some(error))),
         }
+    }
+}
+
+/// Empty when it is not set.
+fn text_of_env() -> Result<String, ConfigError> {
+    match std::env::var(ENV) {
+        Ok(text) => Ok(text),
+        Err(std::env::VarError::NotPresent) => Ok(String::new()),
+        Err(std::env::VarError::NotUnicode(text)) => Err(ConfigError::Syntax { text: text.to_string_lossy().into() }),
     }
 }
 
@@ -226,13 +254,13 @@ mod tests {
 
     #[test]
     fn reads_every_key() {
-        let text =
-            "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,trace:100,";
+        let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,trace:100,\
+             strict:true";
         let config = Config::parse(text).unwrap();
         assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
         assert_eq!(config.chunk, ByteSize::mib(32));
         assert_eq!((config.magazine, config.gc_threshold, config.cross_stream_wait), (0.1, 0.8, true));
-        assert_eq!((config.address_space, config.trace), (4, 100));
+        assert_eq!((config.address_space, config.trace, config.strict), (4, 100, true));
         assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
         assert_eq!(Config::parse("limit:70GiB").unwrap().limit, Some(Limit::Bytes(ByteSize::gib(70))));
         let one_byte = Config::parse("limit:1B").unwrap();
@@ -255,10 +283,22 @@ mod tests {
             ("cross_stream_wait:yes", ["cross_stream_wait", "'yes'", "true or false"]),
             ("address_space:0", ["address_space", "'0'", "1 to 64"]),
             ("trace:-1", ["trace", "'-1'", "0 (off)"]),
+            ("strict:1", ["strict", "'1'", "true or false"]),
             ("limit=0.5", ["limit=0.5", "key:value", "commas"]),
         ] {
             let message = Config::parse(text).unwrap_err().to_string();
             assert!(parts.iter().all(|part| message.contains(part)), "{text}: {message}");
         }
+    }
+    #[test]
+    fn what_is_wrong_gives_the_defaults_unless_it_is_strict() {
+        assert_eq!(Config::parse_or_default("trace:5").unwrap(), (Config { trace: 5, ..Config::default() }, None));
+        let (config, wrong) = Config::parse_or_default("trace:5,limt:0.5").unwrap();
+        assert_eq!(config, Config::default());
+        assert!(wrong.unwrap().to_string().contains("limt"));
+        for text in ["limt:0.5, strict : true", "strict:true,trace"] {
+            assert!(Config::parse_or_default(text).is_err(), "{text}");
+        }
+        assert!(Config::parse_or_default("strict:false,trace").unwrap().1.is_some());
     }
 }

@@ -8,7 +8,7 @@
 //! | wait for a capture to end | [`Error::Capturing`] |
 //! | give the device up | [`Error::Driver`] |
 
-use crate::units::{ByteSize, DevicePtr};
+use crate::units::{ByteSize, DevicePtr, PoolId};
 
 /// What an operation of the allocator returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -108,10 +108,13 @@ pub enum Error {
     #[error("private pool {pool} {what}")]
     UnknownPool {
         /// The pool.
-        pool: u64,
+        pool: PoolId,
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The end of a capture that never began.
+    #[error("no capture is under way")]
+    NotCapturing,
     /// Not possible while a stream is being captured into a graph.
     #[error("{what} is not possible while a capture is under way")]
     Capturing {

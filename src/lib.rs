@@ -9,6 +9,7 @@ pub mod error;
 #[cfg(feature = "cuda")]
 pub mod interop;
 mod pool;
+pub mod snapshot;
 mod stream;
 pub(crate) mod sync;
 mod telemetry;
@@ -17,10 +18,13 @@ mod vm;
 
 pub use allocator::{
     AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, DeviceSpec, Lifetime, OomAction, OomObserver,
-    OwnedAllocation, Plain, Tag,
+    OwnedAllocation, Plain, Restored, Tag,
 };
 pub use config::{Config, Limit};
 pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, Result};
-pub use pool::PoolId;
-pub use telemetry::{Event, EventKind, Gauge, Rung, SizeCount, Stats};
-pub use units::{ByteSize, DevicePtr, StreamId};
+pub use pool::Checkpoint;
+pub use snapshot::Snapshot;
+pub use telemetry::{
+    BlockInfo, BlockState, Event, EventKind, EventObserver, Gauge, Rung, SegmentInfo, SizeCount, Stats,
+};
+pub use units::{ByteSize, DevicePtr, PoolId, StreamId};

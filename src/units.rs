@@ -85,6 +85,16 @@ impl fmt::Display for StreamId {
     }
 }
 
+/// A private pool of memory, by a number that its user chooses, in two parts as PyTorch has it (`MempoolId_t`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct PoolId(pub u64, pub u64);
+
+impl fmt::Display for PoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}, {})", self.0, self.1)
+    }
+}
+
 /// A number of bytes that reads and prints with binary units: `"1.5GiB".parse()`, `"80 GiB"`, `"4096"`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ByteSize(pub u64);

@@ -237,9 +237,9 @@ fn wrong_and_unknown_devices() {
         assert_eq!(scene.refused(|a| a.events(device)), unknown);
         assert_eq!(scene.refused(|a| a.driver(device).map(drop)), unknown);
         assert_eq!(scene.refused(|a| a.set_limit(device, Limit::Fraction(0.5))), unknown);
-        assert_eq!(scene.refused(|a| a.begin_private_pool(device, PoolId(1), |_| true)), unknown);
-        assert_eq!(scene.refused(|a| a.end_private_pool(device, PoolId(1))), unknown);
-        assert_eq!(scene.refused(|a| a.release_private_pool(device, PoolId(1))), unknown);
+        assert_eq!(scene.refused(|a| a.begin_private_pool(device, PoolId(0, 1), |_| true)), unknown);
+        assert_eq!(scene.refused(|a| a.end_private_pool(device, PoolId(0, 1))), unknown);
+        assert_eq!(scene.refused(|a| a.release_private_pool(device, PoolId(0, 1))), unknown);
     }
 }
 
@@ -324,8 +324,8 @@ fn there_are_63_tags() {
 #[test]
 fn private_pools_used_out_of_turn() {
     let scene = Scene::new();
-    let pool = PoolId(9);
-    let wrong = |what| Error::UnknownPool { pool: 9, what };
+    let pool = PoolId(0, 9);
+    let wrong = |what| Error::UnknownPool { pool: PoolId(0, 9), what };
     assert_eq!(scene.refused(|a| a.end_private_pool(0, pool)), wrong("is not being filled"));
     assert_eq!(scene.refused(|a| a.release_private_pool(0, pool)), wrong("does not exist"));
     scene.allocator.begin_private_pool(0, pool, |_| true).unwrap();
@@ -394,10 +394,10 @@ fn filters_may_own_memory() {
         move |_: StreamId| block.size() == 0
     };
     let filter = owning();
-    allocator.begin_private_pool(0, PoolId(1), filter).unwrap();
-    allocator.begin_private_pool(0, PoolId(1), owning()).unwrap_err();
-    allocator.end_private_pool(0, PoolId(1)).unwrap();
-    allocator.release_private_pool(0, PoolId(1)).unwrap();
+    allocator.begin_private_pool(0, PoolId(0, 1), filter).unwrap();
+    allocator.begin_private_pool(0, PoolId(0, 1), owning()).unwrap_err();
+    allocator.end_private_pool(0, PoolId(0, 1)).unwrap();
+    allocator.release_private_pool(0, PoolId(0, 1)).unwrap();
     check_empties(&allocator, 0);
 }
 

@@ -67,13 +67,13 @@ impl Scene {
         self.alloc(request(14 * MIB, b));
         self.allocator.empty_cache(0).map(drop).unwrap_or_else(|error| accept(&error));
         self.device.advance_clock(1000);
-        self.allocator.begin_private_pool(0, PoolId(1), move |stream| stream == a).unwrap();
+        self.allocator.begin_private_pool(0, PoolId(0, 1), move |stream| stream == a).unwrap();
         self.alloc(request(MIB, a));
         self.alloc(request(9000, a));
         self.alloc(request(2 * MIB, b));
-        self.allocator.end_private_pool(0, PoolId(1)).unwrap();
+        self.allocator.end_private_pool(0, PoolId(0, 1)).unwrap();
         (0..3).for_each(|index| self.free(index * 5));
-        self.allocator.release_private_pool(0, PoolId(1)).unwrap();
+        self.allocator.release_private_pool(0, PoolId(0, 1)).unwrap();
         let limit = self.allocator.set_limit(0, Limit::Fraction(0.75));
         limit.unwrap_or_else(|error| {
             assert!(matches!(error, Error::LimitBelowUse { .. } | Error::Driver(_)), "{error}")

@@ -51,6 +51,7 @@ struct Program {
     data: bool,
     blocks: BTreeMap<u64, Block>,
     filling: Option<PoolId>,
+    capturing: bool,
     pools: Vec<PoolId>,
     /// Blocks that an observer may give up.
     spare: Arc<Mutex<Vec<DevicePtr>>>,
@@ -85,6 +86,7 @@ impl Program {
             data: settings.data,
             blocks: BTreeMap::new(),
             filling: None,
+            capturing: false,
             pools: Vec::new(),
             spare,
             allocs: 0,
@@ -115,6 +117,9 @@ impl Program {
         }
         if self.rng.percent(5) {
             request = request.flags(AllocFlags::NO_GROW);
+        }
+        if self.rng.percent(5) {
+            request = request.alignment(512).flags(request.flags | AllocFlags::DEDICATED);
         }
         (request, home, tag)
     }
@@ -188,17 +193,33 @@ impl Program {
         match self.filling {
             Some(pool) => {
                 self.allocator.end_private_pool(0, pool).unwrap();
-                self.filling = None;
+                (self.filling, self.capturing) = (None, false);
             }
             None if self.rng.percent(50) && !self.pools.is_empty() => {
                 let pool = self.pools.swap_remove(self.rng.index(self.pools.len()));
                 self.allocator.release_private_pool(0, pool).unwrap();
+                if self.rng.percent(50) {
+                    self.allocator.empty_private_pool(0, pool).unwrap();
+                }
             }
             None => {
-                let (pool, stream) = (PoolId(1 + self.rng.below(3)), self.rng.pick(&self.streams));
-                self.allocator.begin_private_pool(0, pool, move |other| other == stream).unwrap();
+                let (pool, stream) = (PoolId(0, 1 + self.rng.below(3)), self.rng.pick(&self.streams));
+                let filter = move |other| other == stream;
+                self.capturing = self.rng.percent(50);
+                if self.capturing {
+                    self.allocator.begin_private_pool(0, pool, filter).unwrap();
+                } else {
+                    self.allocator.route_private_pool(0, pool, filter).unwrap();
+                }
+                self.allocator.lend_private_pool(0, pool, self.rng.percent(50)).unwrap();
                 self.filling = Some(pool);
                 self.pools.push(pool);
+                if self.rng.percent(20) {
+                    self.allocator.retain_private_pool(0, pool).unwrap();
+                    self.pools.push(pool);
+                }
+                let users = self.pools.iter().filter(|&&other| other == pool).count();
+                assert_eq!(self.allocator.private_pool_users(0, pool), Ok(users));
             }
         }
     }
@@ -207,7 +228,7 @@ impl Program {
         let limit = self.rng.pick(&[0.3, 0.6, 0.9, 1.0]);
         match self.allocator.set_limit(0, Limit::Fraction(limit)) {
             Ok(()) | Err(Error::LimitBelowUse { .. }) => {}
-            Err(Error::Capturing { .. }) => assert!(self.filling.is_some()),
+            Err(Error::Capturing { .. }) => assert!(self.capturing),
             Err(error) => panic!("{error}"),
         }
     }
@@ -236,7 +257,7 @@ impl Program {
             }
             950..960 => match self.allocator.empty_cache(0) {
                 Ok(_) => {}
-                Err(Error::Capturing { .. }) => assert!(self.filling.is_some()),
+                Err(Error::Capturing { .. }) => assert!(self.capturing),
                 Err(error) => panic!("{error}"),
             },
             960..970 => self.set_limit(),

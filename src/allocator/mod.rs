@@ -2,10 +2,12 @@
 
 mod allocation;
 mod builder;
+mod private;
 mod request;
 
 pub use allocation::{Allocation, Buffer, OwnedAllocation, Plain};
 pub use builder::{Builder, DeviceSpec};
+pub use private::Restored;
 pub use request::{AllocFlags, AllocRequest, Lifetime, Tag};
 
 use std::cell::Cell;
@@ -19,9 +21,10 @@ use crate::config::Limit;
 use crate::driver::Driver;
 use crate::driver::metered::Metered;
 use crate::error::{Error, OutOfMemory, Result};
-use crate::pool::{BlockId, PoolId, StreamFilter};
+use crate::pool::BlockId;
+use crate::snapshot::Snapshot;
 use crate::sync::Mutex;
-use crate::telemetry::{Event, Stats};
+use crate::telemetry::{BlockInfo, Event, EventObserver, Stats};
 use crate::units::{DevicePtr, StreamId};
 
 /// What an observer of a failed request wants to happen.
@@ -164,6 +167,7 @@ impl Allocator {
             tag: request.tag.0,
             persistent: request.lifetime == Lifetime::Persistent,
             may_grow: !request.flags.contains(AllocFlags::NO_GROW),
+            dedicated: request.flags.contains(AllocFlags::DEDICATED),
         };
         let ptr = device.alloc(inner).or_else(|error| self.observe(device, inner, error))?;
         if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }
@@ -340,33 +344,28 @@ impl Allocator {
         observers.len() < before
     }
 
-    /// From now on, requests of the streams that `filter` names are served from private pool `pool`, whose memory nobody else gets: what a
-    /// graph capture needs. The filter is called with a lock held and must not call the allocator. Until [`Allocator::end_private_pool`] no
-    /// events are recorded or asked for, and every call takes a lock.
-    pub fn begin_private_pool(
-        &self,
-        device: usize,
-        pool: PoolId,
-        filter: impl Fn(StreamId) -> bool + Send + Sync + 'static,
-    ) -> Result<()> {
-        let filter: StreamFilter = Arc::new(filter);
-        self.device(device)?.begin_private(pool, filter)
-    }
-
-    /// Ends [`Allocator::begin_private_pool`]. The pool keeps its memory, for replays.
-    pub fn end_private_pool(&self, device: usize, pool: PoolId) -> Result<()> {
-        self.device(device)?.end_private(pool)
-    }
-
-    /// Releases a private pool: one call for each begin. After the last, its free memory becomes everyone's, once the device has been waited for.
-    /// Fails while the pool is being filled.
-    pub fn release_private_pool(&self, device: usize, pool: PoolId) -> Result<()> {
-        self.device(device)?.release_private(pool)
-    }
-
     /// The newest events of a device, oldest first. Empty unless `trace` is configured.
     pub fn events(&self, device: usize) -> Result<Vec<Event>> {
-        Ok(self.device(device)?.ring.events())
+        Ok(self.device(device)?.pool.ring.events())
+    }
+
+    /// Sets who is told of a device's rare events, or nobody. Returns who was. Costs calls that a magazine serves nothing.
+    pub fn observe_events(&self, device: usize, observer: Option<EventObserver>) -> Result<Option<EventObserver>> {
+        Ok(self.device(device)?.pool.ring.observe(observer))
+    }
+
+    /// A device's memory, segment by segment, and the newest events. Takes time in proportion to the blocks, and holds up all calls meanwhile.
+    pub fn snapshot(&self, device: usize) -> Result<Snapshot> {
+        let cache = self.device(device)?;
+        Ok(Snapshot { device, segments: cache.segments(), events: cache.pool.ring.events() })
+    }
+
+    /// The block that contains an address and is not free, and the device that it is on. Takes time in proportion to the blocks, unless the
+    /// address is that of a live block's first byte.
+    pub fn block_at(&self, ptr: DevicePtr) -> Option<(usize, BlockInfo)> {
+        let devices = self.shared.devices.iter();
+        let mut found = devices.filter_map(|device| Some((device.pool.device, device.block_at(ptr)?)));
+        found.next()
     }
 
     /// Checks every structure of a device, in time proportional to its blocks. For tests; exact when no call is under way.

@@ -1,5 +1,6 @@
 //! What is asked for.
 
+use crate::cache::TAGS;
 use crate::units::{GRANULE, StreamId};
 
 bitflags::bitflags! {
@@ -11,6 +12,10 @@ bitflags::bitflags! {
         /// Serve the request from what is held already: take nothing from the device and wait for nothing. Fails with
         /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where that does not do, without asking observers.
         const NO_GROW = 2;
+        /// Give the block a physical allocation of its own, from the driver's plain allocator, which nothing else shares: one whose memory is to be
+        /// exported to other processes or registered with other devices. Rounded up to 2 MiB, aligned to 512 bytes, and used again only
+        /// for another such request of the same size.
+        const DEDICATED = 4;
     }
 }
 
@@ -38,6 +43,11 @@ impl Tag {
     /// The tag's number, as statistics give it.
     pub fn number(self) -> u8 {
         self.0
+    }
+
+    /// The tag with this number, if there can be one: for those who keep numbers.
+    pub fn from_number(number: u8) -> Option<Tag> {
+        ((number as usize) < TAGS).then_some(Tag(number))
     }
 }
 

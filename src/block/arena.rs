@@ -128,6 +128,38 @@ impl Arena {
         (0..=u16::MAX).zip(&self.bins).filter(|(_, bins)| bins.bytes > 0).map(|(index, _)| Owner(index))
     }
 
+    /// The first node of every segment.
+    pub fn heads(&self) -> impl Iterator<Item = NodeId> + '_ {
+        (0..).zip(&self.nodes).filter(|(_, node)| node.state != State::Vacant && node.prev == NIL).map(|(id, _)| id)
+    }
+
+    /// A node and those after it, to the end of the segment.
+    pub fn from(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        std::iter::successors(Some(id), |&id| Some(self.node(id).next).filter(|&next| next != NIL))
+    }
+
+    /// The nodes handed out.
+    pub fn used(&self) -> impl Iterator<Item = NodeId> + '_ {
+        (0..).zip(&self.nodes).filter(|(_, node)| node.state == State::Used).map(|(id, _)| id)
+    }
+
+    /// The node handed out that contains an address.
+    pub fn used_at(&self, addr: u64) -> Option<NodeId> {
+        self.used().find(|&id| (self.node(id).addr..self.node(id).end()).contains(&addr))
+    }
+
+    /// Takes exactly `size` bytes at `addr` out of a free node of `owner`.
+    pub fn take_at(&mut self, owner: Owner, addr: u64, size: u64) -> Option<NodeId> {
+        let covers = |node: &Node| node.addr <= addr && addr + size <= node.end();
+        let (id, _) = self.free_nodes(owner).find(|(_, node)| covers(node))?;
+        let stamp = self.nodes[id as usize].stamp;
+        self.bins[owner.0 as usize].remove(&mut self.nodes, id);
+        let taken = self.cut(id, addr, size, |arena, rest| arena.put_free(rest, owner, stamp));
+        self.nodes[taken as usize].state = State::Used;
+        self.used_bytes += size;
+        Some(taken)
+    }
+
     /// Adds a segment for `home` in which nothing is mapped. It has no neighbours.
     pub fn add_segment(&mut self, addr: u64, size: u64, home: Owner) -> NodeId {
         self.segment_bytes += size;
@@ -162,6 +194,12 @@ impl Arena {
             exact.or_else(|| bins.best_fit(&self.nodes, size.checked_add(alignment - GRANULE)?))?
         };
         Some(self.take_from(id, size, alignment))
+    }
+
+    /// Takes a free node of `owner` of exactly this size.
+    pub fn take_whole(&mut self, owner: Owner, size: u64) -> Option<NodeId> {
+        let id = self.bins.get(owner.0 as usize)?.best_fit(&self.nodes, size)?;
+        (self.nodes[id as usize].size == size).then(|| self.take_from(id, size, GRANULE))
     }
 
     /// Takes `size` bytes at a multiple of `alignment` out of a free node that has room for them. The rests stay with its owner.

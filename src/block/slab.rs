@@ -43,6 +43,17 @@ impl Slab {
         Some(word as u32 * 64 + bit)
     }
 
+    /// Takes one particular slot. Returns whether it was free.
+    pub fn take_slot(&mut self, slot: u32) -> bool {
+        let (word, bit) = ((slot / 64) as usize, slot % 64);
+        let was_free = self.bits.get(word).is_some_and(|bits| bits >> bit & 1 != 0);
+        if was_free {
+            self.bits[word] &= !(1 << bit);
+            self.free -= 1;
+        }
+        was_free
+    }
+
     /// Frees a slot that was taken.
     #[inline]
     pub fn release(&mut self, slot: u32) {

@@ -9,10 +9,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use super::counts::{Counts, Drift, TAGS, Tally, bump, tally};
 use super::gate::Gate;
 use crate::block::CLASS_SIZE_MAX;
 use crate::pool::{BlockId, Directory, Header, Key, LaneBits, LaneId, NO_BLOCK, Pool};
-use crate::telemetry::{Peak, SIZE_COUNTS, size_count_index};
+use crate::telemetry::{SIZE_COUNTS, size_count_index};
 use crate::units::{DevicePtr, StreamId};
 
 const BUCKETS: usize = 512;
@@ -27,8 +28,6 @@ const PHASE_SHIFT: u32 = 6;
 const PROBES: usize = 4;
 /// Streams whose lanes a thread remembers, besides the last one.
 const STREAMS: usize = 16;
-/// Tags that can be told apart; number 0 is "none".
-pub(crate) const TAGS: usize = 64;
 
 #[inline]
 fn first_bucket(key: Key) -> usize {
@@ -85,60 +84,6 @@ impl Bucket {
     }
 }
 
-/// A sum that its thread changes without atomic read-modify-write, and its highest value since it was folded. Kept as the peak and the
-/// *room* below it, so that one subtraction both counts and tells a new peak.
-#[derive(Debug)]
-#[repr(C)]
-struct Drift {
-    room: AtomicI64,
-    peak: AtomicI64,
-}
-
-impl Drift {
-    #[allow(clippy::declare_interior_mutable_const, reason = "a value to begin with, not one to share")]
-    const ZERO: Drift = Drift { room: AtomicI64::new(0), peak: AtomicI64::new(0) };
-
-    /// Adds to the sum. Returns whether that makes a new peak, which [`Drift::note_peak`] is to be told.
-    #[inline]
-    #[must_use]
-    fn raise(&self, by: u64) -> bool {
-        let room = self.room.load(Relaxed) - by as i64;
-        self.room.store(room, Relaxed);
-        room < 0
-    }
-
-    #[inline]
-    fn lower(&self, by: u64) {
-        self.room.store(self.room.load(Relaxed) + by as i64, Relaxed);
-    }
-
-    fn note_peak(&self) {
-        let room = self.room.load(Relaxed);
-        if room < 0 {
-            self.peak.store(self.peak.load(Relaxed) - room, Relaxed);
-            self.room.store(0, Relaxed);
-        }
-    }
-
-    /// The sum and its peak since the last fold.
-    fn get(&self) -> (i64, i64) {
-        let peak = self.peak.load(Relaxed);
-        (peak - self.room.load(Relaxed), peak)
-    }
-
-    fn fold(&self, into: &Peak) {
-        let (sum, peak) = self.get();
-        into.fold(sum, peak);
-        self.room.store(0, Relaxed);
-        self.peak.store(0, Relaxed);
-    }
-
-    fn is_far(&self, bound: i64) -> bool {
-        let (sum, peak) = self.get();
-        sum < -bound || peak > bound
-    }
-}
-
 /// One thread's magazines and counters on one device.
 // In order, so that the hot path stays on the first cache lines.
 #[derive(Debug)]
@@ -169,21 +114,11 @@ pub(crate) struct ThreadCache {
     /// Streams and their lanes, as [`LaneBits`].
     streams: [(AtomicU64, AtomicU64); STREAMS],
     tags: [AtomicI64; TAGS],
-    /// Blocks handed out that no bucket counts.
-    sizes: [AtomicU64; SIZE_COUNTS],
-    /// Bytes of those.
-    bytes: AtomicU64,
+    /// Blocks that no bucket counts.
+    sizes: [Tally; SIZE_COUNTS],
     /// Blocks handed out from buckets that have other keys now.
     hits: AtomicU64,
-    /// Blocks freed that no bucket counts.
-    frees: AtomicU64,
     buckets: [Bucket; BUCKETS + PROBES - 1],
-}
-
-/// Adds to a counter of which this thread is the only writer.
-#[inline]
-fn bump(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Relaxed).wrapping_add(by), Relaxed);
 }
 
 impl ThreadCache {
@@ -204,10 +139,8 @@ impl ThreadCache {
             phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
-            sizes: [const { AtomicU64::new(0) }; SIZE_COUNTS],
-            bytes: AtomicU64::new(0),
+            sizes: [Tally::ZERO; SIZE_COUNTS],
             hits: AtomicU64::new(0),
-            frees: AtomicU64::new(0),
             buckets: [Bucket::EMPTY; BUCKETS + PROBES - 1],
         }
     }
@@ -357,10 +290,8 @@ impl ThreadCache {
         let bucket = probes.iter().find(is_new).or_else(|| probes.iter().find(is_empty)).unwrap_or(&probes[0]);
         self.drain_bucket(bucket, directory, evict);
         let (old, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
-        bump(&self.sizes[size_count_index(old.granules())], allocs);
-        bump(&self.bytes, allocs * old.bytes());
+        self.sizes[size_count_index(old.granules())].add(old.bytes(), allocs, bucket.frees.load(Relaxed));
         bump(&self.hits, allocs);
-        bump(&self.frees, bucket.frees.load(Relaxed));
         bucket.allocs.store(0, Relaxed);
         bucket.frees.store(0, Relaxed);
         bucket.frees_at.iter().for_each(|frees| frees.store(0, Relaxed));
@@ -430,6 +361,11 @@ impl ThreadCache {
         }
     }
 
+    /// What this thread adds to the pool's sum of active bytes.
+    pub(crate) fn active_bytes(&self) -> i64 {
+        self.active.get().0
+    }
+
     /// Bytes in the stacks.
     pub(crate) fn held(&self) -> u64 {
         (self.held_base.load(Relaxed) - self.active.get().0).max(0) as u64
@@ -471,19 +407,18 @@ impl ThreadCache {
             self.active.note_peak();
         }
         self.change_base(key.bytes() as i64);
-        bump(&self.sizes[size_count_index(key.granules())], 1);
-        bump(&self.bytes, key.bytes());
+        self.sizes[size_count_index(key.granules())].add(key.bytes(), 1, 0);
         if tag != 0 {
             self.count_tag(tag, requested as i64);
         }
     }
 
     /// A block was freed past the stacks; `active` bytes of it are no longer in use.
-    pub(crate) fn count_free(&self, requested: u64, active: u64, tag: u8) {
+    pub(crate) fn count_free(&self, requested: u64, key: Key, active: u64, tag: u8) {
         self.live.lower(requested);
         self.active.lower(active);
         self.change_base(-(active as i64));
-        bump(&self.frees, 1);
+        self.sizes[size_count_index(key.granules())].add(key.bytes(), 0, 1);
         if tag != 0 {
             self.count_tag(tag, -(requested as i64));
         }
@@ -505,18 +440,15 @@ impl ThreadCache {
         let mut counts = Counts {
             live: self.live.get(),
             active: self.active.get(),
-            bytes: self.bytes.load(Relaxed),
-            frees: self.frees.load(Relaxed),
             hits: self.hits.load(Relaxed),
-            sizes: std::array::from_fn(|index| self.sizes[index].load(Relaxed)),
+            sizes: std::array::from_fn(|index| self.sizes[index].get()),
             tags: std::array::from_fn(|tag| self.tags[tag].load(Relaxed)),
         };
         for bucket in &self.buckets {
             let (key, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
-            counts.sizes[size_count_index(key.granules())] += allocs;
-            counts.bytes += allocs * key.bytes();
+            let frees = bucket.frees.load(Relaxed);
+            counts.sizes[size_count_index(key.granules())] += tally(key.bytes(), allocs, frees);
             counts.hits += allocs;
-            counts.frees += bucket.frees.load(Relaxed);
         }
         counts
     }
@@ -547,8 +479,9 @@ impl ThreadCache {
             bucket.take_all();
         }
         let lanes = self.streams.iter().map(|(_, lane)| lane);
-        let counters = [&self.bytes, &self.frees, &self.hits, &self.last_stream, &self.last_lane];
-        self.sizes.iter().chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
+        let counters = [&self.hits, &self.last_stream, &self.last_lane];
+        let sizes = self.sizes.iter().flat_map(|size| [&size.allocs, &size.frees, &size.allocated, &size.freed]);
+        sizes.chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
         self.large_frees.store(LARGE_FREES, Relaxed);
         self.stale.store(false, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
@@ -561,19 +494,4 @@ impl ThreadCache {
 fn stream_slot(stream: StreamId) -> usize {
     // Handles are addresses, or small numbers.
     (stream.0 ^ stream.0 >> 4 ^ stream.0 >> 12) as usize % STREAMS
-}
-
-/// What one thread counts.
-#[derive(Debug, Clone)]
-pub(crate) struct Counts {
-    /// Requested bytes since the last fold, and their peak.
-    pub(crate) live: (i64, i64),
-    /// Bytes of blocks in use since the last fold, and their peak.
-    pub(crate) active: (i64, i64),
-    /// Bytes of all blocks ever handed out.
-    pub(crate) bytes: u64,
-    pub(crate) frees: u64,
-    pub(crate) hits: u64,
-    pub(crate) sizes: [u64; SIZE_COUNTS],
-    pub(crate) tags: [i64; TAGS],
 }

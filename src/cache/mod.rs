@@ -2,8 +2,10 @@
 //!
 //! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::try_free`]: no lock, no atomic read-modify-write, no driver call. Everything else takes the pool's lock.
 
+mod counts;
 mod gate;
 mod magazine;
+mod private;
 mod stats;
 mod threads;
 
@@ -14,15 +16,13 @@ use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::pool::{
-    BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolId, PoolState, StreamFilter, Want,
-};
+use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want};
 use crate::sync::Mutex;
-use crate::telemetry::{EventKind, Rung, TraceRing};
+use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
+pub(crate) use counts::TAGS;
 use gate::Gate;
-pub(crate) use magazine::TAGS;
 use magazine::ThreadCache;
 use stats::Retired;
 
@@ -45,6 +45,8 @@ pub(crate) struct Request {
     pub(crate) persistent: bool,
     /// Whether memory may be taken from the device, and streams waited for.
     pub(crate) may_grow: bool,
+    /// Whether the block gets a physical allocation of its own.
+    pub(crate) dedicated: bool,
 }
 
 /// One device: its pool, and its threads' magazines.
@@ -53,7 +55,6 @@ pub(crate) struct DeviceCache {
     /// Unique in the process, never used again.
     pub(crate) number: u64,
     pub(crate) pool: Pool,
-    pub(crate) ring: TraceRing,
     this: Weak<DeviceCache>,
     /// Bytes that one thread may hold.
     magazine_bytes: u64,
@@ -76,7 +77,6 @@ impl DeviceCache {
         Ok(Arc::new_cyclic(|this| DeviceCache {
             number: NUMBER.fetch_add(1, Relaxed),
             pool,
-            ring: TraceRing::new(config.trace),
             this: this.clone(),
             magazine_bytes,
             drift,
@@ -153,6 +153,13 @@ impl DeviceCache {
         if tag as usize >= TAGS {
             return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
         }
+        if request.dedicated {
+            if alignment > GRANULE {
+                return Err(Error::InvalidAlignment { alignment, max: GRANULE });
+            }
+            let bytes = size.next_multiple_of(PAGE).min(SIZE_MAX);
+            return self.alloc_slow(request, (bytes / GRANULE) as u32);
+        }
         let padded = size.max(alignment);
         if alignment > GRANULE && padded <= CLASS_SIZE_MAX {
             // A class that is a power of two has all its slots at multiples of it.
@@ -166,7 +173,7 @@ impl DeviceCache {
     /// Hands out a block under the pool's lock.
     #[cold]
     fn alloc_slow(&self, request: Request, granules: u32) -> Result<DevicePtr> {
-        let Request { size, alignment, stream, tag, persistent, may_grow } = request;
+        let Request { size, alignment, stream, tag, persistent, may_grow, dedicated } = request;
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();
@@ -178,8 +185,8 @@ impl DeviceCache {
         }
         let block_size = u64::from(granules) * GRANULE;
         // Slots are aligned to the largest power of two that divides their class, and none is larger than the largest class.
-        let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX;
-        let cached = cache.filter(|_| !pool.capturing(&state));
+        let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX && !dedicated;
+        let cached = cache.filter(|_| !pool.routing(&state));
         let lane = match cached.map(|cache| cache.lane(stream)) {
             Some(lane) if lane != LaneBits::NONE => lane.lane(),
             _ => {
@@ -190,7 +197,7 @@ impl DeviceCache {
                 lane
             }
         };
-        let any_will_do = is_slot || (alignment <= GRANULE && !persistent);
+        let any_will_do = is_slot || (alignment <= GRANULE && !persistent && !dedicated);
         let key = Key::new(LaneBits::new(lane), granules);
         let from_magazine = cached.filter(|_| any_will_do).map(|cache| cache.pop(key, size, tag, pool));
         let ptr = match from_magazine {
@@ -198,10 +205,15 @@ impl DeviceCache {
             _ => {
                 let kind = if is_slot {
                     Kind::Slot(ClassId::for_size(block_size))
+                } else if dedicated {
+                    Kind::Dedicated { size: block_size }
                 } else {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
-                if !is_slot && cache.is_some_and(|cache| cache.is_stale() || !cache.knows(key)) {
+                let packs = |cache: &ThreadCache| {
+                    cache.is_stale() || !cache.knows(key) || pool.is_tight(&state, cache.active_bytes())
+                };
+                if !is_slot && cache.is_some_and(packs) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
                 }
                 let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
@@ -214,6 +226,9 @@ impl DeviceCache {
                 };
                 pool.count(&mut state, rung);
                 pool.directory.header(block).hand_out(size, tag);
+                if dedicated {
+                    pool.directory.header(block).mark_dedicated();
+                }
                 match cache {
                     Some(cache) => cache.count_alloc(size, key, tag),
                     None => self.retired.lock().count_alloc(size, key, tag, pool),
@@ -229,7 +244,9 @@ impl DeviceCache {
         }
         self.check_invariants(&state);
         // Before anyone else can have the block, so that events are in order.
-        self.ring.push(EventKind::Alloc, ptr, size, stream, tag);
+        if pool.ring.is_on() {
+            pool.ring.push(Event::new(EventKind::Alloc, ptr, size).on(stream, pool.private_of(&state, lane)).tag(tag));
+        }
         Ok(ptr)
     }
 
@@ -241,13 +258,19 @@ impl DeviceCache {
         let mut state = pool.lock();
         let header = pool.directory.header(block);
         header.check_live()?;
-        let (ptr, requested, key, tag) = (header.ptr(), header.requested(), header.key(), header.tag());
-        let stream = if self.ring.is_on() { pool.stream_of(&state, block) } else { StreamId::DEFAULT };
+        let (requested, key, tag) = (header.requested(), header.key(), header.tag());
+        if pool.ring.is_on() {
+            // Before it may be complete, so that events are in order.
+            let (lane, deferred) = (header.lane(), header.is_recorded());
+            let kind = if deferred { EventKind::FreeDeferred } else { EventKind::Free };
+            let event = Event::new(kind, header.ptr(), requested).tag(tag);
+            pool.ring.push(event.on(pool.lane_stream(&state, lane), pool.private_of(&state, lane)));
+        }
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
-        let keeps =
-            cache.filter(|cache| !header.is_recorded() && !pool.capturing(&state) && cache.has_room(key.bytes()));
+        let alone = header.is_recorded() || header.is_dedicated();
+        let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
             cache.note_phase(pool);
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
@@ -255,12 +278,11 @@ impl DeviceCache {
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
             let active = if pool.free(&mut state, block) { key.bytes() } else { 0 };
             match cache {
-                Some(cache) => cache.count_free(requested, active, tag),
-                None => self.retired.lock().count_free(requested, active, tag, pool),
+                Some(cache) => cache.count_free(requested, key, active, tag),
+                None => self.retired.lock().count_free(requested, key, active, tag, pool),
             }
         }
         self.check_invariants(&state);
-        self.ring.push(EventKind::Free, ptr, requested, stream, tag);
         Ok(())
     }
 
@@ -294,7 +316,7 @@ impl DeviceCache {
 
     #[cold]
     fn no_room(&self, state: &mut PoolState, size: u64) -> Error {
-        self.ring.push(EventKind::OutOfMemory, DevicePtr::NULL, size, StreamId::DEFAULT, 0);
+        self.pool.ring.push(Event::new(EventKind::OutOfMemory, DevicePtr::NULL, size));
         self.pool.shortage(state, size, self.live_bytes(), None)
     }
 
@@ -305,7 +327,8 @@ impl DeviceCache {
         header.check_live()?;
         self.pool.record_stream(&mut state, block, stream)?;
         drop(state);
-        self.ring.push(EventKind::RecordStream, header.ptr(), header.requested(), stream, header.tag());
+        let event = Event::new(EventKind::RecordStream, header.ptr(), header.requested()).tag(header.tag());
+        self.pool.ring.push(event.on(stream, None));
         Ok(())
     }
 
@@ -315,7 +338,7 @@ impl DeviceCache {
         let bytes = self.pool.empty(&mut state, self, 0)?;
         self.check_invariants(&state);
         drop(state);
-        self.ring.push(EventKind::EmptyCache, DevicePtr::NULL, bytes, StreamId::DEFAULT, 0);
+        self.pool.ring.push(Event::new(EventKind::EmptyCache, DevicePtr::NULL, bytes));
         Ok(bytes)
     }
 
@@ -353,36 +376,9 @@ impl DeviceCache {
         Ok(())
     }
 
-    /// Sends requests of the streams that `filter` names to a private pool, until [`DeviceCache::end_private`].
-    pub(crate) fn begin_private(&self, id: PoolId, filter: StreamFilter) -> Result<()> {
-        // Dropped after the lock, if it is refused: its drop is user code.
-        let _refused = filter.clone();
-        let mut state = self.pool.lock();
-        self.pool.begin_private(&mut state, id, filter)?;
-        let threads = self.threads.lock();
-        threads.iter().for_each(|cache| cache.gate.set_slow(true));
-        // Whoever is inside a gate now still routes as before.
-        self.with_closed(&threads, |_| ());
-        Ok(())
-    }
-
-    pub(crate) fn end_private(&self, id: PoolId) -> Result<()> {
-        let _ended;
-        let mut state = self.pool.lock();
-        _ended = self.pool.end_private(&mut state, id)?;
-        let slow = self.goes_slow(&state);
-        self.threads.lock().iter().for_each(|cache| cache.gate.set_slow(slow));
-        Ok(())
-    }
-
-    pub(crate) fn release_private(&self, id: PoolId) -> Result<()> {
-        let mut state = self.pool.lock();
-        self.pool.release_private(&mut state, id)
-    }
-
     /// Whether every call has to take the lock.
     fn goes_slow(&self, state: &PoolState) -> bool {
-        self.ring.is_on() || self.pool.capturing(state)
+        self.pool.ring.is_on() || self.pool.routing(state)
     }
 
     /// Shuts out the threads of these caches while `work` runs. Under the pool's lock.
@@ -423,6 +419,21 @@ impl DeviceCache {
         {
             broken_invariant(self, state, &what);
         }
+    }
+
+    /// All memory behind addresses, with the blocks as they are when no call is under way.
+    pub(crate) fn segments(&self) -> Vec<SegmentInfo> {
+        let state = self.pool.lock();
+        let threads = self.threads.lock();
+        self.with_closed(&threads, |_| self.pool.segments(&state))
+    }
+
+    /// The block that contains an address, if it is not free.
+    pub(crate) fn block_at(&self, ptr: DevicePtr) -> Option<BlockInfo> {
+        let state = self.pool.lock();
+        let block = self.pool.containing(&state, ptr.0)?;
+        let info = self.pool.describe(&state, self.pool.directory.header(block));
+        (info.state != BlockState::Free).then_some(info)
     }
 
     /// Checks every structure of the device. Exact when no call is under way.

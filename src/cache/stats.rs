@@ -1,7 +1,7 @@
 //! Statistics: the pool's numbers, the threads' counts, and those of threads that have ended.
 
 use super::DeviceCache;
-use super::magazine::{Counts, TAGS};
+use super::counts::{Counts, TAGS};
 use crate::pool::{Key, Pool};
 use crate::telemetry::{Rung, SIZE_COUNTS, SizeCount, Stats, size_count_index};
 use crate::units::GRANULE;
@@ -12,15 +12,13 @@ pub(super) struct Retired(Counts);
 
 impl Default for Retired {
     fn default() -> Retired {
-        let (sizes, tags) = ([0; SIZE_COUNTS], [0; TAGS]);
-        Retired(Counts { live: (0, 0), active: (0, 0), bytes: 0, frees: 0, hits: 0, sizes, tags })
+        let (sizes, tags) = ([SizeCount::default(); SIZE_COUNTS], [0; TAGS]);
+        Retired(Counts { live: (0, 0), active: (0, 0), hits: 0, sizes, tags })
     }
 }
 
 impl Retired {
     pub(super) fn add(&mut self, counts: &Counts) {
-        self.0.bytes += counts.bytes;
-        self.0.frees += counts.frees;
         self.0.hits += counts.hits;
         self.0.sizes.iter_mut().zip(counts.sizes).for_each(|(sum, count)| *sum += count);
         self.0.tags.iter_mut().zip(counts.tags).for_each(|(sum, count)| *sum += count);
@@ -29,15 +27,16 @@ impl Retired {
     pub(super) fn count_alloc(&mut self, requested: u64, key: Key, tag: u8, pool: &Pool) {
         pool.live.fold(requested as i64, requested as i64);
         pool.active.fold(key.bytes() as i64, key.bytes() as i64);
-        self.0.bytes += key.bytes();
-        self.0.sizes[size_count_index(key.granules())] += 1;
+        let size = &mut self.0.sizes[size_count_index(key.granules())];
+        *size += SizeCount { allocs: 1, allocated: key.bytes(), ..SizeCount::default() };
         self.0.tags[tag as usize % TAGS] += requested as i64;
     }
 
-    pub(super) fn count_free(&mut self, requested: u64, active: u64, tag: u8, pool: &Pool) {
+    pub(super) fn count_free(&mut self, requested: u64, key: Key, active: u64, tag: u8, pool: &Pool) {
         pool.live.fold(-(requested as i64), 0);
         pool.active.fold(-(active as i64), 0);
-        self.0.frees += 1;
+        let size = &mut self.0.sizes[size_count_index(key.granules())];
+        *size += SizeCount { frees: 1, freed: key.bytes(), ..SizeCount::default() };
         self.0.tags[tag as usize % TAGS] -= requested as i64;
     }
 }
@@ -73,10 +72,10 @@ impl DeviceCache {
         stats.magazines = self.threads.lock().iter().map(|cache| cache.held()).sum();
         stats.metadata += size_of_val(self) as u64;
         stats.metadata += threads.len() as u64 * size_of::<super::ThreadCache>() as u64;
-        stats.allocated = total.bytes;
-        stats.frees = total.frees;
-        stats.allocs = total.sizes.iter().sum();
-        let range = |(index, &allocs): (usize, &u64)| SizeCount { up_to: GRANULE << index, allocs };
+        stats.allocated = total.sizes.iter().map(|size| size.allocated).sum();
+        stats.frees = total.sizes.iter().map(|size| size.frees).sum();
+        stats.allocs = total.sizes.iter().map(|size| size.allocs).sum();
+        let range = |(index, size): (usize, &SizeCount)| SizeCount { up_to: GRANULE << index, ..*size };
         stats.sizes = total.sizes.iter().enumerate().map(range).filter(|range| range.allocs > 0).collect();
         let tags = (0u8..).zip(total.tags).skip(1).filter(|&(_, bytes)| bytes != 0);
         stats.tags = tags.map(|(tag, bytes)| (tag, bytes.max(0) as u64)).collect();

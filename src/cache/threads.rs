@@ -27,20 +27,21 @@ thread_local! {
     /// Plain cells without a destructor: one load away, also while the thread is ending.
     static LAST: Cell<&'static ThreadCache> = const { Cell::new(&NOBODY) };
     static CURRENT: [Cell<&'static ThreadCache>; SLOTS] = const { [const { Cell::new(&NOBODY) }; SLOTS] };
-    static MINE: RefCell<Mine> = const { RefCell::new(Mine { caches: Vec::new(), process: 0 }) };
+    static MINE: RefCell<Mine> = const { RefCell::new(Mine { process: 0, caches: Vec::new() }) };
 }
 
 /// What a thread has to give back when it ends.
 struct Mine {
-    caches: Vec<(&'static ThreadCache, u64, Weak<DeviceCache>)>,
-    /// The process that the caches were made in.
+    /// The process in which the caches are the thread's.
     process: u32,
+    caches: Vec<(&'static ThreadCache, u64, Weak<DeviceCache>)>,
 }
 
 impl Drop for Mine {
     fn drop(&mut self) {
+        // In a child after `fork` there is nothing to give back to, and a lock that a thread of the parent held is held forever.
         if self.process != std::process::id() {
-            // A child after `fork` is exiting. A thread of its parent may have held any lock, which nobody gives back here.
+            std::mem::forget(std::mem::take(&mut self.caches));
             return;
         }
         for (cache, owner, device) in self.caches.drain(..) {
@@ -93,8 +94,9 @@ pub(super) fn current_or_new(device: &DeviceCache) -> Option<&'static ThreadCach
 fn new(device: &DeviceCache) -> Option<&'static ThreadCache> {
     let number = device.number;
     let cache = MINE.try_with(|mine| {
-        let mut mine = mine.try_borrow_mut().ok()?;
-        let Mine { caches: mine, process } = &mut *mine;
+        let mine = &mut *mine.try_borrow_mut().ok()?;
+        mine.process = std::process::id();
+        let mine = &mut mine.caches;
         // Allocators that have gone have let go of their caches.
         for (gone, owner, _) in mine.extract_if(.., |(cache, owner, _)| cache.owner.load(Acquire) != *owner) {
             forget(gone);
@@ -105,9 +107,6 @@ fn new(device: &DeviceCache) -> Option<&'static ThreadCache> {
         }
         let cache = IDLE.lock().pop().unwrap_or_else(|| Box::leak(Box::new(ThreadCache::new())));
         cache.owner.store(number, Release);
-        if mine.is_empty() {
-            *process = std::process::id();
-        }
         mine.push((cache, number, device.this.clone()));
         device.adopt(cache);
         Some(cache)

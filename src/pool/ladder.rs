@@ -3,10 +3,10 @@
 
 use super::directory::{self, BlockId};
 use super::lanes::LaneId;
-use super::{LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
+use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{Arena, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
-use crate::telemetry::Rung;
+use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{GRANULE, PAGE, align_down, align_up};
 
 /// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/64.
@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     Slot(ClassId),
     /// So many bytes, a multiple of the granule above the largest class, at a multiple of `alignment`.
     Range { size: u64, alignment: u64, persistent: bool },
+    /// So many bytes, a multiple of [`PAGE`], in a segment of their own.
+    Dedicated { size: u64 },
 }
 
 impl Want {
@@ -36,6 +38,7 @@ impl Want {
     fn range(&self) -> (usize, u64, u64) {
         match self.kind {
             Kind::Slot(_) => (SMALL, PAGE, PAGE),
+            Kind::Dedicated { size } => (DEDICATED, size, GRANULE),
             Kind::Range { size, alignment, persistent: true } => (PERSISTENT, size, alignment),
             Kind::Range { size, alignment, .. } => (if size <= SMALL_MAX { SMALL } else { LARGE }, size, alignment),
         }
@@ -142,6 +145,21 @@ impl Pool {
                 return Ok(Some((block, Rung::Wait)));
             }
         }
+        Ok(found(self.borrow(state, want)?, Rung::Lent))
+    }
+
+    /// Takes what a private pool lends that has free memory of the same stream.
+    fn borrow(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+        if state.lanes.get(want.lane).private.is_some() {
+            return Ok(None);
+        }
+        let stream = state.lanes.stream(want.lane);
+        for pool in state.private.lending().to_vec() {
+            let Some(lane) = state.lanes.existing(stream, pool) else { continue };
+            if let Some(block) = self.take(state, Want { lane, ..want }, Owner(lane))? {
+                return Ok(Some(block));
+            }
+        }
         Ok(None)
     }
 
@@ -162,7 +180,11 @@ impl Pool {
             return Ok(Some(directory::slot_id(slab, slot)));
         }
         let (zone, size, alignment) = want.range();
-        match state.zones[zone].take(owner, size, alignment) {
+        let node = match want.kind {
+            Kind::Dedicated { .. } => state.zones[zone].take_whole(owner, size),
+            _ => state.zones[zone].take(owner, size, alignment),
+        };
+        match node {
             Some(node) => self.enter(state, want, node),
             None => Ok(None),
         }
@@ -170,11 +192,11 @@ impl Pool {
 
     /// Makes a block of a node that was taken for the request.
     #[inline]
-    fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
+    pub(super) fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
         let (zone, size, _) = want.range();
         let addr = state.zones[zone].node(node).addr;
         let entered = match want.kind {
-            Kind::Range { .. } => self.directory.enter_node(zone, node, addr, size, want.lane),
+            Kind::Range { .. } | Kind::Dedicated { .. } => self.directory.enter_node(zone, node, addr, size, want.lane),
             Kind::Slot(class) => {
                 let number = state.slabs.next_number();
                 if number >= self.directory.slabs_max() {
@@ -232,7 +254,10 @@ impl Pool {
         }
         let done = state.pending.take_passed(&state.lanes.clocks);
         for &(block, home_stamp) in &done {
-            self.active.fold(-(self.directory.header(block).size() as i64), 0);
+            let header = self.directory.header(block);
+            self.active.fold(-(header.size() as i64), 0);
+            let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
+            self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
             self.put_back_stamped(state, block, home_stamp);
         }
         !done.is_empty()
@@ -288,7 +313,7 @@ impl Pool {
 
     /// Maps memory where that makes room: new chunks as long as the limit and the device allow; with `trim`, free ones from elsewhere.
     fn grow(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines, trim: bool) -> Climb<Option<BlockId>> {
-        if !self.driver.properties().vmm {
+        if !self.driver.properties().vmm || matches!(want.kind, Kind::Dedicated { .. }) {
             return self.grow_plain(state, want, magazines, trim);
         }
         let (zone, size, alignment) = want.range();
@@ -335,6 +360,7 @@ impl Pool {
         };
         let growth = self.with_slack(state, zone, home, growth);
         state.space.map(growth.at, growth.bytes)?;
+        self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
         let stamp = if private { u64::MAX } else { 0 };
         let node = state.zones[zone].fill(home, growth, home, stamp, usable);
         let node = state.zones[zone].take_from(node, size, alignment);
@@ -381,7 +407,7 @@ impl Pool {
         self.capacity.saturating_mul(multiple)
     }
 
-    /// The same without virtual memory management: a segment of plain memory, with `trim` after freeing those that are not in use.
+    /// The same for what lies in memory of its own, and for all without virtual memory management: a segment of plain memory, with `trim` after freeing those that are not in use.
     fn grow_plain(
         &self,
         state: &mut PoolState,
@@ -393,7 +419,8 @@ impl Pool {
         let home = Owner(want.lane);
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
         // A 64th of the device at a time for what is smaller than that, so that segments stay few.
-        let wanted = least.max((self.capacity >> 6).min(64 << 20));
+        let shared = !matches!(want.kind, Kind::Dedicated { .. });
+        let wanted = if shared { least.max((self.capacity >> 6).min(64 << 20)) } else { least };
         if trim
             && magazines.drain(self, state, Drain::All) > 0
             && let Some(block) = self.search(state, want)?
@@ -404,6 +431,7 @@ impl Pool {
             let Some(bytes) = align_up(bytes, PAGE) else { return Ok(None) };
             loop {
                 if let Some(addr) = self.plain_segment(state, bytes)? {
+                    self.note_mapping(state, EventKind::Map, home, addr, bytes);
                     let arena: &mut Arena = &mut state.zones[zone];
                     arena.add_segment(addr, bytes, home);
                     let node = arena.fill(home, Growth { at: addr, bytes }, home, 0, |_| false);

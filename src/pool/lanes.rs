@@ -5,11 +5,7 @@ use std::collections::HashMap;
 
 use crate::block::Owner;
 use crate::stream::Clock;
-use crate::units::StreamId;
-
-/// A private pool of memory, as graph captures need one (PyTorch: `MempoolId_t`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PoolId(pub u64);
+use crate::units::{PoolId, StreamId};
 
 /// A lane's number.
 pub(crate) type LaneId = u16;
@@ -96,17 +92,22 @@ impl Lanes {
         1..=(self.list.len() - 1) as LaneId
     }
 
+    /// The lane of a stream in a private pool, if it has been used there.
+    pub(super) fn existing(&self, stream: StreamId, pool: PoolId) -> Option<LaneId> {
+        self.by_key.get(&(stream, Some(pool))).copied()
+    }
+
+    /// The lanes whose memory is a private pool's, dissolved ones too.
+    pub(super) fn of_pool(&self, pool: PoolId) -> Vec<LaneId> {
+        let lanes = (0..=LaneId::MAX).zip(&self.list);
+        lanes.filter(|(_, lane)| lane.private == Some(pool)).map(|(id, _)| id).collect()
+    }
+
     /// Takes the lanes of a private pool from it: requests find them no more. They stay private, which is to say that their blocks
     /// are for nobody, until the device has been waited for and [`Lanes::open`] says so.
     pub(super) fn dissolve(&mut self, pool: PoolId) -> Vec<LaneId> {
         self.by_key.retain(|&(_, private), _| private != Some(pool));
-        let mut dissolved = Vec::new();
-        for (id, lane) in (0..=LaneId::MAX).zip(&self.list) {
-            if lane.private == Some(pool) {
-                dissolved.push(id);
-            }
-        }
-        dissolved
+        self.of_pool(pool)
     }
 
     /// Makes a dissolved lane an ordinary one.
@@ -127,10 +128,10 @@ mod tests {
     #[test]
     fn every_number_is_a_lane() {
         let mut lanes = Lanes::new();
-        let pool = Some(PoolId(1));
+        let pool = Some(PoolId(0, 1));
         let interned = (0..).map_while(|stream| lanes.intern(StreamId(stream), pool)).count();
         assert_eq!(interned, LaneId::MAX as usize);
         assert_eq!(lanes.ids().count(), interned);
-        assert_eq!(lanes.dissolve(PoolId(1)).last(), Some(&LaneId::MAX));
+        assert_eq!(lanes.dissolve(PoolId(0, 1)).last(), Some(&LaneId::MAX));
     }
 }

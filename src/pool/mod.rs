@@ -9,10 +9,13 @@
 //! | `private` | private pools for captures |
 //! | `ladder` | how a request is served, rung by rung |
 //! | `trim` | moving free chunks, and giving them back |
+//! | `walk` | reading all of it: segments and their blocks |
+//! | `checkpoint` | private pools as they were before |
 //!
 //! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
 //! they are never on the hot path, and no driver calls back.
 
+mod checkpoint;
 mod directory;
 mod ladder;
 mod lanes;
@@ -20,13 +23,15 @@ mod pending;
 mod private;
 mod slabs;
 mod trim;
+mod walk;
 
 use std::sync::Arc;
 
+pub use checkpoint::Checkpoint;
+pub(crate) use checkpoint::Moved;
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
-pub use lanes::PoolId;
 pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
@@ -38,12 +43,13 @@ use slabs::{Retired, Slabs};
 use crate::block::{Arena, Owner};
 use crate::config::Config;
 use crate::driver::Driver;
+use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
 use crate::error::{DriverError, DriverErrorKind, Error, OutOfMemory, Result};
 use crate::stream::EventPool;
 use crate::sync::{Mutex, MutexGuard};
-use crate::telemetry::{Peak, Rung, Stats};
-use crate::units::{PAGE, StreamId};
+use crate::telemetry::{Event, EventKind, Peak, Rung, Stats, TraceRing};
+use crate::units::{DevicePtr, PAGE, PoolId, StreamId};
 use crate::vm::Space;
 
 /// The arena of slabs and of blocks up to [`SMALL_MAX`].
@@ -52,6 +58,10 @@ const SMALL: usize = 0;
 const LARGE: usize = 1;
 /// The arena of blocks that were said to live long.
 const PERSISTENT: usize = 2;
+/// The arena of blocks with a physical allocation each: segments of plain memory, whatever the driver can do.
+const DEDICATED: usize = 3;
+/// The pool is tight when less than this part of what is held is free: 1/4.
+const TIGHT_SHIFT: u32 = 2;
 /// The largest block of the small zone, in bytes. PyTorch draws the line at the same size.
 const SMALL_MAX: u64 = 1 << 20;
 
@@ -68,6 +78,7 @@ pub(crate) struct Pool {
     pub(crate) live: Peak,
     /// Bytes of blocks that are not free.
     pub(crate) active: Peak,
+    pub(crate) ring: TraceRing,
     config: Config,
     state: Mutex<PoolState>,
 }
@@ -122,7 +133,8 @@ impl Pool {
         };
         let directory = Directory::new(capacity)?;
         let (live, active) = (Peak::default(), Peak::default());
-        Ok(Pool { device, driver, directory, capacity, live, active, config, state: Mutex::new(state) })
+        let ring = TraceRing::new(config.trace);
+        Ok(Pool { device, driver, directory, capacity, live, active, ring, config, state: Mutex::new(state) })
     }
 
     /// Locks the pool.
@@ -137,9 +149,20 @@ impl Pool {
         state.lanes.intern(stream, private).ok_or_else(too_many_streams)
     }
 
-    /// The stream of a block's lane.
-    pub(crate) fn stream_of(&self, state: &PoolState, block: BlockId) -> StreamId {
-        state.lanes.stream(self.directory.header(block).lane())
+    /// A lane's stream.
+    pub(crate) fn lane_stream(&self, state: &PoolState, lane: LaneId) -> StreamId {
+        state.lanes.stream(lane)
+    }
+
+    /// The private pool that a lane belongs to, if one.
+    pub(crate) fn private_of(&self, state: &PoolState, lane: LaneId) -> Option<PoolId> {
+        state.lanes.get(lane).private
+    }
+
+    /// Says that memory of a lane was mapped or unmapped.
+    fn note_mapping(&self, state: &PoolState, kind: EventKind, home: Owner, addr: u64, bytes: u64) {
+        let event = Event::new(kind, DevicePtr(addr), bytes);
+        self.ring.push(event.on(state.lanes.stream(home.0), state.lanes.get(home.0).private));
     }
 
     /// Notes that `stream` uses a live block.
@@ -210,9 +233,15 @@ impl Pool {
         Ok(())
     }
 
-    /// Sends the requests of the streams that `filter` names to a private pool.
-    pub(crate) fn begin_private(&self, state: &mut PoolState, pool: PoolId, filter: StreamFilter) -> Result<()> {
-        state.private.begin(pool, filter)
+    /// Sends the requests of the streams that `filter` names to a private pool; with `capture`, as one that a capture may fill.
+    pub(crate) fn begin_private(
+        &self,
+        state: &mut PoolState,
+        pool: PoolId,
+        filter: StreamFilter,
+        capture: bool,
+    ) -> Result<()> {
+        state.private.begin(pool, filter, capture)
     }
 
     /// Ends [`Pool::begin_private`]. The pool keeps its memory.
@@ -229,9 +258,37 @@ impl Pool {
         Ok(())
     }
 
+    /// One user more of a private pool, which need not exist yet.
+    pub(crate) fn retain_private(&self, state: &mut PoolState, pool: PoolId) {
+        state.private.retain(pool);
+    }
+
+    /// How many users a private pool has; 0 where there is none.
+    pub(crate) fn private_users(&self, state: &PoolState, pool: PoolId) -> usize {
+        state.private.users(pool)
+    }
+
+    /// Whether a private pool's free memory may serve others rather than have them fail.
+    pub(crate) fn set_lending(&self, state: &mut PoolState, pool: PoolId, lends: bool) -> Result<()> {
+        state.private.set_lending(pool, lends)
+    }
+
+    /// A capture begins or ends on the device.
+    pub(crate) fn mark_capture(&self, state: &mut PoolState, begins: bool) -> Result<()> {
+        state.private.mark_capture(begins)
+    }
+
     /// Whether requests may go to a private pool, so that every one of them has to ask.
-    pub(crate) fn capturing(&self, state: &PoolState) -> bool {
-        state.private.capturing()
+    pub(crate) fn routing(&self, state: &PoolState) -> bool {
+        state.private.routing()
+    }
+
+    /// Whether most of what is held is in use, so that how a request is packed decides whether the pool has to grow. `unfolded` is what the
+    /// calling thread adds to the sum.
+    pub(crate) fn is_tight(&self, state: &PoolState, unfolded: i64) -> bool {
+        let held = state.space.physical_bytes();
+        let in_use = (self.active.sum() + unfolded).max(0) as u64;
+        held.saturating_sub(in_use) < held >> TIGHT_SHIFT
     }
 
     /// The most physical memory to hold, in bytes.
@@ -267,6 +324,16 @@ impl Pool {
         stats.out_of_memory = state.out_of_memory;
         stats.cleanup_failures = state.space.cleanup_failures() + state.failures;
         stats.limit = state.limit;
+        stats.chunks = state.space.chunk_count();
+        stats.chunk_size = state.space.chunk_size();
+        let largest = |zone: &Arena| zone.owners().map(|owner| zone.largest_free(owner)).max();
+        stats.largest_free = state.zones.iter().filter_map(largest).max().unwrap_or(0);
+        let calls = self.driver.calls();
+        let count = |kinds: &[CallKind]| kinds.iter().map(|&kind| calls.of(kind).count).sum();
+        stats.device_allocs = count(&[CallKind::Create, CallKind::AllocPlain]);
+        stats.device_frees = count(&[CallKind::Release, CallKind::FreePlain]);
+        stats.synchronizations =
+            count(&[CallKind::SynchronizeDevice, CallKind::SynchronizeStream, CallKind::SynchronizeEvent]);
         for (total, count) in stats.rungs.iter_mut().zip(state.rungs) {
             *total += count;
         }

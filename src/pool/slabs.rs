@@ -96,6 +96,25 @@ impl Slabs {
         empty.into_iter().filter_map(|number| self.retire(number)).collect()
     }
 
+    /// Every slab: its number, and the node that it lies in.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, NodeId, &Slab)> {
+        let entries = (0..).zip(&self.list);
+        entries.filter_map(|(number, entry)| entry.as_ref().map(|entry| (number, entry.node, &entry.slab)))
+    }
+
+    /// Takes one particular slot, which is free.
+    pub(super) fn take_slot(&mut self, number: u32, slot: u32) -> bool {
+        let entry = self.entry(number);
+        if !entry.slab.take_slot(slot) {
+            return false;
+        }
+        let (lane, class) = (entry.lane, entry.slab.class);
+        if entry.slab.is_full() {
+            self.partial_mut(lane, class).retain(|&other| other != number);
+        }
+        true
+    }
+
     /// How many slabs there are.
     pub(super) fn count(&self) -> u64 {
         (self.list.len() - self.vacant.len()) as u64

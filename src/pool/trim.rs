@@ -7,12 +7,19 @@ use super::{Pool, PoolState};
 use crate::block::{Node, NodeId, Owner};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::units::{align_down, align_up};
+use crate::telemetry::EventKind;
+use crate::units::{PoolId, align_down, align_up};
 
 impl Pool {
     /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; largest
     /// free blocks first. Nodes that touch `spare` are left alone. Returns the bytes gained.
     pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64, spare: Option<RangeInclusive<u64>>) -> Climb<u64> {
+        let near = |node: &Node| spare.as_ref().is_some_and(|s| node.addr <= *s.end() && *s.start() <= node.end());
+        self.harvest_where(state, wanted, |node| !near(node))
+    }
+
+    /// [`Pool::harvest`] of the nodes that `wants` names.
+    fn harvest_where(&self, state: &mut PoolState, wanted: u64, wants: impl Fn(&Node) -> bool) -> Climb<u64> {
         self.retire_empty(state);
         if !state.private.capturing() {
             self.advance(state)?;
@@ -21,9 +28,11 @@ impl Pool {
         let vmm = self.driver.properties().vmm;
         // What can go: whole chunks of free nodes, or whole plain segments.
         let part = |state: &PoolState, node: &Node| {
+            if let Some(whole) = state.space.plain_segment(node.addr) {
+                return (whole == node.size).then_some((node.addr, node.size));
+            }
             if !vmm {
-                let whole = state.space.plain_segment(node.addr) == Some(node.size);
-                return whole.then_some((node.addr, node.size));
+                return None;
             }
             let (first, last) = (align_up(node.addr, chunk)?, align_down(node.end(), chunk));
             (first < last).then(|| (first, last - first))
@@ -33,9 +42,7 @@ impl Pool {
             for owner in arena.owners() {
                 let private = owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
                 for (id, node) in arena.free_nodes(owner).filter(|_| !private) {
-                    let spared =
-                        spare.as_ref().is_some_and(|spare| node.addr <= *spare.end() && *spare.start() <= node.end());
-                    if !spared && state.lanes.has_passed(owner.0, node.stamp) {
+                    if wants(node) && state.lanes.has_passed(owner.0, node.stamp) {
                         candidates.extend(part(state, node).map(|(addr, bytes)| (bytes, zone, id, addr)));
                     }
                 }
@@ -47,15 +54,17 @@ impl Pool {
             if gained >= wanted {
                 break;
             }
-            if vmm {
-                let bytes = bytes.min(align_up(wanted - gained, chunk).unwrap_or(bytes));
+            if state.space.plain_segment(addr).is_none() {
+                let bytes = bytes.min(align_up(wanted.saturating_sub(gained), chunk).unwrap_or(bytes));
                 // From the upper end, so that low addresses stay in use.
                 let end = align_down(state.zones[zone].node(id).end(), chunk);
                 state.space.unmap(end - bytes, bytes)?;
+                self.note_mapping(state, EventKind::Unmap, state.zones[zone].node(id).home, end - bytes, bytes);
                 state.zones[zone].punch(id, end - bytes, bytes);
                 gained += bytes;
             } else {
                 state.space.free_plain(addr)?;
+                self.note_mapping(state, EventKind::Unmap, state.zones[zone].node(id).home, addr, bytes);
                 state.zones[zone].punch(id, addr, bytes);
                 state.zones[zone].remove_segment(id);
                 gained += bytes;
@@ -101,6 +110,25 @@ impl Pool {
         }
         // Nothing may be left to wait for, and yet neighbours that streams passed long ago come together only here.
         Ok(self.share_passed(state) | waited)
+    }
+
+    /// Gives the free memory of a private pool without users back to the device, after waiting for it; nothing of one that has users. Returns
+    /// the bytes given back.
+    pub(crate) fn empty_private(&self, state: &mut PoolState, magazines: &dyn Magazines, pool: PoolId) -> Result<u64> {
+        if state.private.capturing() {
+            return Err(Error::Capturing { what: "giving memory back to the device" });
+        }
+        let lanes = state.lanes.of_pool(pool);
+        if state.private.users(pool) > 0 || lanes.is_empty() {
+            return Ok(0);
+        }
+        magazines.drain(self, state, Drain::All);
+        self.settle(state)?;
+        let before = state.space.physical_bytes();
+        let keep = state.space.reserve_bytes();
+        self.harvest_where(state, u64::MAX, |node| lanes.contains(&node.home.0))?;
+        state.space.release_reserve(keep);
+        Ok(before - state.space.physical_bytes())
     }
 
     /// Takes back what threads have in magazines, waits for the streams, and gives free chunks back to the device until at most `keep` bytes

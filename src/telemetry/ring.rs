@@ -1,10 +1,13 @@
-//! A bounded ring of events: the newest overwrite the oldest.
+//! A bounded ring of events: the newest overwrite the oldest. And an observer of the rare ones.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use crate::sync::Mutex;
-use crate::units::{DevicePtr, StreamId};
+use crate::units::{DevicePtr, PoolId, StreamId};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,12 +17,27 @@ pub enum EventKind {
     Alloc,
     /// A block was freed.
     Free,
+    /// A block was freed that waits for recorded streams.
+    FreeDeferred,
+    /// Such a block has become free.
+    FreeCompleted,
+    /// Physical memory was mapped, or a segment of plain memory allocated.
+    Map,
+    /// Physical memory was unmapped, or a segment of plain memory freed.
+    Unmap,
     /// A stream was recorded for a block.
     RecordStream,
     /// A request found no room.
     OutOfMemory,
     /// Free memory was given back to the device.
     EmptyCache,
+}
+
+impl EventKind {
+    /// Whether observers are told: never because of a call that a magazine served.
+    fn is_rare(self) -> bool {
+        !matches!(self, EventKind::Alloc | EventKind::Free | EventKind::FreeDeferred | EventKind::RecordStream)
+    }
 }
 
 /// One entry of the ring.
@@ -32,28 +50,69 @@ pub struct Event {
     pub time_us: u64,
     /// What happened.
     pub kind: EventKind,
-    /// The block, or null.
+    /// The block or the range, or null.
     pub ptr: DevicePtr,
-    /// Requested bytes, or bytes given back.
+    /// Requested bytes; bytes mapped, unmapped or given back.
     pub size: u64,
     /// The stream.
     pub stream: StreamId,
+    /// The private pool, if one.
+    pub pool: Option<PoolId>,
     /// The tag's number.
     pub tag: u8,
 }
 
+impl Event {
+    /// An event on the default stream, not yet in any ring.
+    pub(crate) fn new(kind: EventKind, ptr: DevicePtr, size: u64) -> Event {
+        Event { number: 0, time_us: 0, kind, ptr, size, stream: StreamId::DEFAULT, pool: None, tag: 0 }
+    }
+
+    pub(crate) fn on(self, stream: StreamId, pool: Option<PoolId>) -> Event {
+        Event { stream, pool, ..self }
+    }
+
+    pub(crate) fn tag(self, tag: u8) -> Event {
+        Event { tag, ..self }
+    }
+}
+
+/// Told of rare events as they happen: memory mapped and unmapped, deferred frees completed, requests without room, caches emptied. Called with
+/// the device's lock held: it must not call the allocator.
+pub type EventObserver = Arc<dyn Fn(&Event) + Send + Sync>;
+
 /// The newest events. A capacity of 0 keeps none.
-#[derive(Debug)]
 pub struct TraceRing {
     capacity: usize,
     start: Instant,
     events: Mutex<(u64, VecDeque<Event>)>,
+    observed: AtomicBool,
+    observer: Mutex<Option<EventObserver>>,
+}
+
+impl fmt::Debug for TraceRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TraceRing").field("capacity", &self.capacity).finish_non_exhaustive()
+    }
 }
 
 impl TraceRing {
     /// A ring that keeps `capacity` events.
     pub fn new(capacity: usize) -> TraceRing {
-        TraceRing { capacity, start: Instant::now(), events: Mutex::new((0, VecDeque::new())) }
+        TraceRing {
+            capacity,
+            start: Instant::now(),
+            events: Mutex::new((0, VecDeque::new())),
+            observed: AtomicBool::new(false),
+            observer: Mutex::new(None),
+        }
+    }
+
+    /// Sets who is told of rare events. Returns who was.
+    pub fn observe(&self, observer: Option<EventObserver>) -> Option<EventObserver> {
+        let mut slot = self.observer.lock();
+        self.observed.store(observer.is_some(), Relaxed);
+        std::mem::replace(&mut slot, observer)
     }
 
     /// Whether events are kept at all.
@@ -62,17 +121,25 @@ impl TraceRing {
     }
 
     /// Adds an event, over the oldest if need be.
-    pub fn push(&self, kind: EventKind, ptr: DevicePtr, size: u64, stream: StreamId, tag: u8) {
-        if !self.is_on() {
+    pub fn push(&self, event: Event) {
+        let observed = self.observed.load(Relaxed) && event.kind.is_rare();
+        if !self.is_on() && !observed {
             return;
         }
-        let time_us = self.start.elapsed().as_micros() as u64;
-        let (number, events) = &mut *self.events.lock();
-        if events.len() == self.capacity {
-            events.pop_front();
+        let mut event = Event { time_us: self.start.elapsed().as_micros() as u64, ..event };
+        if self.is_on() {
+            let (number, events) = &mut *self.events.lock();
+            if events.len() == self.capacity {
+                events.pop_front();
+            }
+            event.number = *number;
+            events.push_back(event);
+            *number += 1;
         }
-        events.push_back(Event { number: *number, time_us, kind, ptr, size, stream, tag });
-        *number += 1;
+        let observer = if observed { self.observer.lock().clone() } else { None };
+        if let Some(observer) = observer {
+            observer(&event);
+        }
     }
 
     /// The events that are kept, oldest first.
@@ -89,11 +156,25 @@ mod tests {
     fn keeps_the_newest() {
         let ring = TraceRing::new(3);
         for size in 0..10 {
-            ring.push(EventKind::Alloc, DevicePtr(1), size, StreamId::DEFAULT, 0);
+            ring.push(Event::new(EventKind::Alloc, DevicePtr(1), size));
         }
         assert_eq!(ring.events().iter().map(|e| (e.number, e.size)).collect::<Vec<_>>(), [(7, 7), (8, 8), (9, 9)]);
         let off = TraceRing::new(0);
-        off.push(EventKind::Free, DevicePtr(1), 1, StreamId::DEFAULT, 0);
+        off.push(Event::new(EventKind::Free, DevicePtr(1), 1));
         assert!(off.events().is_empty() && !off.is_on());
+    }
+
+    #[test]
+    fn observers_are_told_of_what_is_rare() {
+        let ring = TraceRing::new(0);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = seen.clone();
+        assert!(ring.observe(Some(Arc::new(move |event: &Event| sink.lock().push(event.kind)))).is_none());
+        for kind in [EventKind::Alloc, EventKind::Map, EventKind::Free, EventKind::Unmap] {
+            ring.push(Event::new(kind, DevicePtr(1), 1));
+        }
+        assert!(ring.observe(None).is_some());
+        ring.push(Event::new(EventKind::Map, DevicePtr(1), 1));
+        assert_eq!(*seen.lock(), [EventKind::Map, EventKind::Unmap]);
     }
 }

@@ -38,11 +38,13 @@ pub enum Rung {
     Wait,
     /// After an observer freed something.
     Observer,
+    /// From a private pool that lends rather than have others fail.
+    Lent,
 }
 
 impl Rung {
     /// Every rung, in order.
-    pub const ALL: [Rung; 10] = [
+    pub const ALL: [Rung; 11] = [
         Rung::Magazine,
         Rung::Own,
         Rung::Shared,
@@ -53,6 +55,7 @@ impl Rung {
         Rung::Trim,
         Rung::Wait,
         Rung::Observer,
+        Rung::Lent,
     ];
 
     /// The rung's name in reports.
@@ -68,6 +71,7 @@ impl Rung {
             Rung::Trim => "trim",
             Rung::Wait => "wait",
             Rung::Observer => "observer",
+            Rung::Lent => "lent",
         }
     }
 }
@@ -81,13 +85,29 @@ pub(crate) fn size_count_index(granules: u32) -> usize {
     (32 - (granules.max(1) - 1).leading_zeros()) as usize
 }
 
-/// Requests of one range of block sizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Requests of one range of block sizes, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct SizeCount {
     /// The largest block size of the range, in bytes.
     pub up_to: u64,
     /// Blocks handed out.
     pub allocs: u64,
+    /// Blocks freed.
+    pub frees: u64,
+    /// Bytes of the blocks handed out.
+    pub allocated: u64,
+    /// Bytes of the blocks freed.
+    pub freed: u64,
+}
+
+impl std::ops::AddAssign for SizeCount {
+    fn add_assign(&mut self, other: SizeCount) {
+        self.allocs += other.allocs;
+        self.frees += other.frees;
+        self.allocated += other.allocated;
+        self.freed += other.freed;
+    }
 }
 
 /// The state of one device's pool, in numbers. Exact when no call is under way.
@@ -121,6 +141,18 @@ pub struct Stats {
     pub out_of_memory: u64,
     /// Driver calls that failed while giving memory back.
     pub cleanup_failures: u64,
+    /// Physical chunks and plain segments held.
+    pub chunks: u64,
+    /// Bytes a chunk.
+    pub chunk_size: u64,
+    /// The largest free block that some stream could have at once, in bytes; what lies in magazines is not looked through.
+    pub largest_free: u64,
+    /// Driver calls that took physical memory from the device.
+    pub device_allocs: u64,
+    /// Driver calls that gave physical memory back.
+    pub device_frees: u64,
+    /// Driver calls that waited for a stream, an event or the device.
+    pub synchronizations: u64,
     /// Host memory for metadata, in bytes that the allocator knows to be touched.
     pub metadata: u64,
     /// The limit on `reserved`, in bytes.

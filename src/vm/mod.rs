@@ -64,6 +64,11 @@ impl Space {
         self.physical
     }
 
+    /// Chunks and plain segments held.
+    pub fn chunk_count(&self) -> u64 {
+        self.mapped + (self.stuck.len() + self.reserve.len() + self.plain.len()) as u64
+    }
+
     /// Physical memory in the reserve.
     pub fn reserve_bytes(&self) -> u64 {
         self.reserve.len() as u64 * self.chunk_size

@@ -47,6 +47,7 @@ const STEPS: &[Step] = &[
     Step { name: "format", fast: true, run: format },
     Step { name: "house rules", fast: true, run: house_rules },
     Step { name: "clippy", fast: true, run: clippy },
+    Step { name: "C interface", fast: true, run: c_interface },
     Step { name: "clippy, no features", fast: false, run: clippy_no_features },
     Step { name: "clippy, validators", fast: false, run: clippy_validators },
     Step { name: "tests", fast: true, run: tests },
@@ -105,6 +106,11 @@ fn house_rules(root: &Path, _: &Options) -> Outcome {
     if crate::tidy::run(root) { Outcome::Passed } else { Outcome::Failed(advice.to_string()) }
 }
 
+fn c_interface(root: &Path, _: &Options) -> Outcome {
+    let advice = "see above; `cargo xtask abi --bless` takes the change over, for CHANGELOG.md to tell";
+    if crate::abi::run(root, false) { Outcome::Passed } else { Outcome::Failed(advice.to_string()) }
+}
+
 const CLIPPY_ADVICE: &str = "correct what clippy reports above";
 
 fn clippy(root: &Path, _: &Options) -> Outcome {
@@ -129,8 +135,10 @@ fn examples(root: &Path, _: &Options) -> Outcome {
     let Ok(folder) = fs::read_dir(root.join("examples")) else {
         return Outcome::Skipped("there is no examples/".to_string());
     };
-    let names = folder.flatten().filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_string()));
-    let mut names: Vec<String> = names.collect();
+    let paths = folder.flatten().map(|entry| entry.path());
+    // Those in C and C++ are run by the tests of crates/capi.
+    let rust = paths.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let mut names: Vec<String> = rust.filter_map(|path| Some(path.file_stem()?.to_str()?.to_string())).collect();
     names.sort();
     for name in names {
         let advice = format!("examples/{name}.rs fails: see above");
@@ -256,11 +264,11 @@ fn locked_version<'a>(lock: &'a str, package: &str) -> Option<&'a str> {
     after.lines().next()?.strip_prefix("version = \"")?.strip_suffix('"')
 }
 
-fn target(root: &Path) -> std::path::PathBuf {
+pub(crate) fn target(root: &Path) -> std::path::PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |path| root.join(path))
 }
 
-fn command(program: &str, arguments: &str) -> Command {
+pub(crate) fn command(program: &str, arguments: &str) -> Command {
     let mut command = Command::new(program);
     command.args(arguments.split_whitespace());
     command
@@ -290,12 +298,12 @@ fn shown(command: &Command) -> String {
     set.chain(words.map(|word| word.display().to_string())).collect::<Vec<_>>().join(" ")
 }
 
-fn succeeds(root: &Path, program: &str, arguments: &str) -> bool {
+pub(crate) fn succeeds(root: &Path, program: &str, arguments: &str) -> bool {
     output(root, program, arguments).is_some()
 }
 
 /// What a command prints, if it succeeds.
-fn output(root: &Path, program: &str, arguments: &str) -> Option<String> {
+pub(crate) fn output(root: &Path, program: &str, arguments: &str) -> Option<String> {
     let output = command(program, arguments).current_dir(root).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }

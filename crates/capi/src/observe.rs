@@ -1,0 +1,283 @@
+//! Observers: of rare events, and of requests that find no room.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_void};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use stratalloc::driver::Driver;
+use stratalloc::{Event, EventKind, EventObserver, OomAction, OutOfMemory};
+
+use crate::blocks::stratalloc_stream;
+use crate::handle::{check_out, get, stratalloc_allocator};
+use crate::pools::stratalloc_pool_id;
+use crate::status::{Failure, guard, stratalloc_status};
+
+/// What happened.
+#[repr(C)]
+#[allow(non_camel_case_types, reason = "the names of the header")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum stratalloc_event_kind {
+    /// A block was handed out.
+    STRATALLOC_EVENT_ALLOC = 0,
+    /// A block was freed.
+    STRATALLOC_EVENT_FREE = 1,
+    /// A freed block that waited for recorded streams has become free.
+    STRATALLOC_EVENT_FREE_COMPLETED = 2,
+    /// Physical memory was mapped, or a segment of plain memory allocated.
+    STRATALLOC_EVENT_MAP = 3,
+    /// Physical memory was unmapped, or a segment of plain memory freed.
+    STRATALLOC_EVENT_UNMAP = 4,
+    /// A stream was recorded for a block.
+    STRATALLOC_EVENT_RECORD_STREAM = 5,
+    /// A request found no room.
+    STRATALLOC_EVENT_OUT_OF_MEMORY = 6,
+    /// Free memory was given back to the device.
+    STRATALLOC_EVENT_EMPTY_CACHE = 7,
+    /// A block was freed that waits for recorded streams.
+    STRATALLOC_EVENT_FREE_DEFERRED = 8,
+}
+
+use stratalloc_event_kind::*;
+
+/// One event.
+#[repr(C)]
+#[allow(non_camel_case_types, reason = "the name of the header")]
+#[derive(Debug, Clone, Copy)]
+pub struct stratalloc_event {
+    /// The size of this struct as the library knows it: read no field beyond.
+    pub struct_size: usize,
+    /// A `stratalloc_event_kind`; later versions may have more.
+    pub kind: u32,
+    /// The device's number.
+    pub device: i32,
+    /// The first byte of the block or the range, or 0.
+    pub address: u64,
+    /// Requested bytes; bytes mapped, unmapped or given back.
+    pub bytes: u64,
+    /// The stream.
+    pub stream: stratalloc_stream,
+    /// The private pool, or {0, 0}.
+    pub pool: stratalloc_pool_id,
+    /// What the memory is for.
+    pub tag: u32,
+    /// Microseconds since the allocator was made.
+    pub time_us: u64,
+}
+
+/// Told of rare events: memory mapped and unmapped, deferred frees completed, requests without room, caches emptied. Called with the device's
+/// lock held: it must not call the allocator, nor unwind.
+#[allow(non_camel_case_types, reason = "the name of the header")]
+pub type stratalloc_segment_observer =
+    Option<unsafe extern "C" fn(context: *mut c_void, event: *const stratalloc_event)>;
+
+/// A context of the caller's, for the caller's own functions.
+#[derive(Clone, Copy)]
+struct Context(*mut c_void);
+
+// SAFETY: it is handed to the caller's own functions and nothing else, and the header asks them to work on any thread.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// The pointer. A method, so that closures take the whole struct, which may be sent.
+    fn get(self) -> *mut c_void {
+        self.0
+    }
+}
+
+fn told(device: usize, event: &Event) -> Option<stratalloc_event> {
+    let kind = match event.kind {
+        EventKind::Alloc => STRATALLOC_EVENT_ALLOC,
+        EventKind::Free => STRATALLOC_EVENT_FREE,
+        EventKind::FreeDeferred => STRATALLOC_EVENT_FREE_DEFERRED,
+        EventKind::FreeCompleted => STRATALLOC_EVENT_FREE_COMPLETED,
+        EventKind::Map => STRATALLOC_EVENT_MAP,
+        EventKind::Unmap => STRATALLOC_EVENT_UNMAP,
+        EventKind::RecordStream => STRATALLOC_EVENT_RECORD_STREAM,
+        EventKind::OutOfMemory => STRATALLOC_EVENT_OUT_OF_MEMORY,
+        EventKind::EmptyCache => STRATALLOC_EVENT_EMPTY_CACHE,
+        _ => return None,
+    };
+    Some(stratalloc_event {
+        struct_size: size_of::<stratalloc_event>(),
+        kind: kind as u32,
+        device: device as i32,
+        address: event.ptr.0,
+        bytes: event.size,
+        stream: event.stream.0 as stratalloc_stream,
+        pool: event.pool.into(),
+        tag: event.tag.into(),
+        time_us: event.time_us,
+    })
+}
+
+/// Waits until nobody but the caller has it: calls under way end soon, since they may not call the allocator.
+fn wait_until_unused<T: ?Sized>(shared: &Arc<T>) {
+    while Arc::strong_count(shared) > 1 {
+        std::thread::yield_now();
+    }
+}
+
+/// Sets who is told of the rare events of all devices, with `context`; null is nobody. There is one. Costs the hot path nothing. The observer
+/// before is not called any more once this returns.
+///
+/// # Safety
+/// `allocator` is null or a handle; `observer` takes `context`, on any thread, and does not call this allocator.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stratalloc_set_segment_observer(
+    allocator: *mut stratalloc_allocator,
+    observer: stratalloc_segment_observer,
+    context: *mut c_void,
+) -> stratalloc_status {
+    guard(|| {
+        // SAFETY: as the caller promises.
+        let handle = unsafe { get(allocator) }?;
+        let context = Context(context);
+        for device in 0..handle.allocator.device_count() {
+            let made = observer.map(|tell| -> EventObserver {
+                Arc::new(move |event: &Event| {
+                    if let Some(event) = told(device, event) {
+                        // SAFETY: the caller has given function and context for each other.
+                        unsafe { tell(context.get(), &event) }
+                    }
+                })
+            });
+            if let Some(before) = handle.allocator.observe_events(device, made)? {
+                wait_until_unused(&before);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The state of a device when a request found no room, in bytes.
+#[repr(C)]
+#[allow(non_camel_case_types, reason = "the name of the header")]
+#[derive(Debug, Clone, Copy)]
+pub struct stratalloc_shortage {
+    /// The size of this struct as the library knows it: read no field beyond.
+    pub struct_size: usize,
+    /// The device's number.
+    pub device: i32,
+    /// What was asked for.
+    pub requested: u64,
+    /// Requested and not freed.
+    pub live: u64,
+    /// Physical memory held.
+    pub reserved: u64,
+    /// The device's memory.
+    pub capacity: u64,
+    /// The limit on `reserved`; the capacity where there is none.
+    pub limit: u64,
+    /// What the driver says is free; 0 where it does not say.
+    pub driver_free: u64,
+    /// All of it in words, on one line. Valid during the call.
+    pub explanation: *const c_char,
+}
+
+/// Called when a request finds no room, with no lock held: it may free memory. Returns whether the request is to be tried again. Requests of its
+/// own that find no room fail at once. Must not unwind.
+#[allow(non_camel_case_types, reason = "the name of the header")]
+pub type stratalloc_oom_observer =
+    Option<unsafe extern "C" fn(context: *mut c_void, shortage: *const stratalloc_shortage) -> bool>;
+
+thread_local! {
+    /// Whether this thread is inside such an observer.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// An observer of the caller's. That of the library's own list holds one too, as long as it is called.
+struct Watcher {
+    ask: unsafe extern "C" fn(*mut c_void, *const stratalloc_shortage) -> bool,
+    context: Context,
+    drivers: Vec<Arc<dyn Driver>>,
+}
+
+impl Watcher {
+    fn asked(&self, shortage: &OutOfMemory) -> bool {
+        let driver_free = self.drivers.get(shortage.device).and_then(|driver| driver.memory_info().ok());
+        let explanation = CString::new(shortage.to_string()).unwrap_or_default();
+        let told = stratalloc_shortage {
+            struct_size: size_of::<stratalloc_shortage>(),
+            device: shortage.device as i32,
+            requested: shortage.size,
+            live: shortage.live,
+            reserved: shortage.reserved,
+            capacity: shortage.capacity,
+            limit: shortage.limit.unwrap_or(shortage.capacity),
+            driver_free: driver_free.map_or(0, |info| info.free),
+            explanation: explanation.as_ptr(),
+        };
+        let before = INSIDE.replace(true);
+        // SAFETY: the caller has given function and context for each other.
+        let retry = unsafe { (self.ask)(self.context.get(), &told) };
+        INSIDE.set(before);
+        retry
+    }
+}
+
+/// Those of one allocator, by the library's numbers.
+#[derive(Default)]
+pub(crate) struct OomObservers(Mutex<HashMap<u64, Arc<Watcher>>>);
+
+/// Adds an observer of requests that find no room, called with `context`. `out_id`, which may be null, receives its number, for
+/// `stratalloc_remove_oom_observer`.
+///
+/// # Safety
+/// `allocator` is null or a handle; `observer` takes `context`, on any thread; `out_id` is null or may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stratalloc_add_oom_observer(
+    allocator: *mut stratalloc_allocator,
+    observer: stratalloc_oom_observer,
+    context: *mut c_void,
+    out_id: *mut u64,
+) -> stratalloc_status {
+    guard(|| {
+        // SAFETY: as the caller promises.
+        let handle = unsafe { get(allocator) }?;
+        if !out_id.is_null() {
+            check_out(out_id, "out_id")?;
+        }
+        let ask = observer.ok_or_else(|| Failure::argument("the observer is null"))?;
+        let drivers = (0..handle.allocator.device_count())
+            .map(|device| Ok(handle.allocator.driver(device)?.inner().clone()))
+            .collect::<Result<_, stratalloc::Error>>()?;
+        let watcher = Arc::new(Watcher { ask, context: Context(context), drivers });
+        let shared = watcher.clone();
+        let mut watchers = handle.observers.0.lock();
+        let id = handle
+            .allocator
+            .add_oom_observer(move |shortage| if shared.asked(shortage) { OomAction::Retry } else { OomAction::Fail });
+        watchers.insert(id, watcher);
+        if !out_id.is_null() {
+            // SAFETY: aligned, writable as the caller promises.
+            unsafe { *out_id = id };
+        }
+        Ok(())
+    })
+}
+
+/// Removes an observer. It is not called any more once this returns, unless this is called from inside an observer.
+///
+/// # Safety
+/// `allocator` is null or a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stratalloc_remove_oom_observer(
+    allocator: *mut stratalloc_allocator,
+    id: u64,
+) -> stratalloc_status {
+    guard(|| {
+        // SAFETY: as the caller promises.
+        let handle = unsafe { get(allocator) }?;
+        let watcher = handle.observers.0.lock().remove(&id);
+        let watcher = watcher.ok_or_else(|| Failure::argument(format!("there is no observer {id}")))?;
+        handle.allocator.remove_oom_observer(id);
+        if !INSIDE.get() {
+            wait_until_unused(&watcher);
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,6 @@
+//! C and C++ programs against the installed library: compiled, linked through pkg-config, run.
+
+mod bad_input;
+mod examples;
+mod layout;
+mod toolchain;

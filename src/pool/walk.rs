@@ -1,0 +1,134 @@
+//! A pool's memory, read from end to end. In time proportional to its blocks; nothing that is on the way of a request.
+
+use std::collections::HashMap;
+
+use super::directory::{Header, life, node_id, slot_id};
+use super::lanes::LaneId;
+use super::{BlockId, Pool, PoolState, SMALL};
+use crate::block::{Arena, ClassId, Node, NodeId, Slab, State};
+use crate::telemetry::{BlockInfo, BlockState, SegmentInfo};
+use crate::units::{DevicePtr, PAGE};
+
+/// The slabs of a pool by the node that each lies in.
+type SlabsByNode<'a> = HashMap<NodeId, (u32, &'a Slab)>;
+
+impl Pool {
+    /// All memory behind addresses: each stretch without a hole is a segment.
+    pub(crate) fn segments(&self, state: &PoolState) -> Vec<SegmentInfo> {
+        let slabs: SlabsByNode<'_> = state.slabs.iter().map(|(number, node, slab)| (node, (number, slab))).collect();
+        let mut segments = Vec::new();
+        for (zone, arena) in state.zones.iter().enumerate() {
+            for head in arena.heads() {
+                let mut open: Option<SegmentInfo> = None;
+                for id in arena.from(head) {
+                    let node = arena.node(id);
+                    if node.state == State::Hole {
+                        segments.extend(open.take());
+                        continue;
+                    }
+                    let segment = open.get_or_insert_with(|| SegmentInfo {
+                        ptr: DevicePtr(node.addr),
+                        size: 0,
+                        stream: state.lanes.stream(node.home.0),
+                        pool: state.lanes.get(node.home.0).private,
+                        large: zone != SMALL,
+                        expandable: state.space.plain_segment(arena.node(head).addr).is_none(),
+                        blocks: Vec::new(),
+                    });
+                    match slabs.get(&id).filter(|_| zone == SMALL && node.state == State::Used) {
+                        Some(&(number, slab)) => self.push_slots(state, segment, number, slab),
+                        None => self.push_node(state, segment, zone, id, node),
+                    }
+                }
+                segments.extend(open);
+            }
+        }
+        segments.sort_unstable_by_key(|segment| segment.ptr);
+        segments
+    }
+
+    fn push_node(&self, state: &PoolState, segment: &mut SegmentInfo, zone: usize, id: NodeId, node: &Node) {
+        if node.state == State::Used {
+            segment.push(self.describe(state, self.directory.header(node_id(zone, id))));
+        } else {
+            segment.push(free(segment, node.addr, node.size));
+        }
+    }
+
+    fn push_slots(&self, state: &PoolState, segment: &mut SegmentInfo, number: u32, slab: &Slab) {
+        for slot in 0..slab.class.slots() {
+            segment.push(self.describe(state, self.directory.header(slot_id(number, slot))));
+        }
+        let used = u64::from(slab.class.slots()) * slab.class.size();
+        if used < PAGE {
+            segment.push(free(segment, slab.addr + used, PAGE - used));
+        }
+    }
+
+    /// A block by its header.
+    pub(crate) fn describe(&self, state: &PoolState, header: &Header) -> BlockInfo {
+        let block_state = match header.life() {
+            life::LIVE => BlockState::Live,
+            life::PENDING => BlockState::Pending,
+            _ => BlockState::Free,
+        };
+        let is_free = block_state == BlockState::Free;
+        BlockInfo {
+            ptr: header.ptr(),
+            size: header.size(),
+            requested: if is_free { 0 } else { header.requested() },
+            state: block_state,
+            stream: state.lanes.stream(header.lane()),
+            pool: state.lanes.get(header.lane()).private,
+            tag: if is_free { 0 } else { header.tag() },
+            dedicated: !is_free && header.is_dedicated(),
+        }
+    }
+
+    /// The block, in whatever state, that contains an address.
+    pub(crate) fn containing(&self, state: &PoolState, addr: u64) -> Option<BlockId> {
+        if let Some((block, header)) = self.directory.find(DevicePtr(addr))
+            && header.check_live().is_ok()
+        {
+            return Some(block);
+        }
+        let (zone, node) =
+            state.zones.iter().enumerate().find_map(|(zone, arena)| Some((zone, arena.used_at(addr)?)))?;
+        let slab = state.slabs.iter().find(|&(_, in_node, _)| zone == SMALL && in_node == node);
+        match slab {
+            None => Some(node_id(zone, node)),
+            Some((number, _, slab)) => {
+                let slot = ((addr - slab.addr) / slab.class.size()) as u32;
+                (slot < slab.class.slots()).then(|| slot_id(number, slot))
+            }
+        }
+    }
+
+    /// Every block of these lanes that is not free, with the class and page of its slab if it is a slot.
+    pub(super) fn in_use(&self, state: &PoolState, lanes: &[LaneId]) -> Vec<(BlockId, Option<(u64, ClassId)>)> {
+        let is_in_use = |block: BlockId| {
+            let header = self.directory.header(block);
+            matches!(header.life(), life::LIVE | life::PENDING) && lanes.contains(&header.lane())
+        };
+        let mut found = Vec::new();
+        let mut slab_nodes = Vec::new();
+        for (number, node, slab) in state.slabs.iter() {
+            slab_nodes.push(node);
+            let slots = (0..slab.class.slots()).map(|slot| slot_id(number, slot));
+            found.extend(slots.filter(|&slot| is_in_use(slot)).map(|slot| (slot, Some((slab.addr, slab.class)))));
+        }
+        slab_nodes.sort_unstable();
+        for (zone, arena) in state.zones.iter().enumerate() {
+            let is_slab = |id: &NodeId| zone == SMALL && slab_nodes.binary_search(id).is_ok();
+            let used = Arena::used(arena).filter(|id| !is_slab(id)).map(|id| node_id(zone, id));
+            found.extend(used.filter(|&block| is_in_use(block)).map(|block| (block, None)));
+        }
+        found
+    }
+}
+
+fn free(segment: &SegmentInfo, addr: u64, size: u64) -> BlockInfo {
+    let (stream, pool) = (segment.stream, segment.pool);
+    let (ptr, state) = (DevicePtr(addr), BlockState::Free);
+    BlockInfo { ptr, size, requested: 0, state, stream, pool, tag: 0, dedicated: false }
+}
