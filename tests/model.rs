@@ -118,6 +118,9 @@ impl Program {
         if self.rng.percent(5) {
             request = request.flags(AllocFlags::NO_GROW);
         }
+        if self.rng.percent(5) {
+            request = request.alignment(512).flags(request.flags | AllocFlags::DEDICATED);
+        }
         (request, home, tag)
     }
 

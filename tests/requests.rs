@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use common::rig::{MIB, check, check_empties, soft, stats};
 use stratalloc::driver::Driver;
-use stratalloc::driver::soft::{Access, SoftDevice};
+use stratalloc::driver::soft::{Access, Backing, SoftDevice};
 use stratalloc::{
     AllocFlags, AllocRequest, Allocator, DevicePtr, DeviceSpec, Error, Lifetime, OomAction, PoolId, Rung, StreamId,
 };
@@ -254,5 +254,35 @@ fn blocks_of_a_pool_that_waited_for_streams_come_back_too() {
         scene.free(&held, size);
         scene.allocator.release_private_pool(0, PoolId(0, 1)).unwrap();
         check_empties(&scene.allocator, 0);
+    }
+}
+
+#[test]
+fn a_dedicated_block_shares_its_memory_with_nothing() {
+    use stratalloc::driver::call::CallKind;
+    for vmm in [true, false] {
+        let (_device, allocator) = soft(SoftDevice::builder(256 * MIB).backing(Backing::AddressesOnly).vmm(vmm), "");
+        let plain = || allocator.driver(0).unwrap().calls().of(CallKind::AllocPlain).count;
+        let dedicated = |size| allocator.raw_alloc(AllocRequest::new(size).flags(AllocFlags::DEDICATED));
+        let first = dedicated(3 * MIB).unwrap();
+        assert_eq!((plain(), allocator.usable_size(first)), (1, Ok(4 * MIB)));
+        assert!(allocator.block_at(first.add(MIB)).unwrap().1.dedicated);
+        allocator.raw_free(first).unwrap();
+        assert_eq!(allocator.raw_free(first), Err(Error::DoubleFree { ptr: first }));
+        let others: Vec<DevicePtr> =
+            [4 * MIB, 3 * MIB, MIB, 512].map(|size| allocator.raw_alloc(AllocRequest::new(size)).unwrap()).into();
+        let inside = |ptr: &&DevicePtr| (first.0..first.0 + 4 * MIB).contains(&ptr.0);
+        assert_eq!(others.iter().find(inside), None, "an ordinary request got dedicated memory");
+        let before = plain();
+        assert_ne!(dedicated(MIB).unwrap(), first, "a dedicated block was split");
+        assert_eq!(plain(), before + 1);
+        assert_eq!(dedicated(4 * MIB).unwrap(), first, "the same size gets it again");
+        allocator.raw_free(first).unwrap();
+        let reserved = stats(&allocator).reserved.current;
+        allocator.empty_cache(0).unwrap();
+        assert!(stats(&allocator).reserved.current <= reserved - 4 * MIB, "it goes back to the device");
+        let alignment = AllocRequest::new(MIB).alignment(4096).flags(AllocFlags::DEDICATED);
+        assert!(matches!(allocator.raw_alloc(alignment), Err(Error::InvalidAlignment { max: 512, .. })));
+        check(&allocator, 0);
     }
 }

@@ -167,6 +167,7 @@ impl Allocator {
             tag: request.tag.0,
             persistent: request.lifetime == Lifetime::Persistent,
             may_grow: !request.flags.contains(AllocFlags::NO_GROW),
+            dedicated: request.flags.contains(AllocFlags::DEDICATED),
         };
         let ptr = device.alloc(inner).or_else(|error| self.observe(device, inner, error))?;
         if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }

@@ -12,6 +12,10 @@ bitflags::bitflags! {
         /// Serve the request from what is held already: take nothing from the device and wait for nothing. Fails with
         /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where that does not do, without asking observers.
         const NO_GROW = 2;
+        /// Give the block a physical allocation of its own, from the driver's plain allocator, which nothing else shares: one whose memory is to be
+        /// exported to other processes or registered with other devices. Rounded up to 2 MiB, aligned to 512 bytes, and used again only
+        /// for another such request of the same size.
+        const DEDICATED = 4;
     }
 }
 

@@ -196,6 +196,12 @@ impl Arena {
         Some(self.take_from(id, size, alignment))
     }
 
+    /// Takes a free node of `owner` of exactly this size.
+    pub fn take_whole(&mut self, owner: Owner, size: u64) -> Option<NodeId> {
+        let id = self.bins.get(owner.0 as usize)?.best_fit(&self.nodes, size)?;
+        (self.nodes[id as usize].size == size).then(|| self.take_from(id, size, GRANULE))
+    }
+
     /// Takes `size` bytes at a multiple of `alignment` out of a free node that has room for them. The rests stay with its owner.
     #[inline]
     pub fn take_from(&mut self, id: NodeId, size: u64, alignment: u64) -> NodeId {

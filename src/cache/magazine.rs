@@ -361,6 +361,11 @@ impl ThreadCache {
         }
     }
 
+    /// What this thread adds to the pool's sum of active bytes.
+    pub(crate) fn active_bytes(&self) -> i64 {
+        self.active.get().0
+    }
+
     /// Bytes in the stacks.
     pub(crate) fn held(&self) -> u64 {
         (self.held_base.load(Relaxed) - self.active.get().0).max(0) as u64

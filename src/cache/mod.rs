@@ -45,6 +45,8 @@ pub(crate) struct Request {
     pub(crate) persistent: bool,
     /// Whether memory may be taken from the device, and streams waited for.
     pub(crate) may_grow: bool,
+    /// Whether the block gets a physical allocation of its own.
+    pub(crate) dedicated: bool,
 }
 
 /// One device: its pool, and its threads' magazines.
@@ -151,6 +153,13 @@ impl DeviceCache {
         if tag as usize >= TAGS {
             return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
         }
+        if request.dedicated {
+            if alignment > GRANULE {
+                return Err(Error::InvalidAlignment { alignment, max: GRANULE });
+            }
+            let bytes = size.next_multiple_of(PAGE).min(SIZE_MAX);
+            return self.alloc_slow(request, (bytes / GRANULE) as u32);
+        }
         let padded = size.max(alignment);
         if alignment > GRANULE && padded <= CLASS_SIZE_MAX {
             // A class that is a power of two has all its slots at multiples of it.
@@ -164,7 +173,7 @@ impl DeviceCache {
     /// Hands out a block under the pool's lock.
     #[cold]
     fn alloc_slow(&self, request: Request, granules: u32) -> Result<DevicePtr> {
-        let Request { size, alignment, stream, tag, persistent, may_grow } = request;
+        let Request { size, alignment, stream, tag, persistent, may_grow, dedicated } = request;
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();
@@ -176,7 +185,7 @@ impl DeviceCache {
         }
         let block_size = u64::from(granules) * GRANULE;
         // Slots are aligned to the largest power of two that divides their class, and none is larger than the largest class.
-        let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX;
+        let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX && !dedicated;
         let cached = cache.filter(|_| !pool.routing(&state));
         let lane = match cached.map(|cache| cache.lane(stream)) {
             Some(lane) if lane != LaneBits::NONE => lane.lane(),
@@ -188,7 +197,7 @@ impl DeviceCache {
                 lane
             }
         };
-        let any_will_do = is_slot || (alignment <= GRANULE && !persistent);
+        let any_will_do = is_slot || (alignment <= GRANULE && !persistent && !dedicated);
         let key = Key::new(LaneBits::new(lane), granules);
         let from_magazine = cached.filter(|_| any_will_do).map(|cache| cache.pop(key, size, tag, pool));
         let ptr = match from_magazine {
@@ -196,10 +205,15 @@ impl DeviceCache {
             _ => {
                 let kind = if is_slot {
                     Kind::Slot(ClassId::for_size(block_size))
+                } else if dedicated {
+                    Kind::Dedicated { size: block_size }
                 } else {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
-                if !is_slot && cache.is_some_and(|cache| cache.is_stale() || !cache.knows(key)) {
+                let packs = |cache: &ThreadCache| {
+                    cache.is_stale() || !cache.knows(key) || pool.is_tight(&state, cache.active_bytes())
+                };
+                if !is_slot && cache.is_some_and(packs) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
                 }
                 let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
@@ -212,6 +226,9 @@ impl DeviceCache {
                 };
                 pool.count(&mut state, rung);
                 pool.directory.header(block).hand_out(size, tag);
+                if dedicated {
+                    pool.directory.header(block).mark_dedicated();
+                }
                 match cache {
                     Some(cache) => cache.count_alloc(size, key, tag),
                     None => self.retired.lock().count_alloc(size, key, tag, pool),
@@ -252,7 +269,8 @@ impl DeviceCache {
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
-        let keeps = cache.filter(|cache| !header.is_recorded() && !pool.routing(&state) && cache.has_room(key.bytes()));
+        let alone = header.is_recorded() || header.is_dedicated();
+        let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
             cache.note_phase(pool);
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));

@@ -3,7 +3,7 @@
 
 use super::directory::{Key, life, node_id, slot_id};
 use super::ladder::Kind;
-use super::{BlockId, LARGE, PERSISTENT, Pool, PoolState, SMALL};
+use super::{BlockId, DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL};
 use crate::block::{ClassId, Owner};
 use crate::driver::DriverError;
 use crate::error::{Error, Result};
@@ -17,6 +17,7 @@ struct Saved {
     requested: u64,
     tag: u8,
     stream: StreamId,
+    dedicated: bool,
     /// Page and class of the slab, if it is a slot.
     slab: Option<(u64, ClassId)>,
 }
@@ -65,6 +66,7 @@ impl Pool {
             size: header.size(),
             requested: header.requested(),
             tag: header.tag(),
+            dedicated: header.is_dedicated(),
             stream: state.lanes.stream(header.lane()),
             slab,
         };
@@ -114,6 +116,9 @@ impl Pool {
             let header = self.directory.header(block);
             if !stays {
                 header.hand_out(saved.requested, saved.tag);
+                if saved.dedicated {
+                    header.mark_dedicated();
+                }
             }
             after.push(Moved { ptr: saved.ptr, key: header.key(), requested: saved.requested, tag: saved.tag, stays });
         }
@@ -129,7 +134,7 @@ impl Pool {
     ) -> std::result::Result<Option<BlockId>, DriverError> {
         let Some(lane) = state.lanes.existing(saved.stream, pool) else { return Ok(None) };
         let Some((page, class)) = saved.slab else {
-            for zone in [SMALL, LARGE, PERSISTENT] {
+            for zone in [SMALL, LARGE, PERSISTENT, DEDICATED] {
                 if let Some(node) = state.zones[zone].take_at(Owner(lane), saved.ptr.0, saved.size) {
                     self.directory.enter_node(zone, node, saved.ptr.0, saved.size, lane)?;
                     return Ok(Some(node_id(zone, node)));

@@ -26,7 +26,7 @@ const NODES: u32 = 1 << 23;
 /// Headers of nodes are two apart, so that blocks in the hands of different threads do not share a cache line.
 const NODE_STRIDE: u32 = 2;
 /// Zones with an arena.
-pub(super) const ZONES: usize = 3;
+pub(super) const ZONES: usize = 4;
 const FIRST_SLOT: u32 = (NODES * ZONES as u32 + 1) * NODE_STRIDE;
 /// Slots a slab at most; its headers are this far apart.
 const SLOTS: u32 = (PAGE / GRANULE) as u32;
@@ -157,7 +157,7 @@ pub(crate) struct Header {
     key: AtomicU64,
     requested: AtomicU64,
     next: AtomicU32,
-    /// `life`, then whether streams were recorded, then the tag, a byte each.
+    /// `life`, then whether streams were recorded and whether the memory is the block's alone, then the tag, a byte each.
     status: AtomicU32,
 }
 
@@ -166,6 +166,7 @@ const _: () = assert!(size_of::<Header>() == 32);
 /// No stream is recorded for the block.
 pub(super) const NO_RECORD: u32 = u32::MAX;
 const RECORDED: u32 = 1 << 8;
+const DEDICATED: u32 = 1 << 9;
 const TAG_SHIFT: u32 = 16;
 
 impl Header {
@@ -204,7 +205,7 @@ impl Header {
     pub(crate) fn life(&self) -> u8 {
         self.status.load(Relaxed) as u8
     }
-    /// Whether the block is live, no stream was recorded for it, and it has no tag.
+    /// Whether the block is live, no stream was recorded for it, its memory is not its own alone, and it has no tag.
     #[inline]
     pub(crate) fn is_plainly_live(&self) -> bool {
         self.status.load(Relaxed) == u32::from(life::LIVE)
@@ -221,6 +222,15 @@ impl Header {
     #[inline]
     pub(crate) fn is_recorded(&self) -> bool {
         self.status.load(Relaxed) & RECORDED != 0
+    }
+    /// Whether the live block has a physical allocation of its own.
+    #[inline]
+    pub(crate) fn is_dedicated(&self) -> bool {
+        self.status.load(Relaxed) & DEDICATED != 0
+    }
+    /// Notes that the block, which was handed out just now, has a physical allocation of its own.
+    pub(crate) fn mark_dedicated(&self) {
+        self.status.store(self.status.load(Relaxed) | DEDICATED, Relaxed);
     }
     /// The next block of a chain.
     #[inline]

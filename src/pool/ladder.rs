@@ -3,7 +3,7 @@
 
 use super::directory::{self, BlockId};
 use super::lanes::LaneId;
-use super::{LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
+use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{Arena, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
 use crate::telemetry::{Event, EventKind, Rung};
@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     Slot(ClassId),
     /// So many bytes, a multiple of the granule above the largest class, at a multiple of `alignment`.
     Range { size: u64, alignment: u64, persistent: bool },
+    /// So many bytes, a multiple of [`PAGE`], in a segment of their own.
+    Dedicated { size: u64 },
 }
 
 impl Want {
@@ -36,6 +38,7 @@ impl Want {
     fn range(&self) -> (usize, u64, u64) {
         match self.kind {
             Kind::Slot(_) => (SMALL, PAGE, PAGE),
+            Kind::Dedicated { size } => (DEDICATED, size, GRANULE),
             Kind::Range { size, alignment, persistent: true } => (PERSISTENT, size, alignment),
             Kind::Range { size, alignment, .. } => (if size <= SMALL_MAX { SMALL } else { LARGE }, size, alignment),
         }
@@ -177,7 +180,11 @@ impl Pool {
             return Ok(Some(directory::slot_id(slab, slot)));
         }
         let (zone, size, alignment) = want.range();
-        match state.zones[zone].take(owner, size, alignment) {
+        let node = match want.kind {
+            Kind::Dedicated { .. } => state.zones[zone].take_whole(owner, size),
+            _ => state.zones[zone].take(owner, size, alignment),
+        };
+        match node {
             Some(node) => self.enter(state, want, node),
             None => Ok(None),
         }
@@ -189,7 +196,7 @@ impl Pool {
         let (zone, size, _) = want.range();
         let addr = state.zones[zone].node(node).addr;
         let entered = match want.kind {
-            Kind::Range { .. } => self.directory.enter_node(zone, node, addr, size, want.lane),
+            Kind::Range { .. } | Kind::Dedicated { .. } => self.directory.enter_node(zone, node, addr, size, want.lane),
             Kind::Slot(class) => {
                 let number = state.slabs.next_number();
                 if number >= self.directory.slabs_max() {
@@ -306,7 +313,7 @@ impl Pool {
 
     /// Maps memory where that makes room: new chunks as long as the limit and the device allow; with `trim`, free ones from elsewhere.
     fn grow(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines, trim: bool) -> Climb<Option<BlockId>> {
-        if !self.driver.properties().vmm {
+        if !self.driver.properties().vmm || matches!(want.kind, Kind::Dedicated { .. }) {
             return self.grow_plain(state, want, magazines, trim);
         }
         let (zone, size, alignment) = want.range();
@@ -400,7 +407,7 @@ impl Pool {
         self.capacity.saturating_mul(multiple)
     }
 
-    /// The same without virtual memory management: a segment of plain memory, with `trim` after freeing those that are not in use.
+    /// The same for what lies in memory of its own, and for all without virtual memory management: a segment of plain memory, with `trim` after freeing those that are not in use.
     fn grow_plain(
         &self,
         state: &mut PoolState,
@@ -412,7 +419,8 @@ impl Pool {
         let home = Owner(want.lane);
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
         // A 64th of the device at a time for what is smaller than that, so that segments stay few.
-        let wanted = least.max((self.capacity >> 6).min(64 << 20));
+        let shared = !matches!(want.kind, Kind::Dedicated { .. });
+        let wanted = if shared { least.max((self.capacity >> 6).min(64 << 20)) } else { least };
         if trim
             && magazines.drain(self, state, Drain::All) > 0
             && let Some(block) = self.search(state, want)?

@@ -58,6 +58,10 @@ const SMALL: usize = 0;
 const LARGE: usize = 1;
 /// The arena of blocks that were said to live long.
 const PERSISTENT: usize = 2;
+/// The arena of blocks with a physical allocation each: segments of plain memory, whatever the driver can do.
+const DEDICATED: usize = 3;
+/// The pool is tight when less than this part of what is held is free: 1/4.
+const TIGHT_SHIFT: u32 = 2;
 /// The largest block of the small zone, in bytes. PyTorch draws the line at the same size.
 const SMALL_MAX: u64 = 1 << 20;
 
@@ -277,6 +281,14 @@ impl Pool {
     /// Whether requests may go to a private pool, so that every one of them has to ask.
     pub(crate) fn routing(&self, state: &PoolState) -> bool {
         state.private.routing()
+    }
+
+    /// Whether most of what is held is in use, so that how a request is packed decides whether the pool has to grow. `unfolded` is what the
+    /// calling thread adds to the sum.
+    pub(crate) fn is_tight(&self, state: &PoolState, unfolded: i64) -> bool {
+        let held = state.space.physical_bytes();
+        let in_use = (self.active.sum() + unfolded).max(0) as u64;
+        held.saturating_sub(in_use) < held >> TIGHT_SHIFT
     }
 
     /// The most physical memory to hold, in bytes.

@@ -28,9 +28,11 @@ impl Pool {
         let vmm = self.driver.properties().vmm;
         // What can go: whole chunks of free nodes, or whole plain segments.
         let part = |state: &PoolState, node: &Node| {
+            if let Some(whole) = state.space.plain_segment(node.addr) {
+                return (whole == node.size).then_some((node.addr, node.size));
+            }
             if !vmm {
-                let whole = state.space.plain_segment(node.addr) == Some(node.size);
-                return whole.then_some((node.addr, node.size));
+                return None;
             }
             let (first, last) = (align_up(node.addr, chunk)?, align_down(node.end(), chunk));
             (first < last).then(|| (first, last - first))
@@ -52,7 +54,7 @@ impl Pool {
             if gained >= wanted {
                 break;
             }
-            if vmm {
+            if state.space.plain_segment(addr).is_none() {
                 let bytes = bytes.min(align_up(wanted.saturating_sub(gained), chunk).unwrap_or(bytes));
                 // From the upper end, so that low addresses stay in use.
                 let end = align_down(state.zones[zone].node(id).end(), chunk);

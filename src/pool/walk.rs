@@ -6,7 +6,6 @@ use super::directory::{Header, life, node_id, slot_id};
 use super::lanes::LaneId;
 use super::{BlockId, Pool, PoolState, SMALL};
 use crate::block::{Arena, ClassId, Node, NodeId, Slab, State};
-use crate::driver::Driver;
 use crate::telemetry::{BlockInfo, BlockState, SegmentInfo};
 use crate::units::{DevicePtr, PAGE};
 
@@ -17,7 +16,6 @@ impl Pool {
     /// All memory behind addresses: each stretch without a hole is a segment.
     pub(crate) fn segments(&self, state: &PoolState) -> Vec<SegmentInfo> {
         let slabs: SlabsByNode<'_> = state.slabs.iter().map(|(number, node, slab)| (node, (number, slab))).collect();
-        let expandable = self.driver.properties().vmm;
         let mut segments = Vec::new();
         for (zone, arena) in state.zones.iter().enumerate() {
             for head in arena.heads() {
@@ -34,7 +32,7 @@ impl Pool {
                         stream: state.lanes.stream(node.home.0),
                         pool: state.lanes.get(node.home.0).private,
                         large: zone != SMALL,
-                        expandable,
+                        expandable: state.space.plain_segment(arena.node(head).addr).is_none(),
                         blocks: Vec::new(),
                     });
                     match slabs.get(&id).filter(|_| zone == SMALL && node.state == State::Used) {
@@ -83,6 +81,7 @@ impl Pool {
             stream: state.lanes.stream(header.lane()),
             pool: state.lanes.get(header.lane()).private,
             tag: if is_free { 0 } else { header.tag() },
+            dedicated: !is_free && header.is_dedicated(),
         }
     }
 
@@ -130,5 +129,6 @@ impl Pool {
 
 fn free(segment: &SegmentInfo, addr: u64, size: u64) -> BlockInfo {
     let (stream, pool) = (segment.stream, segment.pool);
-    BlockInfo { ptr: DevicePtr(addr), size, requested: 0, state: BlockState::Free, stream, pool, tag: 0 }
+    let (ptr, state) = (DevicePtr(addr), BlockState::Free);
+    BlockInfo { ptr, size, requested: 0, state, stream, pool, tag: 0, dedicated: false }
 }

@@ -32,6 +32,9 @@ pub struct BlockInfo {
     pub pool: Option<PoolId>,
     /// The caller's tag, by its number.
     pub tag: u8,
+    /// Whether it has a physical allocation of its own
+    /// ([`AllocFlags::DEDICATED`](crate::AllocFlags::DEDICATED)).
+    pub dedicated: bool,
 }
 
 /// A range of addresses with memory behind all of it.

@@ -383,3 +383,56 @@ pub(crate) fn find(handle: &stratalloc_allocator, inside: DevicePtr) -> Outcome<
     let found = handle.allocator.block_at(inside);
     found.ok_or_else(|| Failure::new(stratalloc_status::STRATALLOC_INVALID_POINTER, text()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::stratalloc_status::*;
+
+    /// The C interface makes allocators of one software device only; machines have more.
+    #[test]
+    fn blocks_of_another_device_are_told_apart() {
+        let handle = Box::into_raw(stratalloc_allocator::over_software(2));
+        let mut blocks = [ptr::null_mut(); 2];
+        // SAFETY: the handle lives until the end, where nobody else has it; out-pointers are those of locals.
+        unsafe {
+            for (device, block) in (0..).zip(&mut blocks) {
+                assert_eq!(stratalloc_malloc(handle, 1 << 20, device, ptr::null_mut(), block), STRATALLOC_OK);
+            }
+            assert_eq!(stratalloc_free_on(handle, blocks[0], 1), STRATALLOC_WRONG_DEVICE);
+            assert_eq!(stratalloc_free_on(handle, blocks[1], 0), STRATALLOC_WRONG_DEVICE);
+            let mut found: stratalloc_block = std::mem::zeroed();
+            found.struct_size = size_of::<stratalloc_block>();
+            assert_eq!(stratalloc_find(handle, blocks[1], &mut found), STRATALLOC_OK);
+            assert_eq!((found.device, found.address), (1, blocks[1]));
+            assert_eq!(stratalloc_free(handle, blocks[1]), STRATALLOC_OK);
+            assert_eq!(stratalloc_free_on(handle, blocks[0], 0), STRATALLOC_OK);
+            crate::handle::stratalloc_destroy(handle);
+        }
+    }
+
+    /// Streams of two devices with one handle are two in a trace.
+    #[test]
+    fn a_recording_tells_devices_apart_and_refused_frees_are_not_in_it() {
+        let path = std::env::temp_dir().join(format!("stratalloc-capi-{}.trace", std::process::id()));
+        let text = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        let handle = Box::into_raw(stratalloc_allocator::over_software(2));
+        let (mut first, mut second, mut calls) = (ptr::null_mut(), ptr::null_mut(), 0);
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!(crate::record::stratalloc_trace_start(handle, text.as_ptr()), STRATALLOC_OK);
+            assert_eq!(stratalloc_malloc(handle, 1000, 0, ptr::null_mut(), &mut first), STRATALLOC_OK);
+            assert_eq!(stratalloc_malloc(handle, 2000, 1, ptr::null_mut(), &mut second), STRATALLOC_OK);
+            assert_eq!(stratalloc_free_on(handle, second, 0), STRATALLOC_WRONG_DEVICE);
+            assert_eq!(stratalloc_free_on(handle, second, 1), STRATALLOC_OK);
+            assert_eq!(stratalloc_free_on(handle, second, 1), STRATALLOC_DOUBLE_FREE);
+            assert_eq!(crate::record::stratalloc_trace_stop(handle, &mut calls), STRATALLOC_OK);
+            assert_eq!(stratalloc_free(handle, first), STRATALLOC_OK);
+            crate::handle::stratalloc_destroy(handle);
+        }
+        let trace = stratalloc_trace::Trace::load(&path).unwrap();
+        let _ = std::fs::remove_file(&path);
+        assert_eq!((calls, trace.allocs, trace.frees, trace.streams), (3, 2, 1, 2));
+        assert_eq!(trace.header["device-bytes"], "268435456 268435456");
+    }
+}

@@ -75,6 +75,13 @@ impl stratalloc_allocator {
         })
     }
 
+    /// Over so many software devices of 256 MiB.
+    #[cfg(test)]
+    pub(crate) fn over_software(devices: usize) -> Box<stratalloc_allocator> {
+        let one = DeviceSpec::Software(ByteSize::mib(256));
+        build(Config::default(), std::iter::repeat_n(one, devices)).expect("software devices need nothing")
+    }
+
     /// Whether a pointer is not null and begins as a handle does.
     ///
     /// # Safety

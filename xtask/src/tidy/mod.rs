@@ -74,7 +74,7 @@ fn check(root: &Path) -> (usize, Vec<Violation>) {
 fn collect(root: &Path, folder: &str, files: &mut Vec<File>) {
     const SKIPPED: [&str; 7] = ["target", "corpus", "artifacts", "node_modules", "__pycache__", "venv", "dist"];
     const HIDDEN: [&str; 3] = [".ci", ".cargo", ".github"];
-    const TEXT: [&str; 13] = ["rs", "toml", "md", "sh", "py", "pyi", "c", "cc", "cpp", "h", "cu", "yml", "json"];
+    const TEXT: [&str; 14] = ["rs", "toml", "md", "sh", "py", "pyi", "c", "cc", "cpp", "h", "hpp", "cu", "yml", "json"];
     let Ok(entries) = fs::read_dir(root.join(folder)) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
