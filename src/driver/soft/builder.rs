@@ -30,6 +30,7 @@ pub(super) struct Settings {
     pub(super) checker: bool,
     pub(super) real_time: bool,
     pub(super) event_lag_ns: u64,
+    pub(super) host_clock: bool,
 }
 
 /// Sets a [`SoftDevice`] up. See [`SoftDevice::builder`].
@@ -55,6 +56,7 @@ impl SoftDeviceBuilder {
                 checker: false,
                 real_time: false,
                 event_lag_ns: 0,
+                host_clock: false,
             },
         }
     }
@@ -130,6 +132,13 @@ impl SoftDeviceBuilder {
     /// How long after its work is done the host sees an event complete, in virtual time. 0 by default.
     pub fn event_lag_ns(mut self, ns: u64) -> Self {
         self.settings.event_lag_ns = ns;
+        self
+    }
+
+    /// Lets virtual time move with the host's clock as well: what a program computes between calls takes its time, and waiting
+    /// still jumps to the end of the work. Order by seed then depends on how fast the host is. Off by default.
+    pub fn host_clock(mut self, host_clock: bool) -> Self {
+        self.settings.host_clock = host_clock;
         self
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use super::SoftDevice;
 use super::memory::{RegionKind, invalid};
 use super::report::{AccessKind, OpKind, Place};
-use super::schedule::{Action, Recorded};
+use super::schedule::{Action, Pattern, Recorded};
 use super::state::{Call, State};
 use crate::driver::call::CallKind;
 use crate::driver::{
@@ -128,7 +128,7 @@ impl Driver for SoftDevice {
     // ---- streams and events ---------------------------------------------------------------------------------------
 
     fn create_stream(&self) -> DriverResult<StreamId> {
-        Ok(self.enter(Call::new(CallKind::CreateStream))?.schedule.create_stream())
+        Ok(self.enter(Call::new(CallKind::CreateStream))?.schedule.create_stream(false))
     }
 
     fn destroy_stream(&self, stream: StreamId) -> DriverResult<()> {
@@ -151,12 +151,14 @@ impl Driver for SoftDevice {
 
     fn synchronize_stream(&self, stream: StreamId) -> DriverResult<()> {
         let kind = CallKind::SynchronizeStream;
-        self.enter(handle_call(kind, stream.0, 0))?.synchronize_stream(stream, kind.name())
+        let mut state = self.enter(handle_call(kind, stream.0, 0))?;
+        self.wait(&mut state, |state| state.synchronize_stream(stream, kind.name()))
     }
 
     fn synchronize_device(&self) -> DriverResult<()> {
         let kind = CallKind::SynchronizeDevice;
-        self.enter(Call::new(kind))?.synchronize_device(kind.name())
+        let mut state = self.enter(Call::new(kind))?;
+        self.wait(&mut state, |state| state.synchronize_device(kind.name()))
     }
 
     fn create_event(&self) -> DriverResult<EventId> {
@@ -178,6 +180,7 @@ impl Driver for SoftDevice {
             state.schedule.set_event(event, Recorded::Captured(capture));
             return Ok(());
         }
+        state.join_default(index);
         let clock = state.checker.as_mut().map(|checker| checker.recorded(stream)).unwrap_or_default();
         let record = state.schedule.record(event, index, clock);
         state.schedule.submit(index, Action::Record(record), 0, &state.memory);
@@ -228,15 +231,16 @@ impl Driver for SoftDevice {
 
     fn synchronize_event(&self, event: EventId) -> DriverResult<()> {
         let call = CallKind::SynchronizeEvent.name();
-        let state = &mut *self.enter(handle_call(CallKind::SynchronizeEvent, event.0, 0))?;
-        state.no_capture(call)?;
-        if let Recorded::Last(record) = state.schedule.event(event, call)?.clone() {
-            state.schedule.synchronize_record(&record, &state.memory);
+        let mut guard = self.enter(handle_call(CallKind::SynchronizeEvent, event.0, 0))?;
+        guard.no_capture(call)?;
+        if let Recorded::Last(record) = guard.schedule.event(event, call)?.clone() {
+            self.wait(&mut guard, |state| Ok(state.schedule.synchronize_record(&record, &state.memory)))?;
+            let state = &mut *guard;
             if let Some(checker) = &mut state.checker {
                 checker.host_saw(&record.clock);
             }
         }
-        state.intact(call)
+        guard.intact(call)
     }
 
     fn capture_status(&self, stream: StreamId) -> DriverResult<CaptureStatus> {
@@ -266,7 +270,12 @@ impl Driver for SoftDevice {
     fn fill(&self, ptr: DevicePtr, size: u64, byte: u8, stream: StreamId) -> DriverResult<()> {
         let mut state = self.enter(Call::new(CallKind::Fill).range(ptr, size).args(stream.0, u64::from(byte)))?;
         let duration = state.settings.latency.fill_ns(size);
-        state.submit(stream, Action::Fill { ptr, size, byte }, duration, CallKind::Fill.name())
+        state.submit(
+            stream,
+            Action::Fill { ptr, size, pattern: Pattern::of_byte(byte) },
+            duration,
+            CallKind::Fill.name(),
+        )
     }
 
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
@@ -279,9 +288,11 @@ impl Driver for SoftDevice {
 
     fn read(&self, dst: &mut [u8], src: DevicePtr, stream: StreamId) -> DriverResult<()> {
         let (call, size) = (CallKind::Read.name(), dst.len() as u64);
-        let state = &mut *self.enter(Call::new(CallKind::Read).range(src, size).args(stream.0, 0))?;
+        let mut guard = self.enter(Call::new(CallKind::Read).range(src, size).args(stream.0, 0))?;
+        guard.memory.resolve(src, size, call)?;
+        self.wait(&mut guard, |state| state.synchronize_stream(stream, call))?;
+        let state = &mut *guard;
         let extents = state.memory.resolve(src, size, call)?;
-        state.synchronize_stream(stream, call)?;
         let duration = state.settings.latency.copy_ns(size, true);
         state.schedule.stall(duration);
         if let Some(checker) = &mut state.checker {
@@ -297,15 +308,17 @@ impl Driver for SoftDevice {
 }
 
 impl SoftDevice {
-    /// Frees plain or pinned memory, once the device has done all its work.
-    fn free(&self, kind: CallKind, ptr: DevicePtr, region: RegionKind) -> DriverResult<()> {
+    /// Frees memory that is one region, once the device has done all its work.
+    pub(super) fn free(&self, kind: CallKind, ptr: DevicePtr, region: RegionKind) -> DriverResult<()> {
         let call = kind.name();
         let mut state = self.state.lock();
         let size = state.memory.region_size(ptr.0, region, call);
         let host = region == RegionKind::Host;
         state.begin(Call { host, ..Call::new(kind).range(ptr, *size.as_ref().unwrap_or(&0)) })?;
-        let size = size?;
-        state.synchronize_device(call)?;
+        size?;
+        self.wait(&mut state, |state| state.synchronize_device(call))?;
+        // The lock was given up where work waited for the host: another thread may have freed it meanwhile.
+        let size = state.memory.region_size(ptr.0, region, call)?;
         if let Some(checker) = &mut state.checker {
             checker.unmapped(ptr, size);
         }

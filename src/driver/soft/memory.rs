@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::store::{HOST_PAGE, Store};
+use super::store::{Foreign, HOST_PAGE, Store};
 use crate::driver::{DriverError, DriverErrorKind, DriverResult, Location};
 use crate::units::{DevicePtr, GRANULE, align_up};
 
@@ -33,8 +33,12 @@ pub(super) struct Chunk {
     pub(super) size: u64,
     pub(super) phys: u64,
     pub(super) location: Location,
-    /// Whether the handle has been given up.
-    pub(super) released: bool,
+    /// How many handles are held: one, and one more for each time that it was retained.
+    pub(super) handles: u32,
+    /// Whose memory it is, if not this device's.
+    pub(super) foreign: Option<Foreign>,
+    /// Whether another process may have it: its bytes are then kept.
+    pub(super) exported: bool,
     /// How many regions map it.
     pub(super) mappings: u32,
 }
@@ -55,6 +59,10 @@ pub(super) enum RegionKind {
     Plain,
     /// Pinned host memory.
     Host,
+    /// Host memory of the program's own, pinned.
+    Registered,
+    /// Plain memory of another device.
+    Foreign,
 }
 
 /// Physical bytes at consecutive addresses.
@@ -130,7 +138,7 @@ impl Memory {
     pub(super) fn fresh_phys(&mut self, size: u64, call: &'static str) -> DriverResult<u64> {
         let phys = self.next_phys;
         let next = phys.checked_add(size).and_then(|end| align_up(end, HOST_PAGE));
-        match next.filter(|&next| next < i64::MAX as u64 - HOST_PAGE) {
+        match next.filter(|&next| next < 1 << 62) {
             Some(next) => {
                 self.next_phys = next;
                 Ok(phys)
@@ -182,12 +190,15 @@ impl Memory {
     /// Frees plain or host memory, which [`Memory::region_size`] has found.
     pub(super) fn free_region(&mut self, ptr: u64) -> Option<Extent> {
         let region = self.regions.remove(&ptr)?;
-        if region.kind == RegionKind::Host {
-            Store::unmap_host(ptr, region.size);
-        } else {
-            self.store.unmap_plain(ptr, region.size);
-            self.store.discard(region.phys, region.size);
-            self.used -= region.size;
+        match region.kind {
+            RegionKind::Host => Store::unmap_host(ptr, region.size),
+            RegionKind::Foreign => self.store.unmap_plain(ptr, region.size),
+            RegionKind::Registered | RegionKind::Mapped { .. } => {}
+            RegionKind::Plain => {
+                self.store.unmap_plain(ptr, region.size);
+                self.store.discard(region.phys, region.size);
+                self.used -= region.size;
+            }
         }
         Some(Extent { ptr, phys: region.phys, size: region.size })
     }
@@ -233,7 +244,9 @@ impl Memory {
             let problem = match region.kind {
                 _ if start > at => break,
                 RegionKind::Mapped { access: false, .. } => "access is not set",
-                RegionKind::Plain | RegionKind::Host if !whole => "the range leaves the allocation",
+                RegionKind::Plain | RegionKind::Host | RegionKind::Registered | RegionKind::Foreign if !whole => {
+                    "the range leaves the allocation"
+                }
                 _ => {
                     at = start + region.size;
                     continue;
@@ -250,8 +263,8 @@ impl Memory {
     /// Whether there is host memory at `ptr`: pinned, or a chunk in host memory.
     pub(super) fn is_host(&self, ptr: DevicePtr) -> bool {
         self.overlapping(ptr.0, ptr.0.saturating_add(1)).next().is_some_and(|(_, region)| match region.kind {
-            RegionKind::Host => true,
-            RegionKind::Plain => false,
+            RegionKind::Host | RegionKind::Registered => true,
+            RegionKind::Plain | RegionKind::Foreign => false,
             RegionKind::Mapped { chunk, .. } => self.chunks.get(&chunk).is_some_and(|c| c.location == Location::Host),
         })
     }
@@ -277,8 +290,8 @@ impl Drop for Memory {
     fn drop(&mut self) {
         for (&ptr, region) in &self.regions {
             match region.kind {
-                RegionKind::Mapped { .. } => {}
-                RegionKind::Plain => self.store.unmap_plain(ptr, region.size),
+                RegionKind::Mapped { .. } | RegionKind::Registered => {}
+                RegionKind::Plain | RegionKind::Foreign => self.store.unmap_plain(ptr, region.size),
                 RegionKind::Host => Store::unmap_host(ptr, region.size),
             }
         }

@@ -17,6 +17,8 @@ mod builder;
 mod capture;
 mod checker;
 mod driver;
+mod extras;
+mod host;
 mod intervals;
 mod latency;
 mod memory;
@@ -29,13 +31,16 @@ mod vmm;
 
 use std::fmt;
 
-use parking_lot::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::call::CallKind;
 use super::{DeviceProperties, DriverResult};
 use crate::units::{DevicePtr, StreamId};
 pub use builder::{Backing, SoftDeviceBuilder};
 pub use capture::CapturedGraph;
+pub use extras::{ChunkInfo, Comparison, SharedMemory, Usage};
 pub use latency::LatencyModel;
 use memory::{Memory, RegionKind};
 pub use report::{Access, AccessKind, OpKind, Place, Report};
@@ -46,6 +51,8 @@ use state::{Call, State};
 pub struct SoftDevice {
     properties: DeviceProperties,
     state: Mutex<State>,
+    /// Told when a function of the host has ended.
+    host_ended: Condvar,
 }
 
 impl fmt::Debug for SoftDevice {
@@ -103,7 +110,7 @@ impl SoftDevice {
     }
 
     fn new(properties: DeviceProperties, settings: builder::Settings, memory: Memory) -> SoftDevice {
-        SoftDevice { properties, state: Mutex::new(State::new(settings, memory)) }
+        SoftDevice { properties, state: Mutex::new(State::new(settings, memory)), host_ended: Condvar::new() }
     }
 
     /// The state, with a call begun.
@@ -111,6 +118,31 @@ impl SoftDevice {
         let mut state = self.state.lock();
         state.begin(call)?;
         Ok(state)
+    }
+
+    /// Repeats an attempt to wait for work until it succeeds. Between attempts the lock is given up, and what the work waits
+    /// for is done: functions of the host run here, unless another thread runs them.
+    fn wait(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        mut attempt: impl FnMut(&mut State) -> DriverResult<bool>,
+    ) -> DriverResult<()> {
+        while !attempt(state)? {
+            match state.schedule.take_ready() {
+                Some(work) => {
+                    MutexGuard::unlocked(state, || work.run());
+                    self.host_ended.notify_all();
+                }
+                None => {
+                    // A value in memory is written by anybody, who does not tell.
+                    self.host_ended.wait_for(state, Duration::from_micros(200));
+                }
+            }
+            let state = &mut **state;
+            state.schedule.advance(0);
+            state.schedule.run_some(&state.memory);
+        }
+        Ok(())
     }
 
     // ---- work and time ----------------------------------------------------------------------------------------------
@@ -145,7 +177,7 @@ impl SoftDevice {
         let regions = |kind| memory.regions.values().filter(|region| region.kind == kind).count();
         Leaks {
             reservations: memory.reservations.len(),
-            chunks: memory.chunks.values().filter(|chunk| !chunk.released).count(),
+            chunks: memory.chunks.values().filter(|chunk| chunk.handles > 0).count(),
             mappings: memory.mapped as usize,
             plain: regions(RegionKind::Plain),
             host: regions(RegionKind::Host),

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::checker::Clock;
+use super::host::{HostWork, Until};
 use super::memory::Memory;
 use super::report::Access;
 use crate::driver::rng::Rng;
@@ -41,11 +42,36 @@ pub(super) enum Recorded {
 #[derive(Debug, Clone)]
 pub(super) enum Action {
     Copy(Vec<CopyOp>),
-    Fill { ptr: DevicePtr, size: u64, byte: u8 },
-    Write { dst: DevicePtr, bytes: Vec<u8>, size: u64 },
+    Fill {
+        ptr: DevicePtr,
+        size: u64,
+        pattern: Pattern,
+    },
+    Write {
+        dst: DevicePtr,
+        bytes: Vec<u8>,
+        size: u64,
+    },
     Kernel(Vec<Access>),
+    /// A function of the host.
+    Host(Arc<HostWork>),
+    /// Holds the stream up until memory has a value.
+    Until(Until),
     Record(Arc<Record>),
     Wait(Arc<Record>),
+}
+
+/// Bytes that are repeated: the first `width` of `bytes`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pattern {
+    pub(super) bytes: [u8; 4],
+    pub(super) width: usize,
+}
+
+impl Pattern {
+    pub(super) fn of_byte(byte: u8) -> Pattern {
+        Pattern { bytes: [byte; 4], width: 1 }
+    }
 }
 
 #[derive(Debug)]
@@ -59,12 +85,17 @@ struct Work {
 pub(super) struct Stream {
     queue: VecDeque<Work>,
     /// How much work was ever submitted, and has run.
-    submitted: u64,
+    pub(super) submitted: u64,
     executed: u64,
     /// When the last work that ran was done, and when the host can have seen all of it.
     done_ns: u64,
     seen_ns: u64,
     destroyed: bool,
+    /// Whether it is ordered with the default stream, as CUDA's blocking streams are.
+    pub(super) blocking: bool,
+    /// For a blocking stream: how much of it the default stream comes after, and the other way round.
+    pub(super) default_waits: u64,
+    pub(super) waits_default: u64,
     /// The capture that takes this stream's work.
     pub(super) capture: Option<u64>,
 }
@@ -81,6 +112,12 @@ pub(super) struct Schedule {
     rng: Option<Rng>,
     event_lag_ns: u64,
     real_time: Option<Instant>,
+    /// The host's clock, where virtual time moves with it, and what it last showed.
+    host_clock: Option<(Instant, u64)>,
+    /// Functions of the host whose turn has come.
+    ready: VecDeque<Arc<HostWork>>,
+    /// How many streams were ever created as blocking ones.
+    pub(super) blocking: usize,
     now_ns: u64,
     pub(super) stall_ns: u64,
     /// What broke the device.
@@ -88,7 +125,7 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    pub(super) fn new(seed: u64, event_lag_ns: u64, real_time: bool) -> Schedule {
+    pub(super) fn new(seed: u64, event_lag_ns: u64, real_time: bool, host_clock: bool) -> Schedule {
         Schedule {
             streams: vec![Stream::default()],
             active: BTreeSet::new(),
@@ -97,6 +134,9 @@ impl Schedule {
             rng: (seed != 0 && !real_time).then(|| Rng::new(seed)),
             event_lag_ns: if real_time { 0 } else { event_lag_ns },
             real_time: real_time.then(Instant::now),
+            host_clock: (host_clock && !real_time).then(|| (Instant::now(), 0)),
+            ready: VecDeque::new(),
+            blocking: 0,
             now_ns: 0,
             stall_ns: 0,
             broken: None,
@@ -112,6 +152,11 @@ impl Schedule {
     /// The host is busy.
     pub(super) fn advance(&mut self, ns: u64) {
         self.now_ns = self.now_ns.saturating_add(ns);
+        if let Some((start, last)) = &mut self.host_clock {
+            let shown = start.elapsed().as_nanos() as u64;
+            self.now_ns = self.now_ns.saturating_add(shown - *last);
+            *last = shown;
+        }
     }
 
     /// The host waits for the device.
@@ -129,8 +174,9 @@ impl Schedule {
 
     // ---- streams and events -------------------------------------------------------------------------------------------
 
-    pub(super) fn create_stream(&mut self) -> StreamId {
-        self.streams.push(Stream::default());
+    pub(super) fn create_stream(&mut self, blocking: bool) -> StreamId {
+        self.blocking += usize::from(blocking);
+        self.streams.push(Stream { blocking, ..Stream::default() });
         StreamId(self.streams.len() as u64 - 1)
     }
 
@@ -183,6 +229,18 @@ impl Schedule {
         record
     }
 
+    /// A recording of a stream's work so far that belongs to no event; the caller submits it.
+    pub(super) fn mark(&self, stream: usize, clock: Clock) -> Arc<Record> {
+        let position = self.streams[stream].submitted + 1;
+        Arc::new(Record { stream, position, done_ns: OnceLock::new(), clock })
+    }
+
+    /// Whether all work of a stream has run, as the host sees it.
+    pub(super) fn is_idle(&self, stream: usize) -> bool {
+        let stream = &self.streams[stream];
+        stream.queue.is_empty() && stream.seen_ns <= self.now_ns
+    }
+
     pub(super) fn set_event(&mut self, event: EventId, recorded: Recorded) {
         self.events.insert(event.0, recorded);
     }
@@ -201,6 +259,27 @@ impl Schedule {
         record.done_ns.get().is_some_and(|done| done.saturating_add(self.event_lag_ns) <= self.now_ns)
     }
 
+    /// When a recording was done; `None` while the host cannot see that it is.
+    pub(super) fn done_at(&self, record: &Record) -> Option<u64> {
+        self.is_seen(record).then(|| record.done_ns.get().copied()).flatten()
+    }
+
+    // ---- functions of the host ------------------------------------------------------------------------------------------
+
+    /// A function whose turn has come.
+    pub(super) fn take_ready(&mut self) -> Option<Arc<HostWork>> {
+        self.ready.pop_front()
+    }
+
+    /// Puts the function that a stream waits for, if it waits for one, where it can be taken.
+    fn offer(&mut self, stream: usize) {
+        if let Some(Work { action: Action::Host(work), .. }) = self.streams[stream].queue.front()
+            && work.offer()
+        {
+            self.ready.push_back(work.clone());
+        }
+    }
+
     // ---- running ----------------------------------------------------------------------------------------------------
 
     pub(super) fn submit(&mut self, stream: usize, action: Action, duration_ns: u64, memory: &Memory) {
@@ -215,12 +294,17 @@ impl Schedule {
     }
 
     /// When the first work of a stream would be done; `None` while it waits for an event, or there is none.
-    fn head_done_ns(&self, stream: usize) -> Option<u64> {
+    fn head_done_ns(&self, stream: usize, memory: &Memory) -> Option<u64> {
         let stream = &self.streams[stream];
         let work = stream.queue.front()?;
         let mut begin = work.submitted_ns.max(stream.done_ns);
-        if let Action::Wait(record) = &work.action {
-            begin = begin.max(*record.done_ns.get()?);
+        match &work.action {
+            Action::Wait(record) => begin = begin.max(*record.done_ns.get()?),
+            Action::Host(work) if !work.is_done() => return None,
+            Action::Until(until) if !until.holds(memory) => return None,
+            // It ended when the host says that it did, not when it was submitted.
+            Action::Host(_) | Action::Until(_) => begin = begin.max(self.now_ns),
+            _ => {}
         }
         Some(begin.saturating_add(work.duration_ns))
     }
@@ -257,12 +341,16 @@ impl Schedule {
 
     /// Runs the first work of a stream if it can have ended by now.
     fn run_due(&mut self, stream: usize, memory: &Memory) -> bool {
-        match self.head_done_ns(stream).filter(|&done| done <= self.now_ns) {
-            Some(done) => {
+        match self.head_done_ns(stream, memory) {
+            Some(done) if done <= self.now_ns => {
                 self.run_head(stream, done, memory);
                 true
             }
-            None => false,
+            Some(_) => false,
+            None => {
+                self.offer(stream);
+                false
+            }
         }
     }
 
@@ -294,44 +382,71 @@ impl Schedule {
         }
     }
 
-    /// Runs a stream up to its `target`-th work, and whatever that waits for in other streams.
-    fn run_until(&mut self, stream: usize, target: u64, memory: &Memory) {
+    /// Runs a stream up to its `target`-th work, and whatever that waits for in other streams. Whether it got there: work that
+    /// waits for the host holds it up.
+    fn run_until(&mut self, stream: usize, target: u64, memory: &Memory) -> bool {
         let mut goals = vec![(stream, target)];
         while let Some(&(stream, target)) = goals.last() {
             if self.streams[stream].executed >= target {
                 goals.pop();
                 continue;
             }
-            match (self.head_done_ns(stream), self.streams[stream].queue.front().map(|work| &work.action)) {
+            match (self.head_done_ns(stream, memory), self.streams[stream].queue.front().map(|work| &work.action)) {
                 (Some(done), _) => self.run_head(stream, done, memory),
                 (None, Some(Action::Wait(record))) => goals.push((record.stream, record.position)),
-                (None, _) => return,
+                (None, _) => {
+                    self.offer(stream);
+                    return false;
+                }
             }
         }
+        true
     }
 
-    pub(super) fn synchronize_record(&mut self, record: &Record, memory: &Memory) {
-        self.run_until(record.stream, record.position, memory);
+    /// Waits for a recording. `false` where it waits for the host; so do the next two.
+    #[must_use]
+    pub(super) fn synchronize_record(&mut self, record: &Record, memory: &Memory) -> bool {
+        if !self.run_until(record.stream, record.position, memory) {
+            return false;
+        }
         if let Some(&done) = record.done_ns.get() {
             self.wait_until(done.saturating_add(self.event_lag_ns));
         }
         self.run_some(memory);
+        true
     }
 
-    pub(super) fn synchronize_stream(&mut self, stream: usize, memory: &Memory) {
-        self.run_until(stream, self.streams[stream].submitted, memory);
+    #[must_use]
+    pub(super) fn synchronize_stream(&mut self, stream: usize, memory: &Memory) -> bool {
+        if !self.run_until(stream, self.streams[stream].submitted, memory) {
+            return false;
+        }
         self.wait_until(self.streams[stream].seen_ns);
         self.run_some(memory);
+        true
     }
 
-    pub(super) fn synchronize_all(&mut self, memory: &Memory) {
+    #[must_use]
+    pub(super) fn synchronize_all(&mut self, memory: &Memory) -> bool {
         while let Some(&first) = self.active.first() {
             let pick = self.rng.as_mut().map_or(0, |rng| rng.below(self.active.len()));
             let stream = self.active.iter().nth(pick).copied().unwrap_or(first);
-            self.run_until(stream, self.streams[stream].executed + 1, memory);
+            if self.run_until(stream, self.streams[stream].executed + 1, memory) {
+                continue;
+            }
+            // Held up: whatever else can run does, and then there is nothing but to wait for the host.
+            let all: Vec<usize> = self.active.iter().copied().collect();
+            let mut ran = false;
+            for stream in all {
+                ran |= self.run_until(stream, self.streams[stream].executed + 1, memory);
+            }
+            if !ran {
+                return false;
+            }
         }
         let seen = self.streams.iter().map(|stream| stream.seen_ns).max();
         self.wait_until(seen.unwrap_or(0));
+        true
     }
 }
 
@@ -352,10 +467,10 @@ impl Action {
                     unsafe { memory.store.copy(dst.0, src.0, size) };
                 }
             }
-            Action::Fill { ptr, size, byte } => {
+            Action::Fill { ptr, size, pattern } => {
                 memory.resolve(ptr, size, CALL)?;
                 // SAFETY: the range was just resolved, under the device's lock.
-                unsafe { memory.store.fill(ptr.0, size, byte) };
+                unsafe { memory.store.fill(ptr.0, size, pattern) };
             }
             Action::Write { dst, bytes, size } => {
                 memory.resolve(dst, size, CALL)?;
@@ -367,7 +482,7 @@ impl Action {
                     memory.resolve(access.ptr, access.size, CALL)?;
                 }
             }
-            Action::Record(_) | Action::Wait(_) => {}
+            Action::Host(_) | Action::Until(_) | Action::Record(_) | Action::Wait(_) => {}
         }
         Ok(())
     }

@@ -57,7 +57,7 @@ impl State {
         State {
             settings,
             memory,
-            schedule: Schedule::new(settings.seed, settings.event_lag_ns, settings.real_time),
+            schedule: Schedule::new(settings.seed, settings.event_lag_ns, settings.real_time, settings.host_clock),
             captures: Captures::default(),
             checker: settings.checker.then(Checker::default),
             // A generator of its own, so that tails do not change the order in which work runs.
@@ -123,8 +123,44 @@ impl State {
                 checker.access(place, extents);
             }
         }
+        self.join_default(index);
         self.schedule.submit(index, action, duration_ns, &self.memory);
         Ok(())
+    }
+
+    /// Orders what comes next on a stream after the default stream's work, and what comes next on the default stream after
+    /// that of all blocking streams, as CUDA's legacy stream is.
+    pub(super) fn join_default(&mut self, index: usize) {
+        if self.schedule.blocking == 0 {
+            return;
+        }
+        if self.schedule.streams[index].blocking {
+            let submitted = self.schedule.streams[0].submitted;
+            if self.schedule.streams[index].waits_default < submitted {
+                self.order_after(index, 0);
+                self.schedule.streams[index].waits_default = self.schedule.streams[0].submitted;
+            }
+        } else if index == 0 {
+            for other in 1..self.schedule.streams.len() {
+                let stream = &self.schedule.streams[other];
+                if stream.blocking && stream.default_waits < stream.submitted {
+                    self.order_after(0, other);
+                    let stream = &mut self.schedule.streams[other];
+                    stream.default_waits = stream.submitted;
+                }
+            }
+        }
+    }
+
+    /// Lets later work of one stream wait for what another has so far.
+    fn order_after(&mut self, later: usize, earlier: usize) {
+        let clock = self.checker.as_mut().map(|c| c.recorded(StreamId(earlier as u64))).unwrap_or_default();
+        let record = self.schedule.mark(earlier, clock);
+        self.schedule.submit(earlier, Action::Record(record.clone()), 0, &self.memory);
+        if let Some(checker) = &mut self.checker {
+            checker.waits(StreamId(later as u64), &record.clock);
+        }
+        self.schedule.submit(later, Action::Wait(record), 0, &self.memory);
     }
 
     /// What an action touches. Fails where it may not.
@@ -147,33 +183,41 @@ impl State {
             Action::Kernel(accesses) => {
                 touches.extend(accesses.iter().map(|a| (OpKind::Kernel, a.kind, a.ptr, a.size)));
             }
-            Action::Record(_) | Action::Wait(_) => {}
+            Action::Host(_) | Action::Record(_) | Action::Wait(_) => {}
+            Action::Until(until) => touches.push((OpKind::Kernel, Read, until.ptr, until.width)),
         }
         let resolve = |touch: Touch| Ok((touch, self.memory.resolve(touch.2, touch.3, call)?));
         touches.into_iter().map(resolve).collect()
     }
 
-    /// Waits for a stream, on the host.
-    pub(super) fn synchronize_stream(&mut self, stream: StreamId, call: &'static str) -> DriverResult<()> {
+    /// Waits for a stream, on the host. `false` where the stream itself waits for the host; so does the next.
+    pub(super) fn synchronize_stream(&mut self, stream: StreamId, call: &'static str) -> DriverResult<bool> {
         let index = self.schedule.stream(stream, call)?;
         if self.schedule.streams[index].capture.is_some() {
             self.no_capture(call)?;
         }
-        self.schedule.synchronize_stream(index, &self.memory);
+        if index == 0 {
+            self.join_default(0);
+        }
+        if !self.schedule.synchronize_stream(index, &self.memory) {
+            return Ok(false);
+        }
         if let Some(checker) = &mut self.checker {
             checker.host_saw_stream(stream);
         }
-        self.intact(call)
+        self.intact(call).map(|()| true)
     }
 
     /// Waits for everything, on the host.
-    pub(super) fn synchronize_device(&mut self, call: &'static str) -> DriverResult<()> {
+    pub(super) fn synchronize_device(&mut self, call: &'static str) -> DriverResult<bool> {
         self.no_capture(call)?;
-        self.schedule.synchronize_all(&self.memory);
+        if !self.schedule.synchronize_all(&self.memory) {
+            return Ok(false);
+        }
         if let Some(checker) = &mut self.checker {
             checker.host_saw_all();
         }
-        self.intact(call)
+        self.intact(call).map(|()| true)
     }
 
     /// Fails if the work just waited for has broken the device.

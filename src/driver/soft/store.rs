@@ -5,10 +5,14 @@
 
 use std::fs::File;
 use std::io::{Error as OsError, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::ptr;
+use std::sync::Arc;
 
+use super::memory::invalid;
 use super::ranges::Window;
+use super::schedule::Pattern;
 use crate::driver::{DriverError, DriverErrorKind, DriverResult};
 
 /// Host pages. Linux maps in units of it.
@@ -16,6 +20,30 @@ pub(super) const HOST_PAGE: u64 = 4096;
 
 /// As long as a file may be; only what is written takes memory.
 const FILE_BYTES: libc::off_t = libc::off_t::MAX & !(HOST_PAGE as libc::off_t - 1);
+
+/// Physical memory of another device, maybe in another process: its memory file, and where in it.
+#[derive(Debug, Clone)]
+pub(super) struct Foreign {
+    pub(super) file: Arc<File>,
+    pub(super) offset: u64,
+}
+
+/// Where in the memory file the sizes of exported memory are noted: behind all physical memory, 16 bytes a host page.
+const NOTES: u64 = 1 << 62;
+const NOTE_BYTES: u64 = 16;
+const NOTE_MARK: [u8; 8] = *b"strata\0\x01";
+
+fn note_of(size: u64) -> [u8; 16] {
+    let mut note = [0; 16];
+    note[..8].copy_from_slice(&NOTE_MARK);
+    note[8..].copy_from_slice(&size.to_le_bytes());
+    note
+}
+
+fn size_of_note(note: [u8; 16]) -> Option<u64> {
+    let (mark, size) = note.split_at(8);
+    (mark == NOTE_MARK).then(|| size.try_into().map(u64::from_le_bytes).ok()).flatten()
+}
 
 /// What lies behind the addresses.
 #[derive(Debug)]
@@ -117,9 +145,17 @@ impl Store {
         }
     }
 
-    /// Maps physical bytes into a reservation, without access.
-    pub(super) fn map(&self, ptr: u64, size: u64, phys: u64, call: &'static str) -> DriverResult<()> {
+    /// Maps physical bytes into a reservation, without access. They are another device's where `foreign` says whose.
+    pub(super) fn map(
+        &self,
+        ptr: u64,
+        size: u64,
+        phys: u64,
+        foreign: Option<&Foreign>,
+        call: &'static str,
+    ) -> DriverResult<()> {
         if let Store::File(file) = self {
+            let (file, phys) = foreign.map_or((file, phys), |foreign| (&*foreign.file, foreign.offset + phys));
             let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
             // SAFETY: the range lies in a reservation of this device where nothing is mapped, as the caller has checked.
             unsafe { map_pages(ptr, size, libc::PROT_NONE, flags, Some((file, phys)), call)? };
@@ -186,19 +222,55 @@ impl Store {
         unsafe { unmap_pages(ptr, size) }
     }
 
-    /// A descriptor of the memory file whose position is the start of these physical bytes.
-    pub(super) fn export(&self, phys: u64, call: &'static str) -> DriverResult<OwnedFd> {
+    /// A descriptor of the memory file whose position is the start of these physical bytes. Their size is noted in the file,
+    /// far behind all memory, for whoever imports it.
+    pub(super) fn export(
+        &self,
+        phys: u64,
+        size: u64,
+        foreign: Option<&Foreign>,
+        call: &'static str,
+    ) -> DriverResult<OwnedFd> {
         let Store::File(file) = self else {
             let detail = "an addresses-only device has no memory to share";
             return Err(DriverError::new(DriverErrorKind::NotSupported, call, detail));
         };
+        let (file, phys) = foreign.map_or((file, phys), |foreign| (&*foreign.file, foreign.offset));
         let open = || {
+            file.write_all_at(&note_of(size), NOTES + phys / HOST_PAGE * NOTE_BYTES)?;
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let mut file = File::options().read(true).write(true).open(path)?;
             file.seek(SeekFrom::Start(phys))?;
             Ok(OwnedFd::from(file))
         };
         open().map_err(|error: OsError| DriverError::new(DriverErrorKind::Other, call, error.to_string()))
+    }
+
+    /// The memory that a descriptor from [`Store::export`], of this or another process, stands for, and its size. The
+    /// descriptor stays its owner's.
+    pub(super) fn import(fd: BorrowedFd<'_>, call: &'static str) -> DriverResult<(Foreign, u64)> {
+        let refuse = || invalid(call, "the descriptor stands for no memory of a software device");
+        let mut file = File::from(fd.try_clone_to_owned().map_err(|_| refuse())?);
+        let offset = file.stream_position().map_err(|_| refuse())?;
+        let mut note = [0; NOTE_BYTES as usize];
+        file.read_exact_at(&mut note, NOTES + offset / HOST_PAGE * NOTE_BYTES).map_err(|_| refuse())?;
+        let size = size_of_note(note).filter(|_| offset < NOTES).ok_or_else(refuse)?;
+        Ok((Foreign { file: Arc::new(file), offset }, size))
+    }
+
+    /// Maps plain memory of another device.
+    pub(super) fn map_foreign(foreign: &Foreign, size: u64, call: &'static str) -> DriverResult<u64> {
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: no MAP_FIXED.
+        unsafe { map_pages(0, size, READ_WRITE, flags, Some((&foreign.file, foreign.offset)), call) }
+    }
+
+    /// The memory file, where there is one.
+    pub(super) fn file_descriptor(&self) -> Option<RawFd> {
+        match self {
+            Store::File(file) => Some(file.as_raw_fd()),
+            Store::Addresses(_) => None,
+        }
     }
 
     /// Copies bytes between device or pinned addresses.
@@ -213,14 +285,22 @@ impl Store {
         }
     }
 
-    /// Sets bytes.
+    /// Repeats a pattern.
     ///
     /// # Safety
     /// As for [`Store::copy`].
-    pub(super) unsafe fn fill(&self, dst: u64, size: u64, byte: u8) {
+    pub(super) unsafe fn fill(&self, dst: u64, size: u64, pattern: Pattern) {
         if let Store::File(_) = self {
-            // SAFETY: the range is writable (the caller's promise).
-            unsafe { ptr::write_bytes(dst as *mut u8, byte, size as usize) }
+            let same = pattern.bytes[..pattern.width].iter().all(|&byte| byte == pattern.bytes[0]);
+            if same {
+                // SAFETY: the range is writable (the caller's promise).
+                return unsafe { ptr::write_bytes(dst as *mut u8, pattern.bytes[0], size as usize) };
+            }
+            for at in (0..size).step_by(pattern.width) {
+                let width = pattern.width.min((size - at) as usize);
+                // SAFETY: as above; the last repetition is cut at the end of the range.
+                unsafe { ptr::copy_nonoverlapping(pattern.bytes.as_ptr(), (dst + at) as *mut u8, width) };
+            }
         }
     }
 

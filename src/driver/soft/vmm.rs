@@ -5,7 +5,7 @@ use crate::driver::{ChunkHandle, DriverError, DriverErrorKind, DriverResult, Loc
 use crate::units::DevicePtr;
 
 impl Memory {
-    fn check_vmm(&self, call: &'static str) -> DriverResult<()> {
+    pub(super) fn check_vmm(&self, call: &'static str) -> DriverResult<()> {
         if self.rules.vmm {
             return Ok(());
         }
@@ -30,8 +30,8 @@ impl Memory {
         ptr.0.checked_add(size).ok_or_else(|| invalid(call, format!("{ptr} + {size} overflows")))
     }
 
-    fn chunk(&self, chunk: ChunkHandle, call: &'static str) -> DriverResult<&Chunk> {
-        self.chunks.get(&chunk.0).filter(|c| !c.released).ok_or_else(|| {
+    pub(super) fn chunk(&self, chunk: ChunkHandle, call: &'static str) -> DriverResult<&Chunk> {
+        self.chunks.get(&chunk.0).filter(|c| c.handles > 0).ok_or_else(|| {
             DriverError::new(DriverErrorKind::InvalidHandle, call, format!("there is no chunk {}", chunk.0))
         })
     }
@@ -71,7 +71,8 @@ impl Memory {
         let phys = self.fresh_phys(size, call)?;
         let serial = self.serial();
         self.used += counted;
-        self.chunks.insert(serial, Chunk { size, phys, location, released: false, mappings: 0 });
+        self.chunks
+            .insert(serial, Chunk { size, phys, location, handles: 1, mappings: 0, foreign: None, exported: false });
         Ok(ChunkHandle(serial))
     }
 
@@ -80,19 +81,22 @@ impl Memory {
         self.check_vmm(call)?;
         self.chunk(chunk, call)?;
         if let Some(entry) = self.chunks.get_mut(&chunk.0) {
-            entry.released = true;
+            entry.handles -= 1;
         }
         Ok(self.collect(chunk.0))
     }
 
     /// Frees a chunk's memory where neither handle nor mapping is left.
     fn collect(&mut self, chunk: u64) -> Option<Extent> {
-        let entry = self.chunks.get(&chunk).filter(|entry| entry.released && entry.mappings == 0)?;
+        let entry = self.chunks.get(&chunk).filter(|entry| entry.handles == 0 && entry.mappings == 0)?;
         let extent = Extent { ptr: 0, phys: entry.phys, size: entry.size };
-        if entry.location == Location::Device {
+        let own = entry.foreign.is_none();
+        if own && entry.location == Location::Device {
             self.used -= entry.size;
         }
-        self.store.discard(extent.phys, extent.size);
+        if own && !entry.exported {
+            self.store.discard(extent.phys, extent.size);
+        }
         self.chunks.remove(&chunk);
         Some(extent)
     }
@@ -130,7 +134,10 @@ impl Memory {
             return Err(invalid(call, format!("{size} bytes at {ptr}: {at:#x} is mapped already")));
         }
         let phys = chunk_phys + offset;
-        self.store.map(ptr.0, size, phys, call)?;
+        match &entry.foreign {
+            Some(foreign) => self.store.map(ptr.0, size, offset, Some(foreign), call)?,
+            None => self.store.map(ptr.0, size, phys, None, call)?,
+        }
         self.regions.insert(ptr.0, Region { size, phys, kind: RegionKind::Mapped { chunk: chunk.0, access: false } });
         self.mapped += 1;
         if let Some(entry) = self.chunks.get_mut(&chunk.0) {
@@ -195,8 +202,22 @@ impl Memory {
         Ok(())
     }
 
-    pub(super) fn export(&self, chunk: ChunkHandle, call: &'static str) -> DriverResult<std::os::fd::OwnedFd> {
+    /// Takes one more handle to a chunk, which lives on by its mappings or by other handles.
+    pub(super) fn retain(&mut self, chunk: ChunkHandle, call: &'static str) -> DriverResult<()> {
         self.check_vmm(call)?;
-        self.store.export(self.chunk(chunk, call)?.phys, call)
+        let no_chunk =
+            || DriverError::new(DriverErrorKind::InvalidHandle, call, format!("there is no chunk {}", chunk.0));
+        self.chunks.get_mut(&chunk.0).ok_or_else(no_chunk)?.handles += 1;
+        Ok(())
+    }
+
+    pub(super) fn export(&mut self, chunk: ChunkHandle, call: &'static str) -> DriverResult<std::os::fd::OwnedFd> {
+        self.check_vmm(call)?;
+        let entry = self.chunk(chunk, call)?;
+        let descriptor = self.store.export(entry.phys, entry.size, entry.foreign.as_ref(), call)?;
+        if let Some(entry) = self.chunks.get_mut(&chunk.0) {
+            entry.exported = true;
+        }
+        Ok(descriptor)
     }
 }

@@ -1,0 +1,47 @@
+/* Functions of softcuda's libcuda.so.1 for tests, beside CUDA's own. Find them with dlsym: the real driver has none of them. */
+#ifndef SOFTCUDA_H
+#define SOFTCUDA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What a device holds, in bytes and in allocations. Set `size` to sizeof(struct softcuda_account); later versions add fields
+ * at the end. */
+struct softcuda_account {
+    size_t size;
+    uint64_t plain_bytes, plain_count;               /* cuMemAlloc, cuMemAllocPitch, variables of modules */
+    uint64_t chunk_bytes, chunk_count;               /* cuMemCreate: chunks with a handle or a mapping */
+    uint64_t mapped_bytes, mapped_count;             /* cuMemMap */
+    uint64_t reserved_bytes, reserved_count;         /* cuMemAddressReserve: addresses, not memory */
+    uint64_t pool_used_bytes, pool_used_count;       /* cuMemAllocAsync, cuMemAllocFromPoolAsync */
+    uint64_t pool_reserved_bytes, pool_reserved_count; /* what pools hold, used or not */
+    uint64_t managed_bytes, managed_count;           /* cuMemAllocManaged */
+    uint64_t array_bytes, array_count;               /* cuArrayCreate, cuMipmappedArrayCreate */
+    uint64_t host_bytes, host_count;                 /* cuMemHostAlloc, cuMemAllocHost */
+    uint64_t registered_bytes, registered_count;     /* cuMemHostRegister */
+    uint64_t graph_bytes, graph_count;               /* memory nodes of graphs */
+    uint64_t shared_bytes, shared_count;             /* cuIpcOpenMemHandle: another process's memory */
+    uint64_t free_bytes, total_bytes;                /* as cuMemGetInfo says */
+};
+
+/* Writes the account of a device, by ordinal. 0, or a CUresult. */
+int softcudaAccount(int device, struct softcuda_account *out);
+
+/* How often a function was called: cuMemAlloc_v2 by its name, or cuMemAlloc, which means the newest version. */
+unsigned long long softcudaCallCount(const char *name);
+void softcudaResetCallCounts(void);
+
+/* What the checker (SOFTCUDA_CHECKER=1) has found. softcudaReport writes one report's words, cut to `length` with their end,
+ * and gives their whole length; 0 where there is no such report. */
+unsigned long long softcudaReportCount(void);
+size_t softcudaReport(unsigned long long index, char *text, size_t length);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,105 @@
+//! Functions for tests, beside CUDA's: accounts, call counts, what the checker has found. `include/softcuda.h` declares them.
+
+use std::ffi::c_char;
+use std::sync::atomic::Ordering::Relaxed;
+
+use stratalloc::driver::Driver;
+
+use crate::abi::codes::Code;
+use crate::abi::pointers::{In, Out};
+use crate::export::{all, by_name, find};
+use crate::process;
+use crate::process::devices::{self, Device};
+
+/// `struct softcuda_account`: the size that the caller knows, then numbers.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Account {
+    size: usize,
+    numbers: [u64; NUMBERS],
+}
+
+const NUMBERS: usize = 26;
+
+fn numbers(device: &Device) -> Result<[u64; NUMBERS], Code> {
+    let account = &device.account;
+    let usage = device.soft.usage();
+    let info = device.soft.memory_info().map_err(devices::code_of)?;
+    let mut numbers = [0; NUMBERS];
+    let pairs = [
+        account.plain.get(),
+        (usage.chunk_bytes, usage.chunks),
+        (usage.mapped_bytes, usage.mappings),
+        (usage.reserved_bytes, usage.reservations),
+        account.pool_used.get(),
+        account.pool_reserved.get(),
+        account.managed.get(),
+        account.arrays.get(),
+        account.host.get(),
+        account.registered.get(),
+        account.graph.get(),
+        account.shared.get(),
+    ];
+    for (place, (bytes, count)) in numbers.chunks_exact_mut(2).zip(pairs) {
+        place.copy_from_slice(&[bytes, count]);
+    }
+    numbers[24..].copy_from_slice(&[info.free, info.total]);
+    Ok(numbers)
+}
+
+/// Writes a device's account, as much of it as the caller's structure has room for. 0, or a `CUresult`.
+#[unsafe(no_mangle)]
+pub extern "C" fn softcudaAccount(device: i32, out: *mut Account) -> i32 {
+    let write = || {
+        let known = In(out.cast_const().cast::<usize>()).get()?;
+        if !(8..=1 << 16).contains(&known) {
+            return Err(Code::INVALID_VALUE);
+        }
+        let numbers = numbers(devices::by_ordinal(device)?)?;
+        let room = (known - size_of::<usize>()) / size_of::<u64>();
+        Out(out.cast::<u64>().wrapping_add(1)).set_all(numbers.into_iter().take(room))
+    };
+    match write() {
+        Ok(()) => 0,
+        Err(Code(code)) => code as i32,
+    }
+}
+
+/// How often a function was called since the start or the last reset. All variants, where a name without suffix is given and
+/// no function has it as its own.
+#[unsafe(no_mangle)]
+pub extern "C" fn softcudaCallCount(name: *const c_char) -> u64 {
+    let Ok(name) = In(name).text() else { return 0 };
+    let entry = by_name(&name).or_else(|| match find(&name, u32::MAX, false) {
+        crate::export::Found::Function(entry) => Some(entry),
+        _ => None,
+    });
+    entry.map_or(0, |entry| entry.calls.load(Relaxed))
+}
+
+/// Sets all counts to 0.
+#[unsafe(no_mangle)]
+pub extern "C" fn softcudaResetCallCounts() {
+    all().iter().for_each(|entry| entry.calls.store(0, Relaxed));
+}
+
+/// How many reports the checker has made, on all devices.
+#[unsafe(no_mangle)]
+pub extern "C" fn softcudaReportCount() -> u64 {
+    process::get().map_or(0, |process| process.devices.iter().map(|device| device.soft.report_count()).sum())
+}
+
+/// Writes a report's words, cut to `length` bytes with their end. Gives their whole length, or 0 where there is no such report.
+#[unsafe(no_mangle)]
+pub extern "C" fn softcudaReport(index: u64, text: *mut c_char, length: usize) -> usize {
+    let Ok(process) = process::get() else { return 0 };
+    let reports = process.devices.iter().flat_map(|device| device.soft.reports());
+    let Some(report) = usize::try_from(index).ok().and_then(|index| reports.into_iter().nth(index)) else { return 0 };
+    let words = report.to_string();
+    let room = i32::try_from(length).unwrap_or(i32::MAX);
+    if !text.is_null() && room > 0 {
+        // Both were checked.
+        let _ = Out(text).set_text(&words, room);
+    }
+    words.len()
+}
