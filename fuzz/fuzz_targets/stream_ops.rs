@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use stratalloc::driver::Driver;
 use stratalloc::driver::soft::{Access, Backing, SoftDevice};
 use stratalloc::{
-    AllocFlags, AllocRequest, Allocator, Config, DevicePtr, DeviceSpec, Error, Lifetime, PoolId, StreamId,
+    AllocFlags, AllocRequest, Allocator, Checkpoint, Config, DevicePtr, DeviceSpec, Error, Lifetime, PoolId, StreamId,
 };
 
 /// Small, so that slow paths run: 24 chunks.
@@ -46,6 +46,7 @@ enum Op {
         alignment: u8,
         persistent: bool,
         no_grow: bool,
+        dedicated: bool,
     },
     Free {
         which: u16,
@@ -70,6 +71,8 @@ enum Op {
         allocator: bool,
         pool: u8,
         stream: u8,
+        capture: bool,
+        lends: bool,
     },
     EndPrivate {
         allocator: bool,
@@ -77,6 +80,18 @@ enum Op {
     ReleasePrivate {
         allocator: bool,
         pool: u8,
+    },
+    EmptyPrivate {
+        allocator: bool,
+        pool: u8,
+    },
+    Checkpoint {
+        allocator: bool,
+        pool: u8,
+    },
+    /// To the last checkpoint of an allocator.
+    Restore {
+        allocator: bool,
     },
     /// Frees what is not there to be freed.
     BadFree {
@@ -96,11 +111,13 @@ struct Input {
     ops: Vec<Op>,
 }
 
+#[derive(Clone)]
 struct Block {
     allocator: usize,
     size: u64,
     home: StreamId,
     last: StreamId,
+    recorded: bool,
 }
 
 struct Program {
@@ -109,9 +126,11 @@ struct Program {
     streams: Vec<StreamId>,
     /// By address.
     live: BTreeMap<u64, Block>,
-    /// By allocator: the private pool being filled, and how often each pool was begun.
-    open: [Option<PoolId>; ALLOCATORS],
+    /// By allocator: the private pool being filled, whether as by a capture, and how often each pool was begun.
+    open: [Option<(PoolId, bool)>; ALLOCATORS],
     begun: [BTreeMap<PoolId, u32>; ALLOCATORS],
+    /// By allocator: a checkpoint, and the blocks of its pool then.
+    checkpoints: [Option<(Checkpoint, BTreeMap<u64, Block>)>; ALLOCATORS],
 }
 
 impl Program {
@@ -127,8 +146,8 @@ impl Program {
         };
         let allocators = (0..ALLOCATORS).map(|_| open()).collect();
         let streams = (0..STREAMS).map(|_| device.create_stream().unwrap()).collect();
-        let (open, begun) = Default::default();
-        Program { device, allocators, streams, live: BTreeMap::new(), open, begun }
+        let (open, begun, checkpoints) = Default::default();
+        Program { device, allocators, streams, live: BTreeMap::new(), open, begun, checkpoints }
     }
 
     fn nth(&self, which: u16) -> Option<u64> {
@@ -149,13 +168,16 @@ impl Program {
 
     fn apply(&mut self, op: &Op) {
         match *op {
-            Op::Alloc { allocator, stream, ref size, alignment, persistent, no_grow } => {
+            Op::Alloc { allocator, stream, ref size, alignment, persistent, no_grow, dedicated } => {
                 if self.live.len() < LIVE_MAX {
+                    let mut flags = AllocFlags::empty();
+                    flags.set(AllocFlags::NO_GROW, no_grow);
+                    flags.set(AllocFlags::DEDICATED, dedicated);
                     let request = AllocRequest::new(size.bytes())
                         .stream(self.stream(stream))
-                        .alignment(1 << (alignment % 22))
+                        .alignment(if dedicated { 1 } else { 1 << (alignment % 22) })
                         .lifetime(if persistent { Lifetime::Persistent } else { Lifetime::Unknown })
-                        .flags(if no_grow { AllocFlags::NO_GROW } else { AllocFlags::empty() });
+                        .flags(flags);
                     self.alloc(usize::from(allocator), request);
                 }
             }
@@ -172,6 +194,7 @@ impl Program {
                 }
                 let block = self.live.get_mut(&addr).expect("it is live");
                 block.last = user;
+                block.recorded = true;
                 self.device.launch(user, &[Access::write(DevicePtr(addr), block.size)], 3_000).unwrap();
                 self.allocators[block.allocator].record_stream(DevicePtr(addr), user).unwrap();
             }
@@ -188,29 +211,54 @@ impl Program {
             Op::Advance { ns } => self.device.advance_clock(u64::from(ns)),
             Op::EmptyCache { allocator } => {
                 let emptied = self.allocators[usize::from(allocator)].empty_cache(0);
-                assert_eq!(emptied.is_err(), self.open[usize::from(allocator)].is_some(), "{emptied:?}");
+                let capturing = self.open[usize::from(allocator)].is_some_and(|(_, capture)| capture);
+                assert_eq!(emptied.is_err(), capturing, "{emptied:?}");
             }
-            Op::BeginPrivate { allocator, pool, stream } => {
+            Op::BeginPrivate { allocator, pool, stream, capture, lends } => {
                 let (index, pool, only) = (usize::from(allocator), PoolId(0, u64::from(pool % 2)), self.stream(stream));
                 if self.open[index].is_none() {
-                    self.allocators[index].begin_private_pool(0, pool, move |stream| stream == only).unwrap();
-                    self.open[index] = Some(pool);
+                    let filter = move |stream| stream == only;
+                    if capture {
+                        self.allocators[index].begin_private_pool(0, pool, filter).unwrap();
+                    } else {
+                        self.allocators[index].route_private_pool(0, pool, filter).unwrap();
+                    }
+                    self.allocators[index].lend_private_pool(0, pool, lends).unwrap();
+                    self.open[index] = Some((pool, capture));
                     *self.begun[index].entry(pool).or_default() += 1;
                 }
             }
             Op::EndPrivate { allocator } => {
-                if let Some(pool) = self.open[usize::from(allocator)].take() {
+                if let Some((pool, _)) = self.open[usize::from(allocator)].take() {
                     self.allocators[usize::from(allocator)].end_private_pool(0, pool).unwrap();
                 }
             }
             Op::ReleasePrivate { allocator, pool } => {
                 let (index, pool) = (usize::from(allocator), PoolId(0, u64::from(pool % 2)));
                 let begun = self.begun[index].entry(pool).or_default();
-                let expected = *begun > 0 && self.open[index] != Some(pool);
+                let expected = *begun > 0 && self.open[index].is_none_or(|(open, _)| open != pool);
                 let released = self.allocators[index].release_private_pool(0, pool);
                 assert_eq!(released.is_ok(), expected, "{released:?}");
                 *begun -= u32::from(expected);
             }
+            Op::EmptyPrivate { allocator, pool } => {
+                let (index, pool) = (usize::from(allocator), PoolId(0, u64::from(pool % 2)));
+                let capturing = self.open[index].is_some_and(|(_, capture)| capture);
+                let emptied = self.allocators[index].empty_private_pool(0, pool);
+                assert_eq!(emptied.is_err(), capturing, "{emptied:?}");
+            }
+            Op::Checkpoint { allocator, pool } => {
+                let (index, pool) = (usize::from(allocator), PoolId(0, u64::from(pool % 2)));
+                let exists = self.begun[index].get(&pool).is_some_and(|&begun| begun > 0);
+                let checkpoint = self.allocators[index].checkpoint(0, pool);
+                assert_eq!(checkpoint.is_ok(), exists);
+                if let Ok(checkpoint) = checkpoint {
+                    let then = self.of_pool(index, pool);
+                    assert_eq!(checkpoint.blocks().map(|(ptr, _)| ptr.0).collect::<Vec<_>>(), keys(&then));
+                    self.checkpoints[index] = Some((checkpoint, then));
+                }
+            }
+            Op::Restore { allocator } => self.restore(usize::from(allocator)),
             Op::BadFree { allocator, which, offset } => {
                 let addr = self.nth(which).unwrap_or(0).wrapping_add(u64::from(offset));
                 let own = self.live.get(&addr).is_some_and(|block| block.allocator == usize::from(allocator));
@@ -218,6 +266,47 @@ impl Program {
                     let freed = self.allocators[usize::from(allocator)].raw_free(DevicePtr(addr));
                     assert!(matches!(freed, Err(Error::InvalidPointer { .. } | Error::DoubleFree { .. })), "{freed:?}");
                 }
+            }
+        }
+    }
+
+    /// The live blocks of a private pool.
+    fn of_pool(&self, index: usize, pool: PoolId) -> BTreeMap<u64, Block> {
+        let allocator = &self.allocators[index];
+        let is_in_pool = |addr: u64| allocator.block_at(DevicePtr(addr)).is_some_and(|(_, b)| b.pool == Some(pool));
+        let blocks = self.live.iter().filter(|&(&addr, block)| block.allocator == index && is_in_pool(addr));
+        blocks.map(|(&addr, block)| (addr, block.clone())).collect()
+    }
+
+    fn restore(&mut self, index: usize) {
+        let Some((checkpoint, then)) = &self.checkpoints[index] else { return };
+        let pool = checkpoint.pool();
+        let now = self.of_pool(index, pool);
+        let exists = self.begun[index].get(&pool).is_some_and(|&begun| begun > 0);
+        let restored = match self.allocators[index].restore(0, checkpoint) {
+            Ok(restored) => restored,
+            Err(error) => {
+                // The pool has gone, or has gone and come again, or has frees that wait for streams.
+                return assert!(matches!(error, Error::UnknownPool { .. }), "{error}");
+            }
+        };
+        assert!(exists);
+        let mut freed: Vec<u64> = restored.freed.iter().map(|ptr| ptr.0).collect();
+        freed.sort_unstable();
+        assert_eq!(freed, keys(&now));
+        assert_eq!(restored.allocated.iter().map(|(ptr, _)| ptr.0).collect::<Vec<_>>(), keys(then));
+        for (&addr, block) in &now {
+            if !then.contains_key(&addr) {
+                // Its users are the caller's business: they wait before the memory is anybody else's.
+                self.device.synchronize_stream(block.last).unwrap();
+                self.device.note_free(DevicePtr(addr), block.size);
+                self.live.remove(&addr);
+            }
+        }
+        for (&addr, block) in then {
+            if !now.contains_key(&addr) {
+                self.device.note_alloc(DevicePtr(addr), block.size, block.home);
+                self.live.insert(addr, Block { last: block.home, recorded: false, ..block.clone() });
             }
         }
     }
@@ -235,7 +324,7 @@ impl Program {
                 }
                 self.device.note_alloc(ptr, size, stream);
                 self.device.launch(stream, &[Access::write(ptr, size)], 3_000).unwrap();
-                self.live.insert(ptr.0, Block { allocator, size, home: stream, last: stream });
+                self.live.insert(ptr.0, Block { allocator, size, home: stream, last: stream, recorded: false });
             }
             Err(Error::OutOfMemory(_) | Error::NeverFits { .. }) => {}
             Err(error) => panic!("{error}"),
@@ -260,6 +349,10 @@ impl Program {
     }
 }
 
+fn keys(blocks: &BTreeMap<u64, Block>) -> Vec<u64> {
+    blocks.keys().copied().collect()
+}
+
 fuzz_target!(|input: Input| {
     let mut program = Program::new(&input);
     for op in &input.ops {
@@ -270,7 +363,7 @@ fuzz_target!(|input: Input| {
         program.free(addr);
     }
     for index in 0..ALLOCATORS {
-        if let Some(pool) = program.open[index].take() {
+        if let Some((pool, _)) = program.open[index].take() {
             program.allocators[index].end_private_pool(0, pool).unwrap();
         }
     }

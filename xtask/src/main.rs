@@ -3,7 +3,9 @@
 
 mod abi;
 mod install;
+mod softcuda;
 mod tidy;
+mod torch;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +20,13 @@ cargo xtask install --prefix DIR [--library-only] [--dev]
     --library-only leaves all but the C library out, --dev takes the unoptimised build.
 cargo xtask abi [--bless]
     Compares include/stratalloc.h and the C library's symbols with the code; --bless rewrites both files.
+cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES] [--profile release]
+    Builds the software device as CUDA's libraries and lays them out in DIR, target/softcuda unless told. With --torch,
+    libraries that do nothing stand in for the rest of what the PyTorch wheel in SITE_PACKAGES names.
+cargo xtask torch [--bench | --workloads | --exec COMMAND | --] [ARGUMENTS]
+    Installs the PyTorch wheel into a virtual environment, once, puts the package of python/ into it, and runs the package's
+    tests on the software device; --bench times torch's entry, --workloads compares allocators on two programs, --exec runs
+    any command there. ARGUMENTS go to pytest or the program.
 cargo xtask tidy
     The house rules: layer order, file lengths, SAFETY comments, names in documents, leftovers.";
 
@@ -35,8 +44,22 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         },
+        ["torch", options @ ..] => match torch::Options::parse(options) {
+            Ok(options) => torch::run(&root(), &options),
+            Err(message) => {
+                eprintln!("{message}\n\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
         ["validate", options @ ..] => match validate::Options::parse(options) {
             Ok(options) => validate::run(&root(), &options),
+            Err(message) => {
+                eprintln!("{message}\n\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
+        ["softcuda", options @ ..] => match softcuda::Options::parse(options) {
+            Ok(options) => softcuda::run(&root(), &options),
             Err(message) => {
                 eprintln!("{message}\n\n{USAGE}");
                 return ExitCode::from(2);

@@ -6,6 +6,7 @@
 //! | [`replay`] | traces against the allocator: time, fragmentation, driver calls, smallest device |
 //! | [`mod@bench`] | pairs and churn beside mimalloc and offset-allocator |
 //! | [`doctor`] | what this machine has and what the allocator would use |
+//! | [`run`] | a program started with the preload library in front of its CUDA driver |
 //! | [`engine`] | the one place that touches the allocator's API |
 //! | [`table`] | aligned columns |
 
@@ -14,6 +15,7 @@ pub mod bench;
 pub mod doctor;
 pub mod engine;
 pub mod replay;
+pub mod run;
 pub mod table;
 
 pub use stratalloc_trace as trace;
@@ -29,7 +31,7 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "stratalloc",
     version,
-    about = "The stratalloc GPU memory allocator: replay traces, benchmark, diagnose"
+    about = "The stratalloc GPU memory allocator: replay traces, benchmark, diagnose, run programs on it"
 )]
 struct Args {
     #[command(subcommand)]
@@ -44,6 +46,8 @@ enum Command {
     Bench(bench::Options),
     /// Say what this machine has and what the allocator would use
     Doctor(doctor::Options),
+    /// Start a CUDA program on this allocator, as it is
+    Run(run::Options),
 }
 
 /// What is printed when nothing is asked.
@@ -56,6 +60,7 @@ stratalloc: one allocator for GPU memory. What this command can do:
   stratalloc replay --checker step.trace.zst      replay with the order of all accesses checked
   stratalloc replay --threads 2 --json a.trace    two threads on one allocator, figures as JSON
   stratalloc bench --seconds 20                   time it beside mimalloc and offset-allocator
+  stratalloc run --limit 0.8 -- python train.py   start a CUDA program on this allocator, with a limit
 
 `stratalloc help COMMAND` tells more. Settings are taken from STRATALLOC_CONF, as key:value,key:value.
 ";
@@ -122,6 +127,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Replay(options)) => replay::run(options, &mut out),
         Some(Command::Bench(options)) => bench::run(options, &mut out),
         Some(Command::Doctor(options)) => doctor::run(options, &mut out),
+        Some(Command::Run(options)) => run::run(options, &mut out),
         None => out.write_all(OVERVIEW.as_bytes()).map(|()| Finish::Good).map_err(Failed::from),
     };
     match finish.and_then(|finish| Ok(out.flush().map(|()| finish)?)) {

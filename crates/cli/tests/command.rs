@@ -63,7 +63,8 @@ fn every_example_it_gives_is_understood() {
         let command = example.split("  ").next().unwrap();
         // Help after all the arguments: they are parsed, and nothing is run.
         let mut args: Vec<&str> = command.split_whitespace().collect();
-        args.push("--help");
+        let end = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
+        args.insert(end, "--help");
         assert_eq!(stratalloc(&args).status.code(), Some(0), "{command}");
         count += 1;
     }
@@ -88,6 +89,7 @@ fn bad_arguments_exit_with_2_and_name_what_is_wrong() {
         (&["replay", "x", "--threads", "2", "--min-capacity"], "cannot be used with"),
         (&["bench", "--seconds", "soon"], "number of seconds"),
         (&["doctor", "me"], "me"),
+        (&["run"], "<PROGRAM>"),
     ] {
         let output = stratalloc(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
@@ -201,4 +203,47 @@ fn doctor_tells_of_refused_settings() {
     let output = command.arg("doctor").env("STRATALLOC_CONF", "nonsense").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("PROBLEM") && stdout(&output).contains("nonsense"));
+}
+
+/// A file that passes for the preload library where nothing is loaded: any ELF file of this machine.
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stratalloc"));
+    command.arg("run").args(args).env_remove("STRATALLOC_CONF").env_remove("LD_PRELOAD");
+    command.env("STRATALLOC_PRELOAD_LIB", env!("CARGO_BIN_EXE_stratalloc")).output().unwrap()
+}
+
+#[test]
+fn run_prints_the_environment_it_would_make() {
+    let output =
+        run(&["--limit", "0.5", "--conf", "chunk:32MiB,", "--trace", "t-%p", "--report", "-", "--print", "--", "env"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text.contains(&format!("LD_PRELOAD={}\n", env!("CARGO_BIN_EXE_stratalloc"))), "{text}");
+    assert!(text.contains("STRATALLOC_CONF=chunk:32MiB,limit:0.5\n"), "{text}");
+    assert!(text.contains("STRATALLOC_PRELOAD_REPORT=-\n"), "{text}");
+    let trace = text.lines().find_map(|line| line.strip_prefix("STRATALLOC_PRELOAD_TRACE=")).unwrap();
+    assert!(trace.starts_with('/') && trace.ends_with("/t-%p"), "{trace}");
+}
+
+#[test]
+fn run_says_why_a_program_cannot_be_hooked() {
+    let script = file("script", "#!/nonexistent/interpreter\n");
+    let text = file("text", "no program\n");
+    for path in [&script, &text] {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    assert_one_error(&run(&["--", "no-such-program"]), &["no-such-program", "not found in PATH"]);
+    assert_one_error(&run(&["--", &file("plain", "")]), &["plain", "not an executable"]);
+    assert_one_error(&run(&["--", &script]), &["/nonexistent/interpreter", "No such file"]);
+    assert_one_error(&run(&["--", &text]), &["not an ELF file", "cannot be hooked"]);
+    assert_one_error(&run(&["--limit", "1.5", "--", "env"]), &["limit", "'1.5'"]);
+    let source = file("static.c", "int main(void) { return 0; }\n");
+    let binary = format!("{source}.bin");
+    let compiled = Command::new("cc").args(["-static", "-o", &binary, &source]).status();
+    assert!(compiled.unwrap().success(), "cc -static failed: it needs the C library's archive");
+    assert_one_error(&run(&["--", &binary]), &["statically", "cannot be hooked"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stratalloc"));
+    let output = command.args(["run", "--", "env"]).env("STRATALLOC_PRELOAD_LIB", "/nonexistent.so").output().unwrap();
+    assert_one_error(&output, &["STRATALLOC_PRELOAD_LIB", "/nonexistent.so"]);
 }

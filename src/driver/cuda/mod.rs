@@ -24,7 +24,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::{OsString, c_int};
+use std::ffi::{OsStr, OsString, c_int, c_void};
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
@@ -70,6 +70,23 @@ impl CudaDriver {
     /// Opens the device with this ordinal and retains its primary context.
     pub fn open(ordinal: u32) -> DriverResult<Arc<CudaDriver>> {
         CudaDriver::open_in(load_chosen()?, ordinal)
+    }
+
+    /// Opens a device through functions that the caller finds, for a program in which looking `libcuda` up by name would find
+    /// something else: an interposed library, which wants the driver's own. `find` is asked for C names such as
+    /// `cuMemAlloc_v2`, and returns null for what there is not.
+    ///
+    /// # Safety
+    /// What `find` returns is callable to the end of the process, with the type that `cuda.h` declares for the name.
+    pub unsafe fn open_with(find: &dyn Fn(&str) -> *const c_void, ordinal: u32) -> DriverResult<Arc<CudaDriver>> {
+        // SAFETY: the caller keeps the same contract.
+        let table = unsafe { Table::resolve(find, OsStr::new("the driver")) }?;
+        CudaDriver::open_in(table, ordinal)
+    }
+
+    /// The primary context (`CUcontext`) that every call makes current, as a number.
+    pub fn context(&self) -> usize {
+        self.context as usize
     }
 
     /// How many cleanup calls have failed in this process, where no error could be returned: giving a context back, or

@@ -7,6 +7,7 @@
 //! A function whose name ends in `_v2` is the current C function of that name without the suffix: `cuda.h` renames them.
 
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
+use std::ptr::NonNull;
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUgraph, CUgraphNode, CUmemAccessDesc, CUmemAllocationProp,
@@ -47,18 +48,25 @@ macro_rules! table {
         }
 
         impl Table {
-            fn resolve(library: &libloading::Library, name: &OsStr) -> Result<Table, DriverError> {
+            /// Fills the table. `find` returns null, or the function of the driver with this name.
+            ///
+            /// # Safety
+            /// What `find` returns is callable to the end of the process, with the type that cuda.h declares.
+            pub(super) unsafe fn resolve(
+                find: &dyn Fn(&str) -> *const c_void,
+                library: &OsStr,
+            ) -> Result<Table, DriverError> {
                 Ok(Table {
                     $( $req: {
-                        // SAFETY: the symbol has the type that cuda.h declares for it, which the table below repeats.
-                        let symbol = unsafe { library.get(stringify!($req)) };
-                        *symbol.map_err(|_| missing_symbol(stringify!($req), name))?
+                        let found = NonNull::new(find(stringify!($req)).cast_mut());
+                        let found = found.ok_or_else(|| missing_symbol(stringify!($req), library))?;
+                        // SAFETY: as the caller says, the symbol has the type of cuda.h, which the table below repeats.
+                        unsafe { std::mem::transmute::<NonNull<c_void>, unsafe extern "C" fn($( $rt ),*) -> Status>(found) }
                     }, )*
-                    $( $opt: {
+                    $( $opt: NonNull::new(find(stringify!($opt)).cast_mut()).map(|found| {
                         // SAFETY: as above.
-                        let symbol = unsafe { library.get(stringify!($opt)) };
-                        symbol.ok().map(|symbol| *symbol)
-                    }, )*
+                        unsafe { std::mem::transmute::<NonNull<c_void>, unsafe extern "C" fn($( $ot ),*) -> Status>(found) }
+                    }), )*
                 })
             }
         }
@@ -170,7 +178,10 @@ impl Table {
             // SAFETY: loading runs the library's initialisers; it is the CUDA driver, or what the user named instead.
             match unsafe { libloading::Library::new(name) } {
                 Ok(library) => {
-                    let table = Table::resolve(&library, name);
+                    // SAFETY: only the symbol's address is taken here.
+                    let find = |symbol: &str| unsafe { library.get(symbol) }.map_or(std::ptr::null(), |found| *found);
+                    // SAFETY: the functions are the driver's, and it stays loaded.
+                    let table = unsafe { Table::resolve(&find, name) };
                     // The driver starts threads of its own: it must never be unloaded.
                     std::mem::forget(library);
                     return table;

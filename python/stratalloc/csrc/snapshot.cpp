@@ -1,0 +1,169 @@
+#include <algorithm>
+
+#include <c10/core/AllocatorConfig.h>
+#include <c10/cuda/CUDAAllocatorConfig.h>
+
+#include "allocator.h"
+
+namespace stratalloc_torch {
+
+using c10::CachingAllocator::AcceleratorAllocatorConfig;
+
+namespace {
+
+struct Walk {
+  MempoolId_t wanted;
+  const std::unordered_map<const void*, std::shared_ptr<c10::GatheredContext>>& contexts;
+  std::vector<SegmentInfo>& segments;
+  std::exception_ptr failure = nullptr;
+};
+
+void add_segment(Walk& walk, const stratalloc_segment& from) {
+  const MempoolId_t pool = from_pool(from.pool);
+  if (walk.wanted != MempoolId_t(0, 0) && walk.wanted != pool) {
+    return;
+  }
+  SegmentInfo to;
+  to.device = static_cast<DeviceIndex>(from.device);
+  to.address = from.address;
+  to.total_size = from.bytes;
+  to.requested_size = from.requested;
+  to.allocated_size = from.allocated;
+  to.active_size = from.active;
+  to.stream = from.stream;
+  to.is_large = from.is_large;
+  to.is_expandable = from.is_expandable;
+  to.owner_private_pool_id = pool;
+  to.blocks.reserve(from.block_count);
+  for (size_t i = 0; i < from.block_count; i++) {
+    const stratalloc_block& block = *abi.segment_block(&from, i);
+    BlockInfo info;
+    info.size = block.bytes;
+    info.requested_size = block.requested;
+    info.allocated = block.state == 1;
+    info.active = block.state != 0;
+    if (info.active) {
+      const auto context = walk.contexts.find(block.address);
+      info.context_when_allocated = context == walk.contexts.end() ? nullptr : context->second;
+    }
+    to.blocks.push_back(std::move(info));
+  }
+  walk.segments.push_back(std::move(to));
+}
+
+bool visit(void* context, const stratalloc_segment* segment) {
+  auto& walk = *static_cast<Walk*>(context);
+  // The library is not C++: nothing may be thrown through it.
+  try {
+    add_segment(walk, *segment);
+    return true;
+  } catch (...) {
+    walk.failure = std::current_exception();
+    return false;
+  }
+}
+
+AllocatorConfigInfo config_metadata() {
+  AllocatorConfigInfo config{};
+  config.garbage_collection_threshold = AcceleratorAllocatorConfig::garbage_collection_threshold();
+  config.max_split_size = AcceleratorAllocatorConfig::max_split_size();
+  config.pinned_num_register_threads = CUDAAllocatorConfig::pinned_num_register_threads();
+  // Ours are always mapped piece by piece, whatever torch's option says.
+  config.expandable_segments = true;
+  config.release_lock_on_malloc = CUDAAllocatorConfig::release_lock_on_cudamalloc();
+  config.pinned_use_host_register = CUDAAllocatorConfig::pinned_use_cuda_host_register();
+  config.graph_capture_record_stream_reuse = CUDAAllocatorConfig::graph_capture_record_stream_reuse();
+  config.last_allocator_settings = c10::CachingAllocator::getAllocatorSettings();
+  config.roundup_power2_divisions = AcceleratorAllocatorConfig::roundup_power2_divisions();
+  return config;
+}
+
+} // namespace
+
+SnapshotInfo StratallocAllocator::snapshot(MempoolId_t mempool_id, bool include_traces) {
+  SnapshotInfo result;
+  const auto contexts = history_.contexts();
+  for (int device = 0; device < device_count_; device++) {
+    const size_t first = result.segments.size();
+    Walk walk{mempool_id, contexts, result.segments};
+    const auto status = abi.visit_segments(handle(), device, visit, &walk);
+    if (walk.failure) {
+      std::rethrow_exception(walk.failure);
+    }
+    check(static_cast<stratalloc_status>(status), "memory_snapshot");
+    const auto begin = result.segments.begin() + static_cast<ptrdiff_t>(first);
+    std::sort(begin, result.segments.end(), [](const SegmentInfo& a, const SegmentInfo& b) {
+      return a.address < b.address;
+    });
+    size_t active = 0;
+    for (auto segment = begin; segment != result.segments.end(); ++segment) {
+      active += segment->active_size;
+    }
+    if (history_.watching()) {
+      history_.snapshot_taken(static_cast<DeviceIndex>(device), active);
+    }
+  }
+  const auto devices = static_cast<size_t>(device_count_);
+  result.device_traces = include_traces ? history_.traces(devices) : std::vector<std::vector<TraceEntry>>(devices);
+  if (include_traces) {
+    result.external_annotations = history_.annotations();
+  }
+  result.config_metadata = config_metadata();
+  return result;
+}
+
+std::vector<StreamSegmentSize> StratallocAllocator::getExpandableSegmentSizes(DeviceIndex device) {
+  check_device(device);
+  std::vector<SegmentInfo> segments;
+  const std::unordered_map<const void*, std::shared_ptr<c10::GatheredContext>> no_contexts;
+  Walk walk{{0, 0}, no_contexts, segments};
+  const auto status = abi.visit_segments(handle(), device, visit, &walk);
+  if (walk.failure) {
+    std::rethrow_exception(walk.failure);
+  }
+  check(static_cast<stratalloc_status>(status), "getExpandableSegmentSizes");
+  std::vector<StreamSegmentSize> sizes;
+  for (const SegmentInfo& segment : segments) {
+    if (segment.is_expandable) {
+      sizes.emplace_back(static_cast<cudaStream_t>(segment.stream), !segment.is_large, segment.total_size);
+    }
+  }
+  return sizes;
+}
+
+// ---- what the library reports while it works: called under its lock, so it is not called back
+
+void StratallocAllocator::on_segment_event(void* context, const stratalloc_event* event) {
+  try {
+    static_cast<StratallocAllocator*>(context)->segment_event(*event);
+  } catch (...) {
+    // Out of host memory, or a tracker that throws. The allocation goes on; the trace lacks an entry.
+  }
+}
+
+void StratallocAllocator::segment_event(const stratalloc_event& event) {
+  const auto device = static_cast<DeviceIndex>(event.device);
+  void* const ptr = reinterpret_cast<void*>(event.address);
+  switch (event.kind) {
+    case STRATALLOC_EVENT_MAP:
+      grant_peers(device, event.address, event.bytes);
+      statistics_.segment_changed(device);
+      break;
+    case STRATALLOC_EVENT_UNMAP:
+      statistics_.segment_changed(device);
+      break;
+    case STRATALLOC_EVENT_FREE_COMPLETED:
+      if (history_.watching()) {
+        history_.free_completed(ptr, event.bytes, device, event.stream, from_pool(event.pool));
+      }
+      return;
+    default:
+      return;
+  }
+  if (history_.watching()) {
+    const auto action = event.kind == STRATALLOC_EVENT_MAP ? TraceEntry::SEGMENT_MAP : TraceEntry::SEGMENT_UNMAP;
+    history_.segment(action, ptr, event.bytes, device, event.stream, from_pool(event.pool));
+  }
+}
+
+} // namespace stratalloc_torch

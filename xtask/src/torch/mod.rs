@@ -1,0 +1,115 @@
+//! `cargo xtask torch`: the real PyTorch wheel on the software device, and the Python package's tests in it. One command from
+//! nothing; later runs find the virtual environment as it was left.
+
+mod venv;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::softcuda;
+
+/// What to run in the environment.
+pub(crate) struct Options {
+    task: Task,
+    /// Handed on to pytest, or to the task's own program.
+    rest: Vec<String>,
+}
+
+enum Task {
+    Tests,
+    Bench,
+    Workloads,
+    /// Any command, such as `python`.
+    Exec,
+}
+
+impl Options {
+    pub(crate) fn parse(words: &[&str]) -> Result<Options, String> {
+        let (task, rest) = match words {
+            ["--bench", rest @ ..] => (Task::Bench, rest),
+            ["--workloads", rest @ ..] => (Task::Workloads, rest),
+            ["--exec"] => return Err("--exec wants a command".to_string()),
+            ["--exec", rest @ ..] => (Task::Exec, rest),
+            [option, ..] if option.starts_with("--") && *option != "--" => {
+                return Err(format!("unknown option '{option}'; what pytest is to have comes after --"));
+            }
+            ["--", rest @ ..] => (Task::Tests, rest),
+            rest => (Task::Tests, rest),
+        };
+        Ok(Options { task, rest: rest.iter().map(|word| word.to_string()).collect() })
+    }
+}
+
+/// Sets everything up and runs the task. Whether it passed.
+pub(crate) fn run(root: &Path, options: &Options) -> bool {
+    match set_up(root).and_then(|place| place.execute(root, options)) {
+        Ok(()) => true,
+        Err(message) => {
+            eprintln!("torch: {message}");
+            false
+        }
+    }
+}
+
+/// Where everything lies.
+struct Place {
+    venv: PathBuf,
+    softcuda: PathBuf,
+    /// The folder with `cuda_runtime_api.h`.
+    headers: PathBuf,
+    cache: PathBuf,
+}
+
+fn set_up(root: &Path) -> Result<Place, String> {
+    let cache = match std::env::var_os("STRATALLOC_CACHE") {
+        Some(folder) => root.join(folder),
+        None => softcuda::target_folder(root),
+    };
+    let venv = venv::prepare(&cache.join("torch-venv"))?;
+    let headers = venv::cuda_headers(&venv, &cache.join("cuda-headers"))?;
+    let site = venv::site_packages(&venv)?;
+    let out = cache.join("softcuda-torch");
+    let softcuda = softcuda::lay_out(root, &softcuda::Options::for_torch(&out, &site))?;
+    venv::install_package(&venv, root)?;
+    Ok(Place { venv, softcuda, headers, cache })
+}
+
+impl Place {
+    fn execute(&self, root: &Path, options: &Options) -> Result<(), String> {
+        let tests = root.join("python/tests");
+        let python = self.venv.join("bin/python");
+        let mut command = match options.task {
+            Task::Exec => Command::new(&options.rest[0]),
+            _ => Command::new(&python),
+        };
+        match options.task {
+            Task::Tests => {
+                command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).args(&options.rest).current_dir(&tests)
+            }
+            Task::Bench => command.arg(tests.join("bench/bench.py")).args(&options.rest),
+            Task::Workloads => command.arg(tests.join("workloads.py")).args(&options.rest),
+            Task::Exec => command.args(&options.rest[1..]),
+        };
+        self.environment(&mut command);
+        let status = command.status().map_err(|error| format!("cannot run {command:?}: {error}"))?;
+        if status.success() { Ok(()) } else { Err(format!("{status}")) }
+    }
+
+    fn environment(&self, command: &mut Command) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(self.venv.join("bin")).chain(std::env::split_paths(&path));
+        if let Ok(path) = std::env::join_paths(folders) {
+            command.env("PATH", path);
+        }
+        command
+            .env("LD_LIBRARY_PATH", &self.softcuda)
+            .env("STRATALLOC_CUDA_INCLUDE", &self.headers)
+            .env("STRATALLOC_CACHE", &self.cache)
+            // Kernels do nothing here, and clearing memory would only touch pages.
+            .env("SOFTCUDA_MEMSET", "skip")
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        if std::env::var_os("SOFTCUDA_MEMORY").is_none() {
+            command.env("SOFTCUDA_MEMORY", "80GiB");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The virtual environment with the PyTorch wheel, and what is fetched beside it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Without its dependencies, so that no real CUDA library is found before the stand-ins.
+const TORCH: &str = "torch==2.15.0";
+
+/// What `import torch` wants of its dependencies, and what the tests want: all of it, since pip is to resolve nothing.
+const REST: [&str; 13] = [
+    "numpy",
+    "typing_extensions",
+    "filelock",
+    "sympy",
+    "mpmath",
+    "networkx",
+    "jinja2",
+    "markupsafe",
+    "fsspec",
+    "pytest",
+    "pluggy",
+    "iniconfig",
+    "packaging",
+];
+
+/// Only its headers are used: the extension compiles against them.
+const CUDA_HEADERS: &str = "nvidia-cuda-runtime==13.2.*";
+
+/// The environment at `folder`, made unless it is there and complete.
+pub(super) fn prepare(folder: &Path) -> Result<PathBuf, String> {
+    let python = folder.join("bin/python");
+    let wanted = format!("{TORCH}\n{}\n", REST.join("\n"));
+    // Written last: an interrupted installation is done again.
+    let marker = folder.join("stratalloc-complete");
+    if python.exists() && fs::read_to_string(&marker).is_ok_and(|found| found == wanted) {
+        return absolute(folder);
+    }
+    println!("installing {TORCH} into {} (once; some 540 MB)", folder.display());
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder))?;
+    pip(&python, ["--no-deps", TORCH])?;
+    pip(&python, std::iter::once("--no-deps").chain(REST))?;
+    fs::write(&marker, wanted).map_err(|error| format!("cannot write {}: {error}", marker.display()))?;
+    absolute(folder)
+}
+
+/// The CUDA runtime's headers, unpacked outside of the environment: inside, torch would find the real runtime beside them.
+pub(super) fn cuda_headers(venv: &Path, folder: &Path) -> Result<PathBuf, String> {
+    let include = folder.join("nvidia/cu13/include");
+    if include.join("cuda_runtime_api.h").exists() {
+        return absolute(&include);
+    }
+    let wheels = folder.join("wheels");
+    let python = venv.join("bin/python");
+    let download = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest"];
+    run(Command::new(&python).args(download).arg(&wheels).arg(CUDA_HEADERS))?;
+    let found = fs::read_dir(&wheels).map_err(|error| format!("cannot read {}: {error}", wheels.display()))?;
+    let wheel = found.flatten().map(|entry| entry.path()).find(|path| path.extension() == Some(OsStr::new("whl")));
+    let wheel = wheel.ok_or_else(|| format!("pip left no wheel in {}", wheels.display()))?;
+    run(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(folder))?;
+    absolute(&include)
+}
+
+/// The environment's `site-packages`.
+pub(super) fn site_packages(venv: &Path) -> Result<PathBuf, String> {
+    let code = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let output = Command::new(venv.join("bin/python")).args(["-c", code]).output();
+    let output = output.map_err(|error| format!("cannot run python: {error}"))?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+/// Builds the wheel of `python/` and installs it, as a user would.
+pub(super) fn install_package(venv: &Path, root: &Path) -> Result<(), String> {
+    let package = root.join("python");
+    let package = package.to_str().ok_or("the repository's path is not UTF-8")?;
+    pip(&venv.join("bin/python"), ["--no-deps", "--no-index", "--force-reinstall", package])
+}
+
+fn pip<'a>(python: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<(), String> {
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    run(Command::new(python).args(install).args(arguments))
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?}: {status}, see above")),
+        Err(error) => Err(format!("cannot run {command:?}: {error}")),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|error| format!("cannot find {}: {error}", path.display()))
+}
