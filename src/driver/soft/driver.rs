@@ -39,7 +39,9 @@ impl Driver for SoftDevice {
     }
 
     fn clock_ns(&self) -> u64 {
-        self.state.lock().schedule.now_ns()
+        let schedule = &mut self.state.lock().schedule;
+        schedule.tick();
+        schedule.now_ns()
     }
 
     // ---- virtual memory -------------------------------------------------------------------------------------------
