@@ -9,11 +9,13 @@
 //! | `context` | contexts that go, and take memory with them |
 //! | `info` | what the program is told of memory |
 //! | `share` | exports and imports |
+//! | `callers` | whether a library that exports is among the callers |
 //! | `pools`, `vmm`, `arrays`, `host`, `graph` | passed on, and accounted |
 //!
 //! The order everywhere: charge, call the driver, account. A null out-parameter is the driver's to refuse.
 
 pub(crate) mod arrays;
+mod callers;
 pub(crate) mod context;
 pub(crate) mod graph;
 pub(crate) mod host;
