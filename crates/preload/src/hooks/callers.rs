@@ -70,6 +70,9 @@ fn exporters(settings: &Settings) -> Vec<Range<usize>> {
 }
 
 /// Looks at one library. Returns 1 to stop: where nothing was loaded since the last time.
+///
+/// # Safety
+/// As for the callback of `dl_iterate_phdr`; `search` leads to a [`Search`].
 unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: libc::size_t, search: *mut c_void) -> c_int {
     // SAFETY: the linker passes its description of a library, and what `exporters` passed.
     let (info, search) = unsafe { (&*info, &mut *search.cast::<Search>()) };
