@@ -66,7 +66,7 @@ pub(crate) unsafe fn alloc(shim: &'static Shim, ptr: *mut CUdeviceptr, size: usi
 ///
 /// # Safety
 /// As for the C function.
-unsafe fn alloc_with(shim: &'static Shim, ptr: *mut CUdeviceptr, size: usize, real: impl FnOnce() -> Status) -> Status {
+unsafe fn alloc_with(shim: &'static Shim, ptr: *mut CUdeviceptr, size: usize, real: impl Fn() -> Status) -> Status {
     if ptr.is_null() || size == 0 {
         return real();
     }
