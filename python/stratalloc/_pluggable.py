@@ -6,6 +6,8 @@ needs nothing of torch. Without it there is no fallback: it would corrupt memory
 """
 
 import ctypes
+import functools
+from pathlib import Path
 
 from . import _lib
 from .errors import CompilerMissing, InvalidConfig, LibraryNotFound
@@ -52,3 +54,54 @@ def install(torch, library_path, library, conf):
         getattr(inner, setter)(address)
     torch.cuda.memory.change_current_allocator(allocator)
     _kept.extend([shim, allocator])
+    _register(torch)
+    for name in _NO_EFFECT:
+        setattr(torch.cuda.memory, name, _refusing(name))
+        if hasattr(torch.cuda, name):
+            setattr(torch.cuda, name, _refusing(name))
+
+
+#: torch's pluggable allocator accepts these and does nothing.
+_NO_EFFECT = ("caching_allocator_enable", "caching_allocator_disabled")
+
+
+def _refusing(name):
+    def refuse(*arguments, **options):
+        raise NotImplementedError(
+            f"torch.cuda.memory.{name} has no effect on PyTorch's pluggable allocator, which stratalloc uses here for want of a "
+            "C++ compiler"
+        )
+
+    refuse.__name__ = name
+    return refuse
+
+
+def _register(torch):
+    """Makes torch.accelerator.memory_* ask the allocator that is installed, and so raise, rather than the native one, which would
+    say that nothing is allocated. torch has no Python function for it; these are its C++ functions, by their symbols."""
+    folder = Path(torch.__file__).parent / "lib"
+    try:
+        registry = ctypes.CDLL(str(folder / "libc10.so"))._ZN3c1012SetAllocatorENS_10DeviceTypeEPNS_9AllocatorEh
+        cuda = ctypes.CDLL(str(folder / "libc10_cuda.so"))
+        installed = ctypes.c_void_p.in_dll(cuda, "_ZN3c104cuda20CUDACachingAllocator9allocatorE")
+    except (OSError, AttributeError, ValueError):
+        _refuse_accelerator(torch)
+        return
+    registry.restype = None
+    registry.argtypes = [ctypes.c_int8, ctypes.c_void_p, ctypes.c_uint8]
+    device_type_cuda = 1
+    registry(device_type_cuda, installed, 1)
+
+
+def _refuse_accelerator(torch):
+    memory = torch.accelerator.memory
+    for name in memory.__all__:
+        if name in ("empty_host_cache", "get_memory_info"):
+            continue
+
+        @functools.wraps(getattr(memory, name))
+        def refuse(*arguments, name=name):
+            raise NotImplementedError(f"torch.accelerator.{name} does not reach PyTorch's pluggable allocator; use torch.cuda")
+
+        setattr(memory, name, refuse)
+        setattr(torch.accelerator, name, refuse)

@@ -31,6 +31,9 @@ _CAPABILITIES = {
     "mem_pool_with_own_allocator": ("raises NotImplementedError", "raises RuntimeError"),
     "mem_pool_no_split": ("raises NotImplementedError", "raises RuntimeError"),
     "cudagraph_trees": ("works", "raises RuntimeError"),
+    "caching_allocator_enable": ("works", "raises NotImplementedError"),
+    "memory_metadata": ("works", "torch warns that it is not recorded"),
+    "profiler_memory_events": ("works", "none are reported: torch's pluggable allocator does not"),
     "peer_access": ("works", "raises RuntimeError"),
     "share_between_processes": ("raises NotImplementedError", "raises RuntimeError"),
     "allocate_at_address": ("raises NotImplementedError", "raises RuntimeError"),
@@ -107,11 +110,11 @@ def _install(torch, path, library, conf, fallback, verbose):
 def _warn_of_fallback(error):
     import warnings
 
-    lacks = sorted(name for name, text in capabilities("pluggable").items() if "raises" in text)
+    lacks = sorted(name for name, text in capabilities("pluggable").items() if text != "works")
     warnings.warn(
         "stratalloc uses PyTorch's pluggable allocator, since its extension cannot be used "
-        f"({type(error).__name__}: {str(error).splitlines()[0]}). These raise an error: {', '.join(lacks)}. "
-        "fallback='never' makes this an error.",
+        f"({type(error).__name__}: {str(error).splitlines()[0]}). Less than in full, or an error: {', '.join(lacks)}; "
+        "stratalloc.torch.capabilities() says which. fallback='never' makes this an error.",
         stacklevel=4,
     )
 

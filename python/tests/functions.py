@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 
-WORKS, RAISES, NOT_OURS = "works", "raises", "not applicable"
+WORKS, RAISES, WARNS, NOT_OURS = "works", "raises", "warns", "not applicable"
 
 #: What no allocator has a part in, and why.
 NOT_APPLICABLE = {
@@ -18,7 +18,6 @@ NOT_APPLICABLE = {
     "cuda.memory.list_gpu_processes": "asks NVML",
     "cuda.memory.mem_get_info": "asks the driver",
     "cuda.memory.CUDAPluggableAllocator": "makes an allocator, installs none",
-    "cuda.memory.MemPool(allocator)": "",
     "accelerator.memory.empty_host_cache": "pinned host memory",
     "accelerator.memory.get_memory_info": "asks the driver",
     "cuda.graphs.is_current_stream_capturing": "asks the driver",
@@ -54,7 +53,7 @@ def names(torch):
 
 #: Beyond torch.cuda.memory: what tensors and torch.compile ask of an allocator.
 EXTRA = (
-    "Tensor.record_stream", "out of memory", "attach_out_of_memory_observer", "cudnn.benchmark's cacheInfo",
+    "Tensor.record_stream", "out of memory", "attach_out_of_memory_observer",
     "checkpoints of a graph's pool", "checkPoolLiveAllocations", "MemPool(allocator)", "MemPool(use_on_oom=True)", "MemPool(no_split=True)",
     "UntypedStorage._share_cuda_", "profiler's memory events",
 )  # fmt: skip
@@ -150,7 +149,8 @@ def calls(torch):
 
     def metadata():
         memory._set_memory_metadata("here")
-        assert memory._get_memory_metadata() == "here"
+        if memory._memory_metadata_supported():
+            assert memory._get_memory_metadata() == "here"
         memory._set_memory_metadata("")
 
     def dump():
@@ -193,18 +193,14 @@ def calls(torch):
             pass
         assert seen
 
-    def cache_info():
-        # What cudnn.benchmark asks for is only reached through cuDNN: the same function serves the accelerator's figures.
-        assert memory.memory_stats()["reserved_bytes.all.current"] >= 0
-
     def checkpoint():
         handle = torch.cuda.graph_pool_handle()
         made = torch.cuda.CUDAGraph()
         with torch.cuda.graph(made, pool=handle):
             x = tensor()
         state = torch._C._cuda_getCheckpointState(0, handle)
-        cdata = [x.untyped_storage()._cdata]
-        torch._C._cuda_setCheckpointPoolState(0, state, cdata, cdata)
+        torch._C._cuda_setCheckpointPoolState(0, state, [x.untyped_storage()._cdata], [])
+        torch._C._cuda_cudaCachingAllocator_raw_delete(x.data_ptr())
 
     def live_check():
         handle = torch.cuda.graph_pool_handle()
@@ -279,8 +275,8 @@ def calls(torch):
         "cuda.memory._snapshot": lambda: counts(lambda: len(memory._snapshot())),
         "cuda.memory._dump_snapshot": dump,
         "cuda.memory._set_memory_metadata": metadata,
-        "cuda.memory._get_memory_metadata": metadata,
-        "cuda.memory._memory_metadata_supported": lambda: memory._memory_metadata_supported() or 1 / 0,
+        "cuda.memory._get_memory_metadata": lambda: isinstance(memory._get_memory_metadata(), str) or 1 / 0,
+        "cuda.memory._memory_metadata_supported": lambda: isinstance(memory._memory_metadata_supported(), bool) or 1 / 0,
         "cuda.memory._annotate_tensor": lambda: recorded(
             lambda x, trace: [e for e in trace if e["action"] == "annotate"] or 1 / 0
         ),
@@ -295,7 +291,6 @@ def calls(torch):
         "Tensor.record_stream": record_stream,
         "out of memory": out_of_memory,
         "attach_out_of_memory_observer": observer,
-        "cudnn.benchmark's cacheInfo": cache_info,
         "checkpoints of a graph's pool": checkpoint,
         "checkPoolLiveAllocations": live_check,
         "MemPool(allocator)": lambda: torch.cuda.MemPool(torch._C._cuda_customAllocator(1, 1)),
@@ -310,7 +305,6 @@ def outcomes(torch):
     """Each function's outcome: a word, and a text."""
     import warnings
 
-    warnings.simplefilter("ignore")
     table = {}
     how = calls(torch)
     for name in (*names(torch), *EXTRA):
@@ -318,8 +312,11 @@ def outcomes(torch):
             table[name] = [NOT_OURS, NOT_APPLICABLE[name]]
             continue
         try:
-            how[name]()
-            table[name] = [WORKS, ""]
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                how[name]()
+            said = [str(w.message) for w in caught if "does not support" in str(w.message)]
+            table[name] = [WARNS, said[0]] if said else [WORKS, ""]
         except AssertionError as error:
             table[name] = ["SILENT", str(error)]
         except ZeroDivisionError:

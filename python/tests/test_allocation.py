@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from helpers import MIB, live, on_gpu
+from helpers import MIB, live, on_gpu, run_json
 
 
 def test_a_tensor_takes_memory_and_gives_it_back():
@@ -117,21 +117,33 @@ def test_record_stream_skips_foreign_memory():
     del x, y, view
 
 
+# The software device is told to let events lag, so that a block whose stream has work is not free at once.
 def test_record_stream_defers_reuse():
-    other = torch.cuda.Stream()
-    x = on_gpu(7 * MIB)
-    address = x.data_ptr()
-    with torch.cuda.stream(other):
-        # Work that is not done when the block is freed.
-        torch.cuda._sleep(1_000_000)
-    x.record_stream(other)
-    del x
-    y = on_gpu(7 * MIB)
-    torch.cuda.synchronize()
-    del y
-    z = [on_gpu(7 * MIB) for _ in range(3)]
-    assert address in [t.data_ptr() for t in z] or True
-    assert torch.cuda.memory_stats()["active_bytes.all.current"] >= 21 * MIB
+    reused_at_once, reused_after = run_json(
+        """
+        import json
+        other = torch.cuda.Stream()
+        x = torch.empty(7 << 20, dtype=torch.uint8, device="cuda")
+        address = x.data_ptr()
+        host = torch.empty(7 << 20, dtype=torch.uint8).pin_memory()
+        with torch.cuda.stream(other):
+            host.copy_(x, non_blocking=True)
+        x.record_stream(other)
+        del x
+        y = [torch.empty(7 << 20, dtype=torch.uint8, device="cuda") for _ in range(4)]
+        at_once = address in [t.data_ptr() for t in y]
+        del y
+        torch.cuda.synchronize()
+        import time
+        time.sleep(0.5)
+        torch.cuda.empty_cache()
+        y = [torch.empty(7 << 20, dtype=torch.uint8, device="cuda") for _ in range(40)]
+        spans = [(t.data_ptr(), t.data_ptr() + (7 << 20)) for t in y]
+        print(json.dumps([at_once, torch.cuda.memory_stats()["active_bytes.all.current"] == 280 << 20]))
+        """,
+        env={"SOFTCUDA_EVENT_LAG_US": "200000"},
+    )
+    assert not reused_at_once and reused_after
 
 
 def test_caching_can_be_switched_off():

@@ -49,26 +49,18 @@ def test_the_extension_lacks_only_what_it_says(both):
 def test_nothing_is_silent(both):
     extension, fallback = both
     assert [name for name, (word, _) in extension.items() if word == "SILENT"] == []
-    # These are torch's own: its pluggable allocator has no hook for them, and `capabilities()` says so.
     assert {name for name, (word, _) in fallback.items() if word == "SILENT"} <= SILENT_IN_TORCH
 
 
-#: torch's pluggable allocator takes these and does nothing; no hook of it could change that.
-SILENT_IN_TORCH = {
-    "cuda.memory.caching_allocator_disabled",
-    "cuda.memory.caching_allocator_enable",
-    "cuda.memory._set_memory_metadata",
-    "cuda.memory._get_memory_metadata",
-    "cuda.memory._memory_metadata_supported",
-    "profiler's memory events",
-}
+#: torch's pluggable allocator reports nothing to the profiler, which no hook of it could change; `capabilities()` says so.
+SILENT_IN_TORCH = {"profiler's memory events"}
 
 
 def text(word, why):
     # Names of parameters and addresses in torch's own messages may change; the first sentence says it.
     why = re.sub(r"(?<=[a-z])\. .*", "", why).replace("|", "\\|")
     if word == "SILENT":
-        return "no effect: torch's pluggable allocator has no hook for it"
+        return "none: torch's pluggable allocator reports none, as `stratalloc.torch.capabilities()` says"
     return word if not why else f"{word}: {why}"
 
 

@@ -118,7 +118,7 @@ def statistics(torch):
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() == 0
     assert torch.cuda.mem_get_info()[0] > free
-    assert "Memory" in torch.cuda.memory_summary()
+    assert "PyTorch CUDA memory summary" in torch.cuda.memory_summary()
 
 
 @check()

@@ -103,18 +103,13 @@ struct LiveInPool {
   const std::unordered_set<void*>& expected;
   size_t live = 0;
   bool unexpected = false;
-  bool seen = false;
 };
 
 bool count_live(void* context, const stratalloc_segment* segment) {
   auto& pool = *static_cast<LiveInPool*>(context);
-  if (from_pool(segment->pool) != pool.wanted) {
-    return true;
-  }
-  pool.seen = true;
   for (size_t i = 0; i < segment->block_count; i++) {
     const stratalloc_block& block = *abi.segment_block(segment, i);
-    if (block.state == 1) {
+    if (block.state == 1 && from_pool(block.pool) == pool.wanted) {
       pool.live += 1;
       pool.unexpected = pool.unexpected || pool.expected.count(block.address) == 0;
     }
@@ -129,11 +124,9 @@ bool StratallocAllocator::checkPoolLiveAllocations(
     MempoolId_t mempool_id,
     const std::unordered_set<void*>& expected_live_allocations) {
   check_device(device);
+  TORCH_CHECK(getPoolUseCount(device, mempool_id) > 0, "Could not find pool of id");
   LiveInPool pool{mempool_id, expected_live_allocations};
   check_pool(abi.visit_segments(handle(), device, count_live, &pool), "checkPoolLiveAllocations");
-  if (!pool.seen) {
-    TORCH_CHECK(getPoolUseCount(device, mempool_id) > 0, "Could not find pool of id");
-  }
   return !pool.unexpected && pool.live == expected_live_allocations.size();
 }
 

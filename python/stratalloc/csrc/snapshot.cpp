@@ -18,37 +18,53 @@ struct Walk {
   std::exception_ptr failure = nullptr;
 };
 
-void add_segment(Walk& walk, const stratalloc_segment& from) {
-  const MempoolId_t pool = from_pool(from.pool);
-  if (walk.wanted != MempoolId_t(0, 0) && walk.wanted != pool) {
-    return;
-  }
+// The blocks from `first` to before `end`, which lie in one pool, as a segment.
+void add_part(Walk& walk, const stratalloc_segment& from, size_t first, size_t end, stratalloc_pool_id pool) {
   SegmentInfo to;
   to.device = static_cast<DeviceIndex>(from.device);
-  to.address = from.address;
-  to.total_size = from.bytes;
-  to.requested_size = from.requested;
-  to.allocated_size = from.allocated;
-  to.active_size = from.active;
+  to.address = reinterpret_cast<size_t>(abi.segment_block(&from, first)->address);
   to.stream = from.stream;
   to.is_large = from.is_large;
   to.is_expandable = from.is_expandable;
-  to.owner_private_pool_id = pool;
-  to.blocks.reserve(from.block_count);
-  for (size_t i = 0; i < from.block_count; i++) {
+  to.owner_private_pool_id = from_pool(pool);
+  to.blocks.reserve(end - first);
+  for (size_t i = first; i < end; i++) {
     const stratalloc_block& block = *abi.segment_block(&from, i);
     BlockInfo info;
     info.size = block.bytes;
     info.requested_size = block.requested;
     info.allocated = block.state == 1;
     info.active = block.state != 0;
+    to.total_size += info.size;
     if (info.active) {
       const auto context = walk.contexts.find(block.address);
       info.context_when_allocated = context == walk.contexts.end() ? nullptr : context->second;
+      to.active_size += info.size;
+    }
+    if (info.allocated) {
+      to.allocated_size += info.size;
+      to.requested_size += info.requested_size;
     }
     to.blocks.push_back(std::move(info));
   }
   walk.segments.push_back(std::move(to));
+}
+
+// A private pool may have memory that was the ordinary pool's, so a stretch of memory may belong to several. torch's segments
+// belong to one: the stretch is cut where the pool changes.
+void add_segment(Walk& walk, const stratalloc_segment& from) {
+  size_t first = 0;
+  while (first < from.block_count) {
+    const stratalloc_pool_id pool = abi.segment_block(&from, first)->pool;
+    size_t end = first + 1;
+    while (end < from.block_count && from_pool(abi.segment_block(&from, end)->pool) == from_pool(pool)) {
+      end += 1;
+    }
+    if (walk.wanted == MempoolId_t(0, 0) || walk.wanted == from_pool(pool)) {
+      add_part(walk, from, first, end, pool);
+    }
+    first = end;
+  }
 }
 
 bool visit(void* context, const stratalloc_segment* segment) {

@@ -208,19 +208,18 @@ namespace {
 bool add_segment(void* context, const stratalloc_segment* segment) {
   auto& found = *static_cast<Statistics::Segments*>(context);
   const size_t pool = segment->is_large ? LARGE : SMALL;
-  const MempoolId_t id = from_pool(segment->pool);
   for (size_t index : {ALL, pool}) {
     found.count[index] += 1;
     found.bytes[index] += static_cast<int64_t>(segment->bytes);
-    if (id != MempoolId_t(0, 0)) {
-      found.pools[id][index] += static_cast<int64_t>(segment->bytes);
-    }
   }
   for (size_t i = 0; i < segment->block_count; i++) {
     const stratalloc_block& block = *abi.segment_block(segment, i);
-    if (block.state == 0 && block.bytes != segment->bytes) {
-      found.inactive[ALL] += 1;
-      found.inactive[pool] += 1;
+    const bool inactive = block.state == 0 && block.bytes != segment->bytes;
+    for (size_t index : {ALL, pool}) {
+      found.inactive[index] += inactive ? 1 : 0;
+      if (from_pool(block.pool) != MempoolId_t(0, 0)) {
+        found.pools[from_pool(block.pool)][index] += static_cast<int64_t>(block.bytes);
+      }
     }
   }
   return true;
