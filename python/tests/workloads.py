@@ -41,6 +41,8 @@ def train(torch, steps, watch):
 
     width, heads, layers, words, batch = 1024, 16, 8, 32_000, 8
     random.seed(7)
+    # cuDNN may be one that does nothing; torch has attention of its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
     class Block(nn.Module):
         def __init__(self):
