@@ -20,6 +20,10 @@
 // Serve the request from what is held already: take nothing from the device and wait for nothing. Observers are not asked.
 #define STRATALLOC_NO_GROW 2
 
+// Give the block a physical allocation of its own (`cuMemAlloc`), which nothing else shares: one whose memory is to be exported to other
+// processes or registered with other devices. Rounded up to 2 MiB, aligned to 512 bytes.
+#define STRATALLOC_DEDICATED 4
+
 // Not known how long the block will live.
 #define STRATALLOC_LIFETIME_UNKNOWN 0
 
@@ -129,7 +133,7 @@ typedef struct stratalloc_request {
   uint32_t tag;
   // The stream that uses the block first, and in whose order its free takes effect.
   stratalloc_stream stream;
-  // `STRATALLOC_ZEROED`, `STRATALLOC_NO_GROW`.
+  // `STRATALLOC_ZEROED`, `STRATALLOC_NO_GROW`, `STRATALLOC_DEDICATED`.
   uint32_t flags;
   // `STRATALLOC_LIFETIME_UNKNOWN`, `_TRANSIENT` or `_PERSISTENT`: a hint.
   uint32_t lifetime;
@@ -163,6 +167,8 @@ typedef struct stratalloc_block {
   struct stratalloc_pool_id pool;
   // `STRATALLOC_BLOCK_FREE`, `_LIVE` or `_PENDING`.
   uint32_t state;
+  // Whether it has a physical allocation of its own: `STRATALLOC_DEDICATED`.
+  bool is_dedicated;
 } stratalloc_block;
 
 // What an allocator is made of. Set `struct_size` to `sizeof(stratalloc_options)` and the rest to 0, then what you want.

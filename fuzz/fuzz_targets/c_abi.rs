@@ -122,9 +122,9 @@ impl Shadow {
                     let right = |held: bool, fine: bool| !held || fine;
                     let possible = (16..=size_of::<stratalloc_request>()).contains(&usize::from(struct_size))
                         && size > 0
-                        && right(has(16, 8), alignment <= 21)
+                        && right(has(16, 8), alignment <= if flags & 4 == 0 || !has(40, 4) { 21 } else { 9 })
                         && right(has(28, 4), u32::from(tag) < self.tags)
-                        && right(has(40, 4), flags <= 3)
+                        && right(has(40, 4), flags <= 7)
                         && right(has(44, 4), lifetime <= 2);
                     // Fields that are cut in two are anybody's guess.
                     if usize::from(struct_size) % 8 == 0 && usize::from(struct_size) <= size_of::<stratalloc_request>()

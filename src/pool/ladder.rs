@@ -88,6 +88,7 @@ impl Pool {
 
     fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
+        state.refusal = None;
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
         if may_ask
@@ -389,7 +390,10 @@ impl Pool {
         while state.space.reserve_bytes() < bytes && state.space.physical_bytes() + chunk <= state.limit {
             match state.space.create() {
                 Ok(()) => state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes()),
-                Err(error) if error.is_out_of_memory() => break,
+                Err(error) if error.is_out_of_memory() => {
+                    state.refusal = Some(error);
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -455,7 +459,10 @@ impl Pool {
                 state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
                 Ok(Some(addr))
             }
-            Err(error) if error.is_out_of_memory() => Ok(None),
+            Err(error) if error.is_out_of_memory() => {
+                state.refusal = Some(error);
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

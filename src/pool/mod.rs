@@ -99,6 +99,8 @@ pub(crate) struct PoolState {
     reserved_peak: u64,
     rungs: [u64; Rung::ALL.len()],
     out_of_memory: u64,
+    /// What the driver said when it had no memory for the request that is being served.
+    refusal: Option<DriverError>,
     /// Driver calls that failed where the caller had nothing to do with it.
     failures: u64,
 }
@@ -129,6 +131,7 @@ impl Pool {
             reserved_peak: 0,
             rungs: [0; Rung::ALL.len()],
             out_of_memory: 0,
+            refusal: None,
             failures: 0,
         };
         let directory = Directory::new(capacity)?;
@@ -311,7 +314,7 @@ impl Pool {
             pending: state.pending.bytes(),
             cached: state.zones.iter().map(Arena::free_bytes_total).sum::<u64>() + state.space.reserve_bytes(),
             largest_free: owners().max().unwrap_or(0),
-            driver,
+            driver: driver.or_else(|| state.refusal.take()),
         }))
     }
 

@@ -20,7 +20,7 @@ cargo xtask install --prefix DIR [--library-only] [--dev]
     --library-only leaves all but the C library out, --dev takes the unoptimised build.
 cargo xtask abi [--bless]
     Compares include/stratalloc.h and the C library's symbols with the code; --bless rewrites both files.
-cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES]
+cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES] [--profile release]
     Builds the software device as CUDA's libraries and lays them out in DIR, target/softcuda unless told. With --torch,
     libraries that do nothing stand in for the rest of what the PyTorch wheel in SITE_PACKAGES names.
 cargo xtask torch [--bench | --workloads | --exec COMMAND | --] [ARGUMENTS]

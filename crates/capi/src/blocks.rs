@@ -23,6 +23,14 @@ pub type stratalloc_stream = *mut c_void;
 pub const STRATALLOC_ZEROED: u32 = 1;
 /// Serve the request from what is held already: take nothing from the device and wait for nothing. Observers are not asked.
 pub const STRATALLOC_NO_GROW: u32 = 2;
+/// Give the block a physical allocation of its own (`cuMemAlloc`), which nothing else shares: one whose memory is to be exported to other
+/// processes or registered with other devices. Rounded up to 2 MiB, aligned to 512 bytes.
+pub const STRATALLOC_DEDICATED: u32 = 4;
+
+// The header's flags are the library's.
+const _: () = assert!(AllocFlags::all().bits() as u32 == STRATALLOC_ZEROED | STRATALLOC_NO_GROW | STRATALLOC_DEDICATED);
+const _: () = assert!(AllocFlags::NO_GROW.bits() as u32 == STRATALLOC_NO_GROW);
+const _: () = assert!(AllocFlags::DEDICATED.bits() as u32 == STRATALLOC_DEDICATED);
 
 /// Not known how long the block will live.
 pub const STRATALLOC_LIFETIME_UNKNOWN: u32 = 0;
@@ -48,7 +56,7 @@ pub struct stratalloc_request {
     pub tag: u32,
     /// The stream that uses the block first, and in whose order its free takes effect.
     pub stream: stratalloc_stream,
-    /// `STRATALLOC_ZEROED`, `STRATALLOC_NO_GROW`.
+    /// `STRATALLOC_ZEROED`, `STRATALLOC_NO_GROW`, `STRATALLOC_DEDICATED`.
     pub flags: u32,
     /// `STRATALLOC_LIFETIME_UNKNOWN`, `_TRANSIENT` or `_PERSISTENT`: a hint.
     pub lifetime: u32,
@@ -90,6 +98,8 @@ pub struct stratalloc_block {
     pub pool: stratalloc_pool_id,
     /// `STRATALLOC_BLOCK_FREE`, `_LIVE` or `_PENDING`.
     pub state: u32,
+    /// Whether it has a physical allocation of its own: `STRATALLOC_DEDICATED`.
+    pub is_dedicated: bool,
 }
 
 // SAFETY: repr(C), a `usize` first; numbers and pointers that are never read through.
@@ -114,6 +124,7 @@ impl stratalloc_block {
                 BlockState::Pending => STRATALLOC_BLOCK_PENDING,
                 _ => STRATALLOC_BLOCK_FREE,
             },
+            is_dedicated: info.dedicated,
         }
     }
 }
@@ -222,7 +233,10 @@ fn request_of(handle: &stratalloc_allocator, request: &stratalloc_request) -> Ou
     let flags = match u8::try_from(request.flags).ok().and_then(AllocFlags::from_bits) {
         Some(flags) => flags,
         None => {
-            return Err(Failure::argument(format!("flags {:#x}: known are 1 (ZEROED) and 2 (NO_GROW)", request.flags)));
+            return Err(Failure::argument(format!(
+                "flags {:#x}: known are 1 (ZEROED), 2 (NO_GROW) and 4 (DEDICATED)",
+                request.flags
+            )));
         }
     };
     let lifetime = match request.lifetime {

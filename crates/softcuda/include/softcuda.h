@@ -35,6 +35,9 @@ int softcudaAccount(int device, struct softcuda_account *out);
 unsigned long long softcudaCallCount(const char *name);
 void softcudaResetCallCounts(void);
 
+/* The names of all functions of CUDA that are exported, numbered from 0: as softcudaReport, 0 after the last. */
+size_t softcudaFunctionName(unsigned long long index, char *text, size_t length);
+
 /* What the checker (SOFTCUDA_CHECKER=1) has found. softcudaReport writes one report's words, cut to `length` with their end,
  * and gives their whole length; 0 where there is no such report. */
 unsigned long long softcudaReportCount(void);

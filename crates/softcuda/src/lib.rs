@@ -28,5 +28,6 @@ mod stream;
 mod tests_api;
 
 pub use tests_api::{
-    Account, softcudaAccount, softcudaCallCount, softcudaReport, softcudaReportCount, softcudaResetCallCounts,
+    Account, softcudaAccount, softcudaCallCount, softcudaFunctionName, softcudaReport, softcudaReportCount,
+    softcudaResetCallCounts,
 };

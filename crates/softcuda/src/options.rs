@@ -138,13 +138,8 @@ fn switch(text: &str) -> Option<bool> {
 fn fault(text: &str) -> Option<Fault> {
     let parts: Vec<&str> = text.trim().split(':').collect();
     let [function, when, code] = parts[..] else { return None };
-    let function = crate::export::by_name(function)
-        .or_else(|| match crate::export::find(function, u32::MAX, false) {
-            crate::export::Found::Function(entry) => Some(entry),
-            _ => None,
-        })?
-        .name
-        .to_string();
+    let crate::export::Found::Function(entry) = crate::export::find(function, u32::MAX, false) else { return None };
+    let function = entry.name.to_string();
     let when = if let Some(percent) = when.strip_suffix('%') {
         let percent: f64 = percent.parse().ok().filter(|p| (0.0..=100.0).contains(p))?;
         When::Random { probability: percent / 100.0, seed: 1 }

@@ -1,13 +1,12 @@
 //! Functions for tests, beside CUDA's: accounts, call counts, what the checker has found. `include/softcuda.h` declares them.
 
 use std::ffi::c_char;
-use std::sync::atomic::Ordering::Relaxed;
 
 use stratalloc::driver::Driver;
 
 use crate::abi::codes::Code;
 use crate::abi::pointers::{In, Out};
-use crate::export::{all, by_name, find};
+use crate::export::{Found, all, find};
 use crate::process;
 use crate::process::devices::{self, Device};
 
@@ -65,22 +64,28 @@ pub extern "C" fn softcudaAccount(device: i32, out: *mut Account) -> i32 {
     }
 }
 
-/// How often a function was called since the start or the last reset. All variants, where a name without suffix is given and
-/// no function has it as its own.
+/// How often a function was called since the start or the last reset. A name without suffix means its newest version.
 #[unsafe(no_mangle)]
 pub extern "C" fn softcudaCallCount(name: *const c_char) -> u64 {
     let Ok(name) = In(name).text() else { return 0 };
-    let entry = by_name(&name).or_else(|| match find(&name, u32::MAX, false) {
-        crate::export::Found::Function(entry) => Some(entry),
-        _ => None,
-    });
-    entry.map_or(0, |entry| entry.calls.load(Relaxed))
+    match find(&name, u32::MAX, false) {
+        Found::Function(entry) => entry.calls.get(),
+        _ => 0,
+    }
 }
 
 /// Sets all counts to 0.
 #[unsafe(no_mangle)]
 pub extern "C" fn softcudaResetCallCounts() {
-    all().iter().for_each(|entry| entry.calls.store(0, Relaxed));
+    all().iter().for_each(|entry| entry.calls.reset());
+}
+
+/// Writes the name of an exported function, by a number from 0 on, cut to `length` bytes with its end. Gives its whole length,
+/// or 0 after the last.
+#[unsafe(no_mangle)]
+pub extern "C" fn softcudaFunctionName(index: u64, text: *mut c_char, length: usize) -> usize {
+    let Some(entry) = usize::try_from(index).ok().and_then(|index| all().get(index)) else { return 0 };
+    give_text(entry.name, text, length)
 }
 
 /// How many reports the checker has made, on all devices.
@@ -95,11 +100,14 @@ pub extern "C" fn softcudaReport(index: u64, text: *mut c_char, length: usize) -
     let Ok(process) = process::get() else { return 0 };
     let reports = process.devices.iter().flat_map(|device| device.soft.reports());
     let Some(report) = usize::try_from(index).ok().and_then(|index| reports.into_iter().nth(index)) else { return 0 };
-    let words = report.to_string();
+    give_text(&report.to_string(), text, length)
+}
+
+fn give_text(words: &str, text: *mut c_char, length: usize) -> usize {
     let room = i32::try_from(length).unwrap_or(i32::MAX);
     if !text.is_null() && room > 0 {
         // Both were checked.
-        let _ = Out(text).set_text(&words, room);
+        let _ = Out(text).set_text(words, room);
     }
     words.len()
 }

@@ -60,9 +60,8 @@ pub(crate) fn primary(table: &Table, device: c_int) -> Result<*mut c_void, Error
     }
     let mut context = null_mut();
     // SAFETY: `context` is a local; the driver checks the device's number.
-    unsafe { table.cuDevicePrimaryCtxRetain(&raw mut context, device) }.map_err(|error| {
-        if error == Error::INVALID_VALUE { Error::INVALID_DEVICE } else { error }
-    })?;
+    unsafe { table.cuDevicePrimaryCtxRetain(&raw mut context, device) }
+        .map_err(|error| if error == Error::INVALID_VALUE { Error::INVALID_DEVICE } else { error })?;
     slot.store(context, Ordering::Release);
     Ok(context)
 }
@@ -104,8 +103,10 @@ pub(crate) fn device(table: &Table) -> Result<c_int, Error> {
 
 /// Chooses `device` for this thread and makes its primary context current.
 pub(crate) fn set_device(table: &Table, device: c_int) -> Outcome {
+    // Asked first: in a forked child this fails, before any lock that was held at the fork.
+    let before = current(table)?;
     let context = primary(table, device)?;
-    if current(table)? != context {
+    if before != context {
         // SAFETY: a context that the driver gave and this library retains.
         unsafe { table.cuCtxSetCurrent(context)? };
     }

@@ -75,6 +75,8 @@ pub(crate) unsafe fn read<'a, T>(from: *const T) -> Result<&'a T, Error> {
 macro_rules! api {
     ($($(#[$meta:meta])* fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) |$table:ident| $body:block)*) => {$(
         $(#[$meta])*
+        /// # Safety
+        /// As CUDA's documentation says of this function's pointers and handles.
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($arg: $ty),*) -> ::std::ffi::c_int {
             $crate::entry::with_context($crate::driver::Streams::Legacy, |$table| {
@@ -90,6 +92,8 @@ macro_rules! api {
 macro_rules! driver_only_api {
     ($($(#[$meta:meta])* fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) |$table:ident| $body:block)*) => {$(
         $(#[$meta])*
+        /// # Safety
+        /// As CUDA's documentation says of this function's pointers and handles.
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($arg: $ty),*) -> ::std::ffi::c_int {
             $crate::entry::with_driver($crate::driver::Streams::Legacy, |$table| {
@@ -106,6 +110,8 @@ macro_rules! driver_only_api {
 macro_rules! stream_api {
     ($($(#[$meta:meta])* fn $name:ident / $per_thread:ident ($($arg:ident : $ty:ty),* $(,)?) |$table:ident| $body:block)*) => {$(
         $(#[$meta])*
+        /// # Safety
+        /// As CUDA's documentation says of this function's pointers and handles.
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($arg: $ty),*) -> ::std::ffi::c_int {
             $crate::entry::with_context($crate::driver::Streams::Legacy, |$table| {
@@ -115,6 +121,8 @@ macro_rules! stream_api {
         }
 
         $(#[$meta])*
+        /// # Safety
+        /// As CUDA's documentation says of this function's pointers and handles.
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $per_thread($($arg: $ty),*) -> ::std::ffi::c_int {
             $crate::entry::with_context($crate::driver::Streams::PerThread, |$table| {

@@ -10,7 +10,10 @@
 //! One archive makes two libraries. Where CUDA 12 and 13 differ, there are two functions, `softcudart12_X` and
 //! `softcudart13_X`, and the link of each library calls one of them `X` (`xtask/src/softcuda`).
 #![allow(non_snake_case, reason = "entry points have CUDA's names")]
-#![allow(missing_docs, reason = "CUDA's documentation says what an entry point does; here is said only what is particular")]
+#![allow(
+    missing_docs,
+    reason = "CUDA's documentation says what an entry point does; here is said only what is particular"
+)]
 
 mod context;
 mod device;

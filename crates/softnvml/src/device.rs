@@ -85,15 +85,8 @@ unsafe fn by_pci(id: *const c_char, out: *mut Device) -> Outcome {
 fn pci_info(device: Device) -> Result<PciInfo, Error> {
     let id = started()?.pci_bus_id(index(device)?)?;
     let (domain, bus, number) = pci_numbers(&id).ok_or(Error::UNKNOWN)?;
-    let mut info = PciInfo {
-        legacy: [0; 16],
-        domain,
-        bus,
-        device: number,
-        device_id: PCI_DEVICE,
-        subsystem_id: 0,
-        id: [0; 32],
-    };
+    let mut info =
+        PciInfo { legacy: [0; 16], domain, bus, device: number, device_id: PCI_DEVICE, subsystem_id: 0, id: [0; 32] };
     let fill = |place: &mut [c_char], text: String| {
         let room = place.len() - 1;
         for (to, from) in place.iter_mut().take(room).zip(text.bytes()) {

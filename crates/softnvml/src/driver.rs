@@ -33,12 +33,13 @@ pub(crate) mod attribute {
     pub(crate) const MULTIPROCESSORS: i32 = 16;
 }
 
-/// The head of `struct softcuda_account`: its size, then what is free and what there is.
+/// `struct softcuda_account`: its size, then bytes and counts of twelve kinds, then what is free and what there is.
 #[repr(C)]
-struct AccountHead {
+struct AccountOf {
     size: usize,
-    free: usize,
-    total: usize,
+    kinds: [u64; 24],
+    free: u64,
+    total: u64,
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
@@ -130,12 +131,12 @@ impl Driver {
         // SAFETY: `total` is a local.
         check(unsafe { (self.total)(&raw mut total, number(device)) })?;
         let Some(account) = self.account else { return Ok((total as u64, total as u64)) };
-        let mut head = AccountHead { size: size_of::<AccountHead>(), free: total, total };
+        let mut known = AccountOf { size: size_of::<AccountOf>(), kinds: [0; 24], free: 0, total: 0 };
         // SAFETY: a local whose first field says how much of the structure it holds.
-        check(unsafe { account(number(device), (&raw mut head).cast()) })?;
+        check(unsafe { account(number(device), (&raw mut known).cast()) })?;
         // The total of `cuDeviceTotalMem` counts: whoever stands between may have lowered it.
-        let used = head.total.saturating_sub(head.free);
-        Ok((total.saturating_sub(used) as u64, total as u64))
+        let (used, total) = (known.total.saturating_sub(known.free), total as u64);
+        Ok((total.saturating_sub(used), total))
     }
 }
 

@@ -5,7 +5,10 @@
 //! software device has no counterpart for (links, fabric, clocks) is answered with `NVML_ERROR_NOT_SUPPORTED`, as NVML does
 //! on boards without it.
 #![allow(non_snake_case, reason = "entry points have NVML's names")]
-#![allow(missing_docs, reason = "NVML's documentation says what an entry point does; here is said only what is particular")]
+#![allow(
+    missing_docs,
+    reason = "NVML's documentation says what an entry point does; here is said only what is particular"
+)]
 
 mod device;
 mod driver;
@@ -78,6 +81,8 @@ pub(crate) unsafe fn write_text(out: *mut c_char, len: u32, text: &str) -> Outco
 macro_rules! nvml {
     ($($(#[$meta:meta])* fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) $body:block)*) => {$(
         $(#[$meta])*
+        /// # Safety
+        /// As NVML's documentation says of this function's pointers and handles.
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($arg: $ty),*) -> ::std::ffi::c_int {
             $crate::answer(|| {

@@ -66,7 +66,12 @@ fn used(device: Device) -> Result<u64, Error> {
 ///
 /// # Safety
 /// `count` is null or valid for reads and writes, `out` is null or has the room that `count` says.
-unsafe fn processes<T>(device: Device, count: *mut c_uint, out: *mut T, make: impl FnOnce(c_uint, u64) -> T) -> Outcome {
+unsafe fn processes<T>(
+    device: Device,
+    count: *mut c_uint,
+    out: *mut T,
+    make: impl FnOnce(c_uint, u64) -> T,
+) -> Outcome {
     if count.is_null() {
         return Err(Error::INVALID_ARGUMENT);
     }

@@ -116,6 +116,7 @@ impl State {
         if let Some(capture) = self.schedule.streams[index].capture {
             return self.captures.push(capture, action, duration_ns, call);
         }
+        self.join_default(index);
         if let Some(checker) = &mut self.checker {
             let op = checker.next_op(stream);
             for ((what, access, ptr, size), extents) in &touched {
@@ -123,7 +124,6 @@ impl State {
                 checker.access(place, extents);
             }
         }
-        self.join_default(index);
         self.schedule.submit(index, action, duration_ns, &self.memory);
         Ok(())
     }

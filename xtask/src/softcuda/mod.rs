@@ -12,25 +12,28 @@ use std::process::Command;
 pub(crate) struct Options {
     out: Option<PathBuf>,
     torch: Option<PathBuf>,
+    /// Cargo's profile. Tests take `dev`, which they have built anyway.
+    profile: String,
 }
 
 impl Options {
     /// Into `out`, with what the PyTorch wheel in `site_packages` names.
     pub(crate) fn for_torch(out: &Path, site_packages: &Path) -> Options {
-        Options { out: Some(out.to_path_buf()), torch: Some(site_packages.to_path_buf()) }
+        let profile = "release".to_string();
+        Options { out: Some(out.to_path_buf()), torch: Some(site_packages.to_path_buf()), profile }
     }
 
     pub(crate) fn parse(words: &[&str]) -> Result<Options, String> {
-        let mut options = Options { out: None, torch: None };
+        let mut options = Options { out: None, torch: None, profile: "release".to_string() };
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            let place = match *word {
-                "--out" => &mut options.out,
-                "--torch" => &mut options.torch,
+            let value = words.next().ok_or_else(|| format!("{word} wants a value"));
+            match *word {
+                "--out" => options.out = Some(PathBuf::from(value?)),
+                "--torch" => options.torch = Some(PathBuf::from(value?)),
+                "--profile" => options.profile = (*value?).to_string(),
                 other => return Err(format!("unknown option '{other}'")),
-            };
-            let path = words.next().ok_or_else(|| format!("{word} wants a folder"))?;
-            *place = Some(PathBuf::from(path));
+            }
         }
         Ok(options)
     }
@@ -53,15 +56,16 @@ pub(crate) fn run(root: &Path, options: &Options) -> bool {
 /// The folder of the libraries, once they are there.
 pub(crate) fn lay_out(root: &Path, options: &Options) -> Result<PathBuf, String> {
     let target = target_folder(root);
-    build(root)?;
-    let release = target.join("release");
+    build(root, &options.profile)?;
+    // Cargo calls the folder of its profile `dev` otherwise.
+    let built = target.join(if options.profile == "dev" { "debug" } else { &options.profile });
     let out = options.out.clone().unwrap_or_else(|| target.join("softcuda"));
     std::fs::create_dir_all(&out).map_err(|error| format!("cannot make {}: {error}", out.display()))?;
     let out = out.canonicalize().map_err(|error| format!("cannot find {}: {error}", out.display()))?;
 
-    install::copy(&release.join("libsoftcuda.so"), &out.join("libcuda.so.1"))?;
-    install::copy(&release.join("libsoftnvml.so"), &out.join("libnvidia-ml.so.1"))?;
-    let archive = release.join("libsoftcudart.a");
+    install::copy(&built.join("libsoftcuda.so"), &out.join("libcuda.so.1"))?;
+    install::copy(&built.join("libsoftnvml.so"), &out.join("libnvidia-ml.so.1"))?;
+    let archive = built.join("libsoftcudart.a");
     for major in [12, 13] {
         cudart::link(&archive, major, &out)?;
     }
@@ -82,8 +86,8 @@ pub(crate) fn target_folder(root: &Path) -> PathBuf {
     }
 }
 
-fn build(root: &Path) -> Result<(), String> {
-    let arguments = ["build", "--release", "--quiet", "-p", "softcuda", "-p", "softcudart", "-p", "softnvml"];
+fn build(root: &Path, profile: &str) -> Result<(), String> {
+    let arguments = ["build", "--profile", profile, "--quiet", "-p", "softcuda", "-p", "softcudart", "-p", "softnvml"];
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo).args(arguments).current_dir(root).status();
     match status {

@@ -226,8 +226,8 @@ static void requests(void) {
   INVALID(stratalloc_alloc(gpu, NULL, &block), "stratalloc_request is null");
   stratalloc_request request = {.struct_size = sizeof request, .bytes = 512};
   INVALID(stratalloc_alloc(gpu, &request, NULL), "`out` is null");
-  request.flags = 4;
-  INVALID(stratalloc_alloc(gpu, &request, &block), "flags 0x4");
+  request.flags = 8;
+  INVALID(stratalloc_alloc(gpu, &request, &block), "flags 0x8");
   request.flags = 256 + STRATALLOC_ZEROED;
   INVALID(stratalloc_alloc(gpu, &request, &block), "flags 0x101");
   request.flags = 0;
@@ -255,6 +255,14 @@ static void requests(void) {
   OK(stratalloc_alloc(gpu, &request, &second));
   OK(stratalloc_free(gpu, second));
   INVALID(stratalloc_set_tag_limit(gpu, 0, 2, 100), "no tag 2");
+  OK(stratalloc_free(gpu, block));
+  request.flags = STRATALLOC_DEDICATED;
+  OK(stratalloc_alloc(gpu, &request, &block));
+  size_t usable = 0;
+  OK(stratalloc_usable_size(gpu, block, &usable));
+  stratalloc_block found = {.struct_size = sizeof found};
+  OK(stratalloc_find(gpu, block, &found));
+  REQUIRE(usable == 2 * MIB && found.is_dedicated);
   OK(stratalloc_free(gpu, block));
   request.flags = STRATALLOC_NO_GROW;
   request.bytes = 100 * MIB;

@@ -36,7 +36,7 @@ fn structs_lie_as_the_header_says() {
         stratalloc_options { struct_size, config, devices, device_count, software_bytes }
         stratalloc_request { struct_size, bytes, alignment, device, tag, stream, flags, lifetime }
         stratalloc_pool_id { first, second }
-        stratalloc_block { struct_size, address, bytes, requested, device, tag, stream, pool, state }
+        stratalloc_block { struct_size, address, bytes, requested, device, tag, stream, pool, state, is_dedicated }
         stratalloc_gauge { current, peak }
         stratalloc_size_range { up_to, allocs, frees, bytes_allocated, bytes_freed }
         stratalloc_stats {

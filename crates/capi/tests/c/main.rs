@@ -1,6 +1,7 @@
 //! C and C++ programs against the installed library: compiled, linked through pkg-config, run.
 
 mod bad_input;
+mod cuda;
 mod examples;
 mod layout;
 mod toolchain;

@@ -25,7 +25,7 @@ use crate::state::Shim;
 
 /// The private pool that is open during captures. No request goes there: it keeps the allocator from recording events, and from asking for
 /// them, while a stream may be under capture.
-const CAPTURE_POOL: PoolId = PoolId(u64::MAX);
+const CAPTURE_POOL: PoolId = PoolId(u64::MAX, 0);
 
 /// A device that is served.
 pub(crate) struct Device {

@@ -40,10 +40,35 @@ pub fn shim() -> &'static Path {
     SHIM.get_or_init(|| build(&["stratalloc-preload"]).join("libstratalloc_preload.so"))
 }
 
+/// The folder of a driver on the software device.
+pub fn libraries() -> &'static Path {
+    static LIBRARIES: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARIES.get_or_init(|| {
+        let library = build(&["softcuda"]).join("libsoftcuda.so");
+        // Of this process, since several tests make one at once.
+        let folder = scratch().join(format!("libraries-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let link = folder.join("libcuda.so.1");
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(library, link).unwrap();
+        folder
+    })
+}
+
 /// The command.
 pub fn command() -> &'static Path {
     static COMMAND: OnceLock<PathBuf> = OnceLock::new();
     COMMAND.get_or_init(|| build(&["stratalloc-cli"]).join("stratalloc"))
+}
+
+/// Compiles a program that needs nothing but the driver, and prepares to run it, with the shim or without.
+pub fn with_driver(source: &str, test: &str, shimmed: bool) -> Command {
+    let path = compile(source, &format!("{test}-{}", source.trim_end_matches(".c")), &["-Wno-unused-function"]);
+    let mut command = program(&path, libraries());
+    if shimmed {
+        command.env("LD_PRELOAD", shim());
+    }
+    command
 }
 
 /// Compiles a program of `tests/programs` to `name`, with more arguments for the compiler.

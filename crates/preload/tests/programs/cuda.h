@@ -81,17 +81,21 @@ struct ledger {
 
 static int (*ask_ledger)(int, struct ledger *);
 
-static struct ledger ledger(int device)
-{
-    struct ledger found = {sizeof found};
-    IS(ask_ledger(device, &found), 0);
-    return found;
-}
-
 static int shimmed(void)
 {
     ask_ledger = (int (*)(int, struct ledger *))dlsym(RTLD_DEFAULT, "stratalloc_preload_ledger");
     return ask_ledger != NULL;
+}
+
+static struct ledger ledger(int device)
+{
+    struct ledger found = {sizeof found};
+    if (!shimmed()) {
+        fprintf(stderr, "the shim is not loaded\n");
+        exit(2);
+    }
+    IS(ask_ledger(device, &found), 0);
+    return found;
 }
 
 #define SAME(a, b, where) do { u64 a_ = (a), b_ = (b); if (a_ != b_) { failures++; \

@@ -5,6 +5,7 @@
 
 mod contexts;
 mod copies;
+mod counts;
 mod devices;
 mod graphs;
 mod memory;
@@ -16,10 +17,10 @@ mod unsupported;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::abi::codes::{Code, Res};
 use crate::process;
+use counts::Calls;
 
 /// One exported function.
 pub(crate) struct Entry {
@@ -27,7 +28,7 @@ pub(crate) struct Entry {
     /// The driver version from which the name without suffix means this function; 0 where that goes without saying.
     since: u32,
     address: Address,
-    pub(crate) calls: AtomicU64,
+    pub(crate) calls: Calls,
     /// Whether it may be called before `cuInit`.
     early: bool,
 }
@@ -39,7 +40,7 @@ unsafe impl Sync for Address {}
 
 impl Entry {
     const fn new(name: &'static str, since: u32, address: *const (), early: bool) -> Entry {
-        Entry { name, since, address: Address(address), calls: AtomicU64::new(0), early }
+        Entry { name, since, address: Address(address), calls: Calls::new(), early }
     }
 
     pub(crate) fn address(&self) -> *const () {
@@ -49,7 +50,7 @@ impl Entry {
     /// What every call goes through.
     #[inline]
     fn call(&self, body: impl FnOnce() -> Res) -> u32 {
-        self.calls.fetch_add(1, Relaxed);
+        self.calls.count();
         let guarded = || {
             if !self.early {
                 process::check_ready()?;

@@ -253,10 +253,10 @@ fn op_of(into: &Graph, params: &mut NodeParams) -> Res<Op> {
             }
             let bodies: Vec<usize> = (0..wanted.size).map(|_| Ok(Graph::make()?.handle)).collect::<Res<_>>()?;
             // The driver gives the array of bodies; it lives as long as the process.
-            let shown: &'static [usize] = Box::leak(bodies.clone().into_boxed_slice());
+            let shown: &'static [usize] = Box::leak(bodies.into_boxed_slice());
             let given = ConditionalParams { graphs: shown.as_ptr() as usize, ..wanted };
             Out(params.body.as_mut_ptr().cast::<ConditionalParams>()).set(given)?;
-            Ok(Op::Conditional { handle: wanted.handle, bodies })
+            Ok(Op::Conditional)
         }
         8 | 9 => Err(Code::NOT_SUPPORTED),
         _ => Err(Code::INVALID_VALUE),

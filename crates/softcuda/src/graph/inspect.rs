@@ -11,8 +11,11 @@ use crate::abi::structs::{
 use crate::process::devices;
 use crate::stream::work::Op;
 
+/// Where a part of each item goes.
+type Place<'a, T> = (Out<usize>, &'a dyn Fn(&T) -> usize);
+
 /// Writes a list as CUDA does: without a place for it, only how many there are; with one, as many as fit, and null after them.
-fn give<T: Copy>(items: &[T], places: &mut [(Out<usize>, &dyn Fn(&T) -> usize)], count: Out<usize>) -> Res {
+fn give<T: Copy>(items: &[T], places: &[Place<'_, T>], count: Out<usize>) -> Res {
     count.check()?;
     if places.iter().all(|(place, _)| place.is_null()) {
         return count.set(items.len());
@@ -27,7 +30,7 @@ fn give<T: Copy>(items: &[T], places: &mut [(Out<usize>, &dyn Fn(&T) -> usize)],
 
 pub(crate) fn nodes(graph: usize, nodes: Out<usize>, count: Out<usize>) -> Res {
     let found: Vec<usize> = by_handle(graph)?.parts.lock().nodes.iter().map(|node| node.handle).collect();
-    give(&found, &mut [(nodes, &|node| *node)], count)
+    give(&found, &[(nodes, &|node| *node)], count)
 }
 
 pub(crate) fn root_nodes(graph: usize, nodes: Out<usize>, count: Out<usize>) -> Res {
@@ -35,7 +38,7 @@ pub(crate) fn root_nodes(graph: usize, nodes: Out<usize>, count: Out<usize>) -> 
     let parts = graph.parts.lock();
     let is_root = |node: &usize| parts.after.get(node).is_none_or(Vec::is_empty);
     let found: Vec<usize> = parts.nodes.iter().map(|node| node.handle).filter(is_root).collect();
-    give(&found, &mut [(nodes, &|node| *node)], count)
+    give(&found, &[(nodes, &|node| *node)], count)
 }
 
 /// All pairs of a node and one that comes after it.
@@ -63,7 +66,7 @@ pub(crate) fn edges(graph: usize, from: Out<usize>, to: Out<usize>, data: Out<Ed
         let data_of: Vec<EdgeData> = found.iter().map(|(edge, _)| edge.data).collect();
         give_data(data, &data_of, count.get()?)?;
     }
-    give(&found, &mut [(from, &|(edge, _)| edge.node), (to, &|(_, to)| *to)], count)
+    give(&found, &[(from, &|(edge, _)| edge.node), (to, &|(_, to)| *to)], count)
 }
 
 pub(crate) fn node_kind(node: usize, kind: Out<u32>) -> Res {
@@ -76,7 +79,7 @@ fn give_edges(found: &[Edge], nodes: Out<usize>, data: Out<EdgeData>, count: Out
         let data_of: Vec<EdgeData> = found.iter().map(|edge| edge.data).collect();
         give_data(data, &data_of, count.get()?)?;
     }
-    give(found, &mut [(nodes, &|edge| edge.node)], count)
+    give(found, &[(nodes, &|edge| edge.node)], count)
 }
 
 pub(crate) fn dependencies_v1(node: usize, dependencies: Out<usize>, count: Out<usize>) -> Res {

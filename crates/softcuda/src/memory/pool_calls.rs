@@ -66,6 +66,11 @@ pub(crate) fn free(ptr: u64, stream: usize) -> Res {
             };
             pool.free(block, on).inspect_err(|_| space::put_back(block))
         }
+        // Plain memory may be freed in stream order as well. Here that waits for the device, which is one legal order.
+        Kind::Plain | Kind::Managed if stream.is_capturing() => Err(capture::refuse(&stream)),
+        Kind::Plain | Kind::Managed => {
+            space::take(ptr, |block| matches!(block.kind, Kind::Plain | Kind::Managed)).and_then(space::release)
+        }
         _ => Err(Code::INVALID_VALUE),
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn encode_tiled(
     _fill: u32,
 ) -> Res {
     map.check()?;
-    if !(1..=5).contains(&rank) || address % 16 != 0 {
+    if !(1..=5).contains(&rank) || !address.is_multiple_of(16) {
         return Err(Code::INVALID_VALUE);
     }
     let rank = rank as usize;
@@ -45,7 +45,7 @@ pub(crate) fn encode_tiled(
 
 pub(crate) fn replace_address(map: Out<[u64; 16]>, address: u64) -> Res {
     let mut words = map.get()?;
-    if address % 16 != 0 {
+    if !address.is_multiple_of(16) {
         return Err(Code::INVALID_VALUE);
     }
     words[0] = address;

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::atomic::Ordering;
 
 use super::PROCESS;
 use crate::export::all;
@@ -10,7 +9,7 @@ use crate::export::all;
 /// Call counts as JSON, by name, without those never called.
 fn counts() -> String {
     let mut text = String::from("{\n  \"calls\": {");
-    let called = all().iter().map(|entry| (entry.name, entry.calls.load(Ordering::Relaxed))).filter(|(_, n)| *n > 0);
+    let called = all().iter().map(|entry| (entry.name, entry.calls.get())).filter(|(_, n)| *n > 0);
     for (at, (name, count)) in called.enumerate() {
         let comma = if at == 0 { "" } else { "," };
         // Writing to a string does not fail.

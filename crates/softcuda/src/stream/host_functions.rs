@@ -30,8 +30,10 @@ fn worker() -> Option<&'static Thread> {
 fn serve() {
     let mut idle = 0;
     loop {
-        let ran = process::get()
-            .is_ok_and(|process| process.devices.iter().fold(false, |ran, device| device.soft.run_host_work() || ran));
+        let mut ran = false;
+        for device in process::get().map_or(&[][..], |process| &process.devices) {
+            ran |= device.soft.run_host_work();
+        }
         idle = if ran { 0 } else { idle + 1 };
         if idle >= LOOKS {
             // Whatever is queued is waiting for something long; each new function wakes the thread.

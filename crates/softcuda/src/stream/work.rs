@@ -68,11 +68,8 @@ pub(crate) enum Op {
         width: u64,
         comparison: Comparison,
     },
-    /// A body that runs on a condition which only kernels change: it is kept, and does not run.
-    Conditional {
-        handle: u64,
-        bodies: Vec<usize>,
-    },
+    /// Bodies that run on a condition which only kernels change: they are graphs of their own, and do not run.
+    Conditional,
 }
 
 impl Op {
@@ -90,14 +87,14 @@ impl Op {
             Op::Alloc { .. } => 10,
             Op::Free { .. } => 11,
             Op::WriteValue { .. } | Op::WaitValue { .. } => 12,
-            Op::Conditional { .. } => 13,
+            Op::Conditional => 13,
         }
     }
 
     /// Queues the work on a stream that is not captured.
     pub(crate) fn run(&self, stream: &Stream) -> Res {
         match self {
-            Op::Empty | Op::Alloc { .. } | Op::Free { .. } | Op::Conditional { .. } => Ok(()),
+            Op::Empty | Op::Alloc { .. } | Op::Free { .. } | Op::Conditional => Ok(()),
             Op::Kernel(_) => stream.device.soft.launch(stream.soft, &[], 0).map_err(code_of),
             Op::Rows(rows) => copies::run(stream, rows),
             Op::Copy(copy) => copies::run(stream, &copies::rows_of(copy)?),

@@ -82,9 +82,8 @@ fn get_proc() -> Result<GetProc, Error> {
     let first = unsafe { std::mem::transmute::<*mut c_void, GetProc>(first) };
     let mut found = null_mut();
     // SAFETY: `found` is a local.
-    let code = unsafe {
-        first(c"cuGetProcAddress".as_ptr(), &raw mut found, PROC_ADDRESS_VERSION, FLAG_LEGACY, null_mut())
-    };
+    let code =
+        unsafe { first(c"cuGetProcAddress".as_ptr(), &raw mut found, PROC_ADDRESS_VERSION, FLAG_LEGACY, null_mut()) };
     if code != 0 || found.is_null() {
         return Ok(first);
     }

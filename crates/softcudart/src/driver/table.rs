@@ -258,4 +258,22 @@ driver_functions! {
     cuProfilerStop[4000]();
     cuGetProcAddress[12000](name: *const c_char, function: *mut *mut c_void, version: c_int, flags: u64, status: *mut c_int);
     cuGetExportTable[3000](table: *mut *const c_void, id: *const c_void);
+    cuMemPrefetchBatchAsync[13000](ptrs: *mut DevicePtr, sizes: *mut usize, count: usize, locations: *mut c_void, indices: *mut usize, location_count: usize, flags: u64, stream: Handle);
+    cuMemDiscardBatchAsync[13000](ptrs: *mut DevicePtr, sizes: *mut usize, count: usize, flags: u64, stream: Handle);
+    cuMemDiscardAndPrefetchBatchAsync[13000](ptrs: *mut DevicePtr, sizes: *mut usize, count: usize, locations: *mut c_void, indices: *mut usize, location_count: usize, flags: u64, stream: Handle);
+    cuGraphRemoveDependencies[12030](graph: Handle, from: *const Handle, to: *const Handle, edges: *const c_void, count: usize);
+    cuGraphChildGraphNodeGetGraph[10000](node: Handle, graph: *mut Handle);
+    cuGraphEventRecordNodeGetEvent[11010](node: Handle, event: *mut Handle);
+    cuGraphEventWaitNodeGetEvent[11010](node: Handle, event: *mut Handle);
+    cuGraphHostNodeGetParams[10000](node: Handle, params: *mut HostNodeParams);
+    cuGraphMemsetNodeGetParams[10000](node: Handle, params: *mut MemsetNodeParams);
+    cuGraphNodeFindInClone[10000](node: *mut Handle, original: Handle, clone: Handle);
+    cuGraphNodeSetEnabled[11060](exec: Handle, node: Handle, enabled: c_uint);
+    cuGraphNodeGetEnabled[11060](exec: Handle, node: Handle, enabled: *mut c_uint);
+    cuGraphExecMemcpyNodeSetParams[10020](exec: Handle, node: Handle, copy: *const Memcpy3D, context: Handle);
+    cuGraphExecMemsetNodeSetParams[10020](exec: Handle, node: Handle, params: *const MemsetNodeParams, context: Handle);
+    cuGraphExecKernelNodeSetParams[12000](exec: Handle, node: Handle, params: *const KernelNodeParams);
+    cuGraphExecHostNodeSetParams[10020](exec: Handle, node: Handle, params: *const HostNodeParams);
+    cuGraphExecNodeSetParams[12020](exec: Handle, node: Handle, params: *mut c_void);
+    cuGraphNodeSetParams[12020](node: Handle, params: *mut c_void);
 }

@@ -129,6 +129,20 @@ pub(crate) struct MemsetNodeParams {
     pub(crate) context: Handle,
 }
 
+impl Default for MemsetNodeParams {
+    fn default() -> Self {
+        MemsetNodeParams {
+            dst: 0,
+            pitch: 0,
+            value: 0,
+            element_bytes: 0,
+            width: 0,
+            height: 0,
+            context: std::ptr::null_mut(),
+        }
+    }
+}
+
 /// `CUDA_HOST_NODE_PARAMS`, which is `cudaHostNodeParams`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -162,7 +176,11 @@ impl MemLocation {
 
     /// The location that CUDA 12 named by a device's number, where -1 is the host.
     pub(crate) fn from_device(device: c_int) -> Self {
-        if device < 0 { MemLocation { kind: Self::HOST, id: 0 } } else { MemLocation { kind: Self::DEVICE, id: device } }
+        if device < 0 {
+            MemLocation { kind: Self::HOST, id: 0 }
+        } else {
+            MemLocation { kind: Self::DEVICE, id: device }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::ptr::null_mut;
 
 use crate::context;
-use crate::driver::types::{Handle, HostFn};
+use crate::driver::types::{Handle, HostFn, HostNodeParams};
 use crate::entry::{api, forward, forward_stream};
 
 forward! {
@@ -39,6 +39,18 @@ forward! {
     cudaUserObjectRetain(object: Handle, count: c_uint) => cuUserObjectRetain(object, count);
     cudaUserObjectRelease(object: Handle, count: c_uint) => cuUserObjectRelease(object, count);
 
+    cudaGraphChildGraphNodeGetGraph(node: Handle, graph: *mut Handle) => cuGraphChildGraphNodeGetGraph(node, graph);
+    cudaGraphEventRecordNodeGetEvent(node: Handle, event: *mut Handle) => cuGraphEventRecordNodeGetEvent(node, event);
+    cudaGraphEventWaitNodeGetEvent(node: Handle, event: *mut Handle) => cuGraphEventWaitNodeGetEvent(node, event);
+    cudaGraphHostNodeGetParams(node: Handle, params: *mut HostNodeParams) => cuGraphHostNodeGetParams(node, params);
+    cudaGraphNodeFindInClone(node: *mut Handle, original: Handle, clone: Handle)
+        => cuGraphNodeFindInClone(node, original, clone);
+    cudaGraphNodeSetEnabled(exec: Handle, node: Handle, enabled: c_uint) => cuGraphNodeSetEnabled(exec, node, enabled);
+    cudaGraphNodeGetEnabled(exec: Handle, node: Handle, enabled: *mut c_uint)
+        => cuGraphNodeGetEnabled(exec, node, enabled);
+    cudaGraphExecHostNodeSetParams(exec: Handle, node: Handle, params: *const HostNodeParams)
+        => cuGraphExecHostNodeSetParams(exec, node, params);
+
     // CUDA 12 has each of these with and without data on edges; CUDA 13 with.
     softcudart12_cudaGraphGetEdges(graph: Handle, from: *mut Handle, to: *mut Handle, count: *mut usize)
         => cuGraphGetEdges(graph, from, to, null_mut(), count);
@@ -64,6 +76,14 @@ forward! {
     softcudart13_cudaGraphNodeGetDependentNodes(
         node: Handle, dependents: *mut Handle, edges: *mut c_void, count: *mut usize
     ) => cuGraphNodeGetDependentNodes(node, dependents, edges, count);
+    softcudart12_cudaGraphRemoveDependencies(graph: Handle, from: *const Handle, to: *const Handle, count: usize)
+        => cuGraphRemoveDependencies(graph, from, to, std::ptr::null(), count);
+    softcudart12_cudaGraphRemoveDependencies_v2(
+        graph: Handle, from: *const Handle, to: *const Handle, edges: *const c_void, count: usize
+    ) => cuGraphRemoveDependencies(graph, from, to, edges, count);
+    softcudart13_cudaGraphRemoveDependencies(
+        graph: Handle, from: *const Handle, to: *const Handle, edges: *const c_void, count: usize
+    ) => cuGraphRemoveDependencies(graph, from, to, edges, count);
     softcudart12_cudaGraphAddDependencies(graph: Handle, from: *const Handle, to: *const Handle, count: usize)
         => cuGraphAddDependencies(graph, from, to, std::ptr::null(), count);
     softcudart12_cudaGraphAddDependencies_v2(

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use super::params::{NodeParams, node_context};
 use crate::driver::Table;
 use crate::driver::types::{Handle, HostNodeParams, KernelNodeParams, MemsetNodeParams};
-use crate::entry::{api, forward, read};
+use crate::entry::{api, forward, read, write};
 use crate::error::{Error, Outcome};
 use crate::kernel::{self, Dim3};
 use crate::memory::copy_3d::{self, Copy3D};
@@ -33,6 +33,35 @@ struct FillParams {
     height: usize,
 }
 
+impl KernelParams {
+    fn to_driver(&self, table: &Table) -> Result<KernelNodeParams, Error> {
+        Ok(KernelNodeParams {
+            func: std::ptr::null_mut(),
+            grid: self.grid.into(),
+            block: self.block.into(),
+            shared_bytes: self.shared_bytes,
+            params: self.params,
+            extra: self.extra,
+            kernel: kernel::function(table, self.host)?,
+            context: std::ptr::null_mut(),
+        })
+    }
+}
+
+impl FillParams {
+    fn to_driver(&self, context: Handle) -> MemsetNodeParams {
+        MemsetNodeParams {
+            dst: address(self.dst),
+            pitch: self.pitch,
+            value: self.value,
+            element_bytes: self.element_bytes,
+            width: self.width,
+            height: self.height,
+            context,
+        }
+    }
+}
+
 /// Where a node goes: its graph, and what it comes after.
 struct Spot {
     node: *mut Handle,
@@ -49,14 +78,7 @@ unsafe fn add(table: &Table, spot: &Spot, edges: *const c_void, params: *mut Nod
     let mut driver = given.to_driver(table)?;
     // SAFETY: as the caller promises; the parameters are a local.
     unsafe {
-        table.cuGraphAddNode(
-            spot.node,
-            spot.graph,
-            spot.dependencies,
-            edges,
-            spot.count,
-            (&raw mut driver).cast(),
-        )?;
+        table.cuGraphAddNode(spot.node, spot.graph, spot.dependencies, edges, spot.count, (&raw mut driver).cast())?;
     }
     given.take_results(&driver);
     Ok(())
@@ -86,17 +108,7 @@ api! {
     fn cudaGraphAddKernelNode(
         node: *mut Handle, graph: Handle, dependencies: *const Handle, count: usize, params: *const KernelParams
     ) |table| {
-        let given = read(params)?;
-        let driver = KernelNodeParams {
-            func: std::ptr::null_mut(),
-            grid: given.grid.into(),
-            block: given.block.into(),
-            shared_bytes: given.shared_bytes,
-            params: given.params,
-            extra: given.extra,
-            kernel: kernel::function(table, given.host)?,
-            context: std::ptr::null_mut(),
-        };
+        let driver = read(params)?.to_driver(table)?;
         table.cuGraphAddKernelNode(node, graph, dependencies, count, &raw const driver)
     }
 
@@ -118,18 +130,49 @@ api! {
     fn cudaGraphAddMemsetNode(
         node: *mut Handle, graph: Handle, dependencies: *const Handle, count: usize, params: *const FillParams
     ) |table| {
-        let given = read(params)?;
         let context = node_context(table)?;
-        let driver = MemsetNodeParams {
-            dst: address(given.dst),
-            pitch: given.pitch,
-            value: given.value,
-            element_bytes: given.element_bytes,
-            width: given.width,
-            height: given.height,
-            context,
-        };
+        let driver = read(params)?.to_driver(context);
         table.cuGraphAddMemsetNode(node, graph, dependencies, count, &raw const driver, context)
+    }
+
+    fn cudaGraphExecKernelNodeSetParams(exec: Handle, node: Handle, params: *const KernelParams) |table| {
+        let driver = read(params)?.to_driver(table)?;
+        table.cuGraphExecKernelNodeSetParams(exec, node, &raw const driver)
+    }
+
+    fn cudaGraphExecMemcpyNodeSetParams(exec: Handle, node: Handle, copy: *const Copy3D) |table| {
+        let copy = copy_3d::convert(table, read(copy)?)?;
+        table.cuGraphExecMemcpyNodeSetParams(exec, node, &raw const copy, node_context(table)?)
+    }
+
+    fn cudaGraphExecMemcpyNodeSetParams1D(
+        exec: Handle, node: Handle, dst: *mut c_void, src: *const c_void, bytes: usize, kind: c_int
+    ) |table| {
+        let copy = copy_3d::linear(dst, src, bytes, kind)?;
+        table.cuGraphExecMemcpyNodeSetParams(exec, node, &raw const copy, node_context(table)?)
+    }
+
+    fn cudaGraphExecMemsetNodeSetParams(exec: Handle, node: Handle, params: *const FillParams) |table| {
+        let context = node_context(table)?;
+        let driver = read(params)?.to_driver(context);
+        table.cuGraphExecMemsetNodeSetParams(exec, node, &raw const driver, context)
+    }
+
+    fn cudaGraphExecNodeSetParams(exec: Handle, node: Handle, params: *const NodeParams) |table| {
+        let mut driver = read(params)?.to_driver(table)?;
+        table.cuGraphExecNodeSetParams(exec, node, (&raw mut driver).cast())
+    }
+
+    fn cudaGraphNodeSetParams(node: Handle, params: *const NodeParams) |table| {
+        let mut driver = read(params)?.to_driver(table)?;
+        table.cuGraphNodeSetParams(node, (&raw mut driver).cast())
+    }
+
+    fn cudaGraphMemsetNodeGetParams(node: Handle, out: *mut FillParams) |table| {
+        let mut driver = MemsetNodeParams::default();
+        table.cuGraphMemsetNodeGetParams(node, &raw mut driver)?;
+        let MemsetNodeParams { pitch, value, element_bytes, width, height, .. } = driver;
+        write(out, FillParams { dst: pointer(driver.dst), pitch, value, element_bytes, width, height })
     }
 
     fn cudaGraphAddMemFreeNode(
@@ -141,7 +184,7 @@ api! {
     fn cudaGraphMemFreeNodeGetParams(node: Handle, out: *mut *mut c_void) |table| {
         let mut ptr = 0;
         table.cuGraphMemFreeNodeGetParams(node, &raw mut ptr)?;
-        crate::entry::write(out, pointer(ptr))
+        write(out, pointer(ptr))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 
 use super::address;
-use crate::driver::types::{Handle, MemLocation};
+use crate::driver::types::{DevicePtr, Handle, MemLocation};
 use crate::entry::{forward, forward_stream};
 
 forward! {
@@ -31,4 +31,15 @@ forward_stream! {
     softcudart13_cudaMemPrefetchAsync / softcudart13_cudaMemPrefetchAsync_ptsz(
         ptr: *const c_void, bytes: usize, location: MemLocation, flags: c_uint, stream: Handle
     ) => cuMemPrefetchAsync(address(ptr), bytes, location, flags, stream);
+    softcudart13_cudaMemPrefetchBatchAsync / softcudart13_cudaMemPrefetchBatchAsync_ptsz(
+        ptrs: *mut DevicePtr, sizes: *mut usize, count: usize, locations: *mut c_void, indices: *mut usize,
+        location_count: usize, flags: u64, stream: Handle
+    ) => cuMemPrefetchBatchAsync(ptrs, sizes, count, locations, indices, location_count, flags, stream);
+    softcudart13_cudaMemDiscardBatchAsync / softcudart13_cudaMemDiscardBatchAsync_ptsz(
+        ptrs: *mut DevicePtr, sizes: *mut usize, count: usize, flags: u64, stream: Handle
+    ) => cuMemDiscardBatchAsync(ptrs, sizes, count, flags, stream);
+    softcudart13_cudaMemDiscardAndPrefetchBatchAsync / softcudart13_cudaMemDiscardAndPrefetchBatchAsync_ptsz(
+        ptrs: *mut DevicePtr, sizes: *mut usize, count: usize, locations: *mut c_void, indices: *mut usize,
+        location_count: usize, flags: u64, stream: Handle
+    ) => cuMemDiscardAndPrefetchBatchAsync(ptrs, sizes, count, locations, indices, location_count, flags, stream);
 }
