@@ -442,7 +442,7 @@ impl Pool {
     /// with less.
     fn segment_size(&self, zone: usize, lane: LaneId, private: bool) -> u64 {
         if private || lane > WIDE_LANES {
-            return self.capacity >> 3;
+            return (self.capacity >> 3).max(self.capacity.min(1 << 30));
         }
         let multiple = if zone == LARGE { u64::from(self.config.address_space) } else { 1 };
         self.capacity.saturating_mul(multiple)
