@@ -51,6 +51,14 @@ def build_library(folder):
     if not found:
         raise RuntimeError("cargo built stratalloc-capi and named no shared library")
     shutil.copy(found[-1], folder / "libstratalloc.so")
+    _strip(folder / "libstratalloc.so")
+
+
+def _strip(path):
+    """Debug information is most of the file; without it the wheel is a tenth. Where there is no strip, it stays."""
+    strip = shutil.which("strip")
+    if strip:
+        subprocess.run([strip, "--strip-debug", str(path)], check=True)
 
 
 def build_shim(folder):

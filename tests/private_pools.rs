@@ -5,7 +5,9 @@ mod common;
 use common::rig::{KIB, MIB, Rng, check, soft};
 use std::collections::BTreeMap;
 use stratalloc::driver::soft::{Backing, SoftDevice};
-use stratalloc::{AllocRequest, Allocator, BlockState, DevicePtr, Error, PoolId, Rung, StreamId};
+use stratalloc::{
+    AllocFlags, AllocRequest, Allocator, BlockState, DevicePtr, Error, EventKind, PoolId, Rung, StreamId,
+};
 
 const POOL: PoolId = PoolId(7, 1);
 
@@ -138,4 +140,167 @@ fn a_checkpoint_is_for_its_own_pool_and_device() {
     allocator.raw_free(ptr).unwrap();
     allocator.release_private_pool(0, POOL).unwrap();
     assert!(matches!(allocator.restore(0, &checkpoint), Err(Error::UnknownPool { .. })));
+}
+
+/// A slab whose page went has to come back while another of its class has room.
+#[test]
+fn a_checkpoint_brings_back_slabs_beside_others() {
+    let (_device, allocator, stream) = scene(256);
+    allocator.begin_private_pool(0, POOL, |_| true).unwrap();
+    let request = AllocRequest::new(64 * KIB).stream(stream);
+    let slots: Vec<DevicePtr> = (0..40).map(|_| allocator.raw_alloc(request).unwrap()).collect();
+    allocator.raw_free(slots[0]).unwrap();
+    let checkpoint = allocator.checkpoint(0, POOL).unwrap();
+    slots[32..].iter().for_each(|&slot| allocator.raw_free(slot).unwrap());
+    let restored = allocator.restore(0, &checkpoint).unwrap();
+    assert_eq!((restored.freed.len(), restored.allocated.len()), (31, 39));
+    check(&allocator, 0);
+}
+
+#[test]
+fn a_checkpoint_dies_with_its_pool() {
+    let (_device, allocator, stream) = scene(256);
+    let before = inside(&allocator, stream, 4 * MIB);
+    let checkpoint = allocator.checkpoint(0, POOL).unwrap();
+    allocator.release_private_pool(0, POOL).unwrap();
+    let after = inside(&allocator, stream, 8 * MIB);
+    assert!(matches!(allocator.restore(0, &checkpoint), Err(Error::UnknownPool { .. })));
+    assert_eq!(allocator.usable_size(after), Ok(8 * MIB), "nothing has changed");
+    let fresh = allocator.checkpoint(0, POOL).unwrap();
+    assert_eq!(fresh.blocks().collect::<Vec<_>>(), [(after, 8 * MIB)], "blocks of the pool before are not this one's");
+    assert_eq!(allocator.usable_size(before), Ok(4 * MIB));
+    check(&allocator, 0);
+}
+
+#[test]
+fn what_a_pool_has_lent_is_not_its_to_restore() {
+    let (_device, allocator, stream) = scene(64);
+    allocator.retain_private_pool(0, POOL).unwrap();
+    let empty = allocator.checkpoint(0, POOL).unwrap();
+    let block = inside(&allocator, stream, 60 * MIB);
+    let full = allocator.checkpoint(0, POOL).unwrap();
+    allocator.raw_free(block).unwrap();
+    allocator.lend_private_pool(0, POOL, true).unwrap();
+    let lent = allocator.raw_alloc(AllocRequest::new(60 * MIB).stream(stream)).unwrap();
+    assert_eq!(allocator.checkpoint(0, POOL).unwrap().blocks().count(), 0);
+    allocator.restore(0, &empty).unwrap();
+    assert_eq!(allocator.usable_size(lent), Ok(60 * MIB));
+    assert!(matches!(allocator.restore(0, &full), Err(Error::UnknownPool { .. })));
+    allocator.raw_free(lent).unwrap();
+    allocator.restore(0, &full).unwrap();
+    assert_eq!(allocator.usable_size(block), Ok(60 * MIB));
+    check(&allocator, 0);
+}
+
+#[test]
+fn blocks_that_streams_were_recorded_for_are_not_freed_by_a_restore() {
+    let (device, allocator, stream) = scene(64);
+    let other = stratalloc::driver::Driver::create_stream(&*device).unwrap();
+    allocator.retain_private_pool(0, POOL).unwrap();
+    let empty = allocator.checkpoint(0, POOL).unwrap();
+    let block = inside(&allocator, stream, 8 * MIB);
+    allocator.record_stream(block, other).unwrap();
+    assert!(matches!(allocator.restore(0, &empty), Err(Error::UnknownPool { .. })));
+    assert_eq!(allocator.usable_size(block), Ok(8 * MIB), "nothing has changed");
+    check(&allocator, 0);
+}
+
+/// A thread frees a checkpoint's block, into its magazine, while another one restores it.
+#[test]
+fn restoring_while_others_free() {
+    let (_device, allocator, stream) = scene(64);
+    let block = inside(&allocator, stream, 64 * KIB);
+    let checkpoint = allocator.checkpoint(0, POOL).unwrap();
+    for round in 0..300u32 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..round * 37 % 2000).for_each(|_| std::hint::spin_loop());
+                allocator.raw_free(block).unwrap();
+            });
+            allocator.restore(0, &checkpoint).unwrap();
+        });
+        allocator.restore(0, &checkpoint).unwrap();
+    }
+    check(&allocator, 0);
+}
+
+/// Programs capture graphs over and over, each time into a new pool.
+#[test]
+fn pools_that_are_no_more_leave_nothing_behind() {
+    let (device, allocator, stream) = scene(80 << 10);
+    let mut metadata = 0;
+    for round in 1..=1500 {
+        let pool = PoolId(round, 0);
+        allocator.begin_private_pool(0, pool, |_| true).unwrap();
+        let blocks = [4 * MIB, 512].map(|size| allocator.raw_alloc(AllocRequest::new(size).stream(stream)).unwrap());
+        allocator.end_private_pool(0, pool).unwrap();
+        blocks.iter().for_each(|&ptr| allocator.raw_free(ptr).unwrap());
+        allocator.release_private_pool(0, pool).unwrap();
+        allocator.empty_private_pool(0, pool).unwrap();
+        if round == 100 {
+            metadata = allocator.stats(0).unwrap().metadata;
+        }
+    }
+    assert_eq!(device.leaks().reservations, 0);
+    let now = allocator.stats(0).unwrap().metadata;
+    assert!(now <= metadata + metadata / 4, "metadata went from {metadata} to {now} bytes");
+    check(&allocator, 0);
+}
+
+#[test]
+fn a_released_pool_is_emptied_though_others_had_it_settled() {
+    let (_device, allocator, stream) = scene(64);
+    let block = inside(&allocator, stream, 32 * MIB);
+    allocator.raw_free(block).unwrap();
+    allocator.release_private_pool(0, POOL).unwrap();
+    // Has to wait for the device, and takes some of the pool's memory.
+    let other = allocator.raw_alloc(AllocRequest::new(40 * MIB).stream(stream)).unwrap();
+    allocator.raw_free(other).unwrap();
+    let before = allocator.stats(0).unwrap().reserved.current;
+    let given = allocator.empty_private_pool(0, POOL).unwrap();
+    assert_eq!(allocator.stats(0).unwrap().reserved.current, before - given);
+    check(&allocator, 0);
+}
+
+#[test]
+fn chunks_in_reserve_make_way_for_dedicated_blocks() {
+    let (_device, allocator, stream) = scene(256);
+    let block = allocator.raw_alloc(AllocRequest::new(200 * MIB).stream(stream)).unwrap();
+    allocator.raw_free(block).unwrap();
+    let request = AllocRequest::new(100 * MIB).stream(stream).flags(AllocFlags::DEDICATED);
+    assert!(allocator.block_at(allocator.raw_alloc(request).unwrap()).unwrap().1.dedicated);
+    check(&allocator, 0);
+}
+
+#[test]
+fn an_observer_that_panics_breaks_nothing() {
+    let (_device, allocator, stream) = scene(64);
+    let block = allocator.raw_alloc(AllocRequest::new(40 * MIB).stream(stream)).unwrap();
+    allocator.raw_free(block).unwrap();
+    let observer = |event: &stratalloc::Event| assert!(event.kind != EventKind::Unmap, "planted");
+    allocator.observe_events(0, Some(std::sync::Arc::new(observer))).unwrap();
+    assert!(allocator.empty_cache(0).is_ok());
+    assert!(allocator.observe_events(0, None).unwrap().is_none(), "it is not called again");
+    check(&allocator, 0);
+    allocator.raw_alloc(AllocRequest::new(40 * MIB).stream(stream)).unwrap();
+    check(&allocator, 0);
+}
+
+/// Less than a chunk is free, and only among large blocks.
+#[test]
+fn small_requests_find_what_large_blocks_leave() {
+    let (_device, allocator, stream) = scene(64);
+    let large = AllocRequest::new(3 * MIB).stream(stream);
+    let held: Vec<DevicePtr> = std::iter::from_fn(|| allocator.raw_alloc(large).ok()).collect();
+    assert_eq!(held.len(), 21, "one MiB is left");
+    let mut small = Vec::new();
+    for size in [512, 64 * KIB, 300 * KIB] {
+        let ptr = allocator.raw_alloc(AllocRequest::new(size).stream(stream)).unwrap();
+        assert!(ptr.0.is_multiple_of(512) && allocator.usable_size(ptr).unwrap() >= size);
+        small.push(ptr);
+    }
+    assert!(matches!(allocator.raw_alloc(AllocRequest::new(MIB).stream(stream)), Err(Error::OutOfMemory(_))));
+    check(&allocator, 0);
+    held.iter().chain(&small).for_each(|&ptr| allocator.raw_free(ptr).unwrap());
+    check(&allocator, 0);
 }

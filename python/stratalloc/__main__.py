@@ -12,24 +12,40 @@ RUN = """\
 Runs a Python program, unchanged, with PyTorch's CUDA memory from stratalloc: SCRIPT, or -m MODULE, and its arguments. The
 interpreters that the program starts do the same."""
 
+_FALLBACKS = ("auto", "never", "only")
+
 
 def main(arguments=None):
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    ours, program = _split(arguments)
     parser = argparse.ArgumentParser(prog="python -m stratalloc", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", description=RUN, help="run a program on stratalloc")
+    usage = "python -m stratalloc run [options] SCRIPT | -m MODULE [arguments]"
+    run = commands.add_parser("run", usage=usage, description=RUN, help="run a program on stratalloc")
     run.add_argument("--conf", help="the configuration, in place of STRATALLOC_CONF: limit:0.9,...")
-    run.add_argument("--fallback", choices=("auto", "never", "only"), default="auto", help="as in stratalloc.torch.enable")
+    run.add_argument("--fallback", choices=_FALLBACKS, default="auto", help="as in stratalloc.torch.enable")
     run.add_argument("--print", action="store_true", help="print the environment and the command instead")
-    run.add_argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT | -m MODULE ...")
     commands.add_parser("doctor", help="say what is found and what is missing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(ours)
     if options.command == "doctor":
         return doctor()
-    if options.program and options.program[0] == "--":
-        options.program.pop(0)
-    if not options.program:
+    if not program or program == ["-m"]:
         run.error("name a script, or -m and a module")
+    options.program = program
     return run_program(options)
+
+
+def _split(arguments):
+    """Our own arguments, and the program's: from the first that is neither an option of `run` nor the value of one."""
+    at = 1
+    while arguments[:1] == ["run"] and at < len(arguments):
+        word = arguments[at]
+        if word == "--":
+            return arguments[:at], arguments[at + 1 :]
+        if word == "-m" or not word.startswith("-"):
+            return arguments[:at], arguments[at:]
+        at += 2 if word in ("--conf", "--fallback") else 1
+    return arguments, []
 
 
 def environment(options):

@@ -33,3 +33,8 @@ def install(torch, library_path, conf, verbose=False):
         kind = _FAILURES.get(result, StratallocError)
         raise kind(text.value.decode(errors="replace") + _ADVICE.get(result, ""))
     _loaded = extension
+
+
+def shareable(begins):
+    """Begins or ends memory to share in the calling thread."""
+    _loaded.stratalloc_torch_shareable(int(begins))

@@ -1,11 +1,12 @@
 """PyTorch on stratalloc: `enable`, and what then works."""
 
 import os
+from contextlib import contextmanager
 
 from . import _build, _extension, _lib, _pluggable
 from .errors import CompilationFailed, CompilerMissing, CudaMissing, EnabledTooLate, UnsupportedTorch
 
-__all__ = ["capabilities", "enable", "enabled"]
+__all__ = ["cache_folder", "capabilities", "enable", "enabled", "shareable"]
 
 _FALLBACKS = ("auto", "never", "only")
 
@@ -35,7 +36,10 @@ _CAPABILITIES = {
     "memory_metadata": ("works", "torch warns that it is not recorded"),
     "profiler_memory_events": ("works", "none are reported: torch's pluggable allocator does not"),
     "peer_access": ("works", "raises RuntimeError"),
-    "share_between_processes": ("raises NotImplementedError", "raises RuntimeError"),
+    "share_between_processes": (
+        "works for tensors made inside of stratalloc.torch.shareable(), raises NotImplementedError for others",
+        "raises RuntimeError",
+    ),
     "allocate_at_address": ("raises NotImplementedError", "raises RuntimeError"),
 }
 
@@ -117,6 +121,22 @@ def _warn_of_fallback(error):
         "stratalloc.torch.capabilities() says which. fallback='never' makes this an error.",
         stacklevel=4,
     )
+
+
+@contextmanager
+def shareable():
+    """What this thread allocates inside may be sent to other processes (torch.multiprocessing): each tensor has an allocation of
+    its own, at least 2 MiB, which is slower to make. Others cannot be sent: CUDA exports whole allocations."""
+    if _mode != "extension":
+        raise NotImplementedError(
+            "stratalloc.torch.shareable() wants stratalloc enabled with its extension"
+            + (", and it runs as the pluggable allocator." if _mode else ": call stratalloc.torch.enable() first.")
+        )
+    _extension.shareable(True)
+    try:
+        yield
+    finally:
+        _extension.shareable(False)
 
 
 def _import_torch():

@@ -55,7 +55,7 @@ def names(torch):
 EXTRA = (
     "Tensor.record_stream", "out of memory", "attach_out_of_memory_observer",
     "checkpoints of a graph's pool", "checkPoolLiveAllocations", "MemPool(allocator)", "MemPool(use_on_oom=True)", "MemPool(no_split=True)",
-    "UntypedStorage._share_cuda_", "profiler's memory events",
+    "UntypedStorage._share_cuda_", "UntypedStorage._share_cuda_ within stratalloc.torch.shareable()", "profiler's memory events",
 )  # fmt: skip
 
 
@@ -202,6 +202,14 @@ def calls(torch):
         torch._C._cuda_setCheckpointPoolState(0, state, [x.untyped_storage()._cdata], [])
         torch._C._cuda_cudaCachingAllocator_raw_delete(x.data_ptr())
 
+    def shared():
+        import stratalloc
+
+        with stratalloc.torch.shareable():
+            x = tensor()
+        handle = x.untyped_storage()._share_cuda_()
+        assert handle[1][1:2] == b"c"
+
     def live_check():
         handle = torch.cuda.graph_pool_handle()
         made = torch.cuda.CUDAGraph()
@@ -297,6 +305,7 @@ def calls(torch):
         "MemPool(use_on_oom=True)": lending,
         "MemPool(no_split=True)": lambda: torch.cuda.MemPool(no_split=True),
         "UntypedStorage._share_cuda_": lambda: tensor().untyped_storage()._share_cuda_(),
+        "UntypedStorage._share_cuda_ within stratalloc.torch.shareable()": shared,
         "profiler's memory events": profiler,
     }
 

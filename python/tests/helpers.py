@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -212,7 +212,7 @@ def test_the_allocator_says_who_it_is():
     assert torch.cuda.get_allocator_backend() == "stratalloc"
 
 
-def test_sharing_between_processes_raises():
+def test_memory_that_was_not_made_to_be_shared_raises():
     x = on_gpu(1000)
-    with pytest.raises(NotImplementedError, match="between processes"):
+    with pytest.raises(NotImplementedError, match="shareable"):
         x.untyped_storage()._share_cuda_()

@@ -43,7 +43,7 @@ def test_the_extension_lacks_only_what_it_says(both):
     raising = {name for name, (word, _) in both[0].items() if word == functions.RAISES}
     assert raising == {"MemPool(allocator)", "MemPool(no_split=True)", "UntypedStorage._share_cuda_"}
     for name in raising:
-        assert both[0][name][1].startswith("NotImplementedError: stratalloc does not"), both[0][name]
+        assert both[0][name][1].startswith("NotImplementedError: stratalloc"), both[0][name]
 
 
 def test_nothing_is_silent(both):

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from helpers import on_gpu, run, run_json
 
@@ -75,6 +76,51 @@ def test_tensors_that_live_to_the_end():
         """
     )
     assert "late: 100" in result.stdout
+
+
+RECEIVE = """
+import pickle, sys
+from multiprocessing.connection import Client
+import torch
+with Client(sys.argv[1], authkey=b"x") as connection:
+    torch.cuda.init()
+    from multiprocessing.reduction import ForkingPickler
+    tensor = pickle.loads(connection.recv_bytes())
+    print(torch.cuda.get_allocator_backend(), torch.equal(tensor.cpu(), torch.arange(1000)), flush=True)
+    tensor.copy_(torch.arange(1000, 2000))
+    torch.cuda.synchronize()
+    del tensor
+    connection.send("done")
+    connection.recv()
+"""
+
+SEND = """
+import subprocess, sys, contextlib
+from multiprocessing.connection import Listener
+from multiprocessing.reduction import ForkingPickler
+import torch, torch.multiprocessing
+import stratalloc
+with stratalloc.torch.shareable() if stratalloc.torch.enabled() else contextlib.nullcontext():
+    x = torch.arange(1000).cuda()
+address = sys.argv[1]
+with Listener(address, authkey=b"x") as listener:
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[2], address])
+    with listener.accept() as connection:
+        connection.send_bytes(ForkingPickler.dumps(x))
+        connection.recv()
+        print(torch.equal(x.cpu(), torch.arange(1000, 2000)), flush=True)
+        connection.send("end")
+    child.wait()
+"""
+
+
+@pytest.mark.parametrize("sender, receiver", [("stratalloc", "stratalloc"), ("stratalloc", "native"), ("native", "stratalloc")])
+def test_tensors_made_to_be_shared_are(sender, receiver, tmp_path):
+    enable = "import stratalloc; stratalloc.torch.enable(fallback='never')\n"
+    code = {"stratalloc": enable, "native": ""}
+    allocator = "extension" if sender == "stratalloc" else "native"
+    result = run(SEND, allocator=allocator, arguments=[str(tmp_path / "socket"), code[receiver] + RECEIVE])
+    assert result.stdout.splitlines() == [f"{receiver} True", "True"], result.stderr
 
 
 def test_two_devices():

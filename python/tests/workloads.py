@@ -41,6 +41,8 @@ def train(torch, steps, watch):
 
     width, heads, layers, words, batch = 1024, 16, 8, 32_000, 8
     random.seed(7)
+    # cuDNN may be one that does nothing; torch has attention of its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
     class Block(nn.Module):
         def __init__(self):
@@ -172,13 +174,13 @@ def table(rows):
     return "\n".join(lines)
 
 
-def over(rows):
-    """Programs for which ours holds more than torch's expandable segments, as texts."""
+def over(rows, bound=1.0):
+    """Programs for which ours holds more than `bound` times what torch's expandable segments hold, as texts."""
     found = {(row["program"], row["allocator"]): row["peak_reserved"] for row in rows}
     problems = []
     for program in PROGRAMS:
         ours, theirs = found.get((program, "stratalloc")), found.get((program, "expandable"))
-        if ours is not None and theirs is not None and ours > theirs:
+        if ours is not None and theirs is not None and ours > theirs * bound:
             problems.append(f"{program}: {ours / MIB:.1f} MiB reserved, expandable segments {theirs / MIB:.1f} MiB")
     return problems
 

@@ -148,16 +148,27 @@ impl Arena {
         self.used().find(|&id| (self.node(id).addr..self.node(id).end()).contains(&addr))
     }
 
-    /// Takes exactly `size` bytes at `addr` out of a free node of `owner`.
-    pub fn take_at(&mut self, owner: Owner, addr: u64, size: u64) -> Option<NodeId> {
-        let covers = |node: &Node| node.addr <= addr && addr + size <= node.end();
-        let (id, _) = self.free_nodes(owner).find(|(_, node)| covers(node))?;
-        let stamp = self.nodes[id as usize].stamp;
+    /// The nodes on either side.
+    pub fn beside(&self, id: NodeId) -> [Option<NodeId>; 2] {
+        let Node { prev, next, .. } = *self.node(id);
+        [prev, next].map(|other| Some(other).filter(|&other| other != NIL))
+    }
+
+    /// Whether the segment that begins with this node is one hole.
+    pub fn is_empty_segment(&self, head: NodeId) -> bool {
+        let node = self.node(head);
+        node.state == State::Hole && node.prev == NIL && node.next == NIL
+    }
+
+    /// Takes exactly `size` bytes at `addr` out of a free node that contains them. The rests stay with its owner.
+    pub fn take_at(&mut self, id: NodeId, addr: u64, size: u64) -> NodeId {
+        let Node { owner, stamp, state, .. } = self.nodes[id as usize];
+        assert!(state == State::Free, "only what is free is taken");
         self.bins[owner.0 as usize].remove(&mut self.nodes, id);
         let taken = self.cut(id, addr, size, |arena, rest| arena.put_free(rest, owner, stamp));
         self.nodes[taken as usize].state = State::Used;
         self.used_bytes += size;
-        Some(taken)
+        taken
     }
 
     /// Adds a segment for `home` in which nothing is mapped. It has no neighbours.

@@ -229,6 +229,11 @@ impl DeviceCache {
                 if dedicated {
                     pool.directory.header(block).mark_dedicated();
                 }
+                if rung == Rung::Lent {
+                    pool.directory.header(block).mark_lent();
+                }
+                // Not always that of the request: what is short is served from where there is room.
+                let key = pool.directory.header(block).key();
                 match cache {
                     Some(cache) => cache.count_alloc(size, key, tag),
                     None => self.retired.lock().count_alloc(size, key, tag, pool),
@@ -269,7 +274,7 @@ impl DeviceCache {
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
-        let alone = header.is_recorded() || header.is_dedicated();
+        let alone = header.is_recorded() || header.is_dedicated() || header.is_lent();
         let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
             cache.note_phase(pool);

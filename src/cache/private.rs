@@ -2,8 +2,8 @@
 
 use super::{DeviceCache, threads};
 use crate::error::{Error, Result};
-use crate::pool::{Checkpoint, Drain, Magazines, Moved, StreamFilter};
-use crate::telemetry::Rung;
+use crate::pool::{Checkpoint, Moved, PoolState, StreamFilter};
+use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::PoolId;
 
 impl DeviceCache {
@@ -57,10 +57,20 @@ impl DeviceCache {
         Ok(bytes)
     }
 
+    /// Runs `work` with no block in any magazine, and no thread on the hot path.
+    fn with_all_drained<T>(&self, state: &mut PoolState, work: impl FnOnce(&mut PoolState) -> T) -> T {
+        let threads = self.threads.lock();
+        self.with_closed(&threads, |threads| {
+            for cache in threads {
+                cache.drain(false, &self.pool.directory, |block| self.pool.put_back(state, block));
+            }
+            work(state)
+        })
+    }
+
     pub(crate) fn checkpoint(&self, id: PoolId) -> Result<Checkpoint> {
         let mut state = self.pool.lock();
-        self.drain(&self.pool, &mut state, Drain::All);
-        self.pool.checkpoint(&state, id, self.number)
+        self.with_all_drained(&mut state, |state| self.pool.checkpoint(state, id, self.number))
     }
 
     /// Makes exactly the checkpoint's blocks live in its pool. Returns what was live before, and what is after.
@@ -71,20 +81,23 @@ impl DeviceCache {
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();
-        self.drain(pool, &mut state, Drain::All);
-        let (before, after) = pool.restore(&mut state, to)?;
-        for &Moved { key, requested, tag, .. } in before.iter().filter(|moved| !moved.stays) {
+        let (before, after) = self.with_all_drained(&mut state, |state| pool.restore(state, to))?;
+        for &Moved { ptr, key, requested, tag, .. } in before.iter().filter(|moved| !moved.stays) {
             match cache {
                 Some(cache) => cache.count_free(requested, key, key.bytes(), tag),
                 None => self.retired.lock().count_free(requested, key, key.bytes(), tag, pool),
             }
+            let event = Event::new(EventKind::Free, ptr, requested).tag(tag);
+            pool.ring.push(event.on(pool.lane_stream(&state, key.lane()), Some(to.pool)));
         }
-        for &Moved { key, requested, tag, .. } in after.iter().filter(|moved| !moved.stays) {
+        for &Moved { ptr, key, requested, tag, .. } in after.iter().filter(|moved| !moved.stays) {
             pool.count(&mut state, Rung::Own);
             match cache {
                 Some(cache) => cache.count_alloc(requested, key, tag),
                 None => self.retired.lock().count_alloc(requested, key, tag, pool),
             }
+            let event = Event::new(EventKind::Alloc, ptr, requested).tag(tag);
+            pool.ring.push(event.on(pool.lane_stream(&state, key.lane()), Some(to.pool)));
         }
         if let Some(cache) = cache {
             cache.fold_drifted(pool);

@@ -157,7 +157,7 @@ pub(crate) struct Header {
     key: AtomicU64,
     requested: AtomicU64,
     next: AtomicU32,
-    /// `life`, then whether streams were recorded and whether the memory is the block's alone, then the tag, a byte each.
+    /// `life`, then bits for recorded streams, dedicated and lent memory, then the tag, a byte each.
     status: AtomicU32,
 }
 
@@ -167,6 +167,7 @@ const _: () = assert!(size_of::<Header>() == 32);
 pub(super) const NO_RECORD: u32 = u32::MAX;
 const RECORDED: u32 = 1 << 8;
 const DEDICATED: u32 = 1 << 9;
+const LENT: u32 = 1 << 10;
 const TAG_SHIFT: u32 = 16;
 
 impl Header {
@@ -205,7 +206,7 @@ impl Header {
     pub(crate) fn life(&self) -> u8 {
         self.status.load(Relaxed) as u8
     }
-    /// Whether the block is live, no stream was recorded for it, its memory is not its own alone, and it has no tag.
+    /// Whether the block is live, no stream was recorded for it, its memory is neither dedicated nor lent, and it has no tag.
     #[inline]
     pub(crate) fn is_plainly_live(&self) -> bool {
         self.status.load(Relaxed) == u32::from(life::LIVE)
@@ -231,6 +232,15 @@ impl Header {
     /// Notes that the block, which was handed out just now, has a physical allocation of its own.
     pub(crate) fn mark_dedicated(&self) {
         self.status.store(self.status.load(Relaxed) | DEDICATED, Relaxed);
+    }
+    /// Whether the live block lies in memory that a private pool has lent.
+    #[inline]
+    pub(crate) fn is_lent(&self) -> bool {
+        self.status.load(Relaxed) & LENT != 0
+    }
+    /// Notes that the block, which was handed out just now, lies in memory that a private pool has lent.
+    pub(crate) fn mark_lent(&self) {
+        self.status.store(self.status.load(Relaxed) | LENT, Relaxed);
     }
     /// The next block of a chain.
     #[inline]
@@ -348,6 +358,11 @@ impl Directory {
             leaves: Mutex::new(Vec::new()),
             slabs,
         })
+    }
+
+    /// How many nodes of a zone the numbers suffice for.
+    pub(super) fn nodes_max(&self) -> u32 {
+        NODES
     }
 
     /// How many slabs the numbers suffice for.

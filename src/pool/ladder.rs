@@ -4,13 +4,16 @@
 use super::directory::{self, BlockId};
 use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
-use crate::block::{Arena, ClassId, Growth, NodeId, Owner};
+use crate::block::{Arena, CLASS_SIZE_MAX, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
 use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{GRANULE, PAGE, align_down, align_up};
 
 /// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/64.
 const SLACK_SHIFT: u32 = 6;
+/// The first lanes get address space for many times the device's memory at once: 16.
+const WIDE_LANES: LaneId = 16;
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want {
@@ -146,7 +149,35 @@ impl Pool {
                 return Ok(Some((block, Rung::Wait)));
             }
         }
+        if let Some(block) = self.take_large(state, want)? {
+            return Ok(Some((block, Rung::Wait)));
+        }
         Ok(found(self.borrow(state, want)?, Rung::Lent))
+    }
+
+    /// Serves a small request from what is free among large blocks, which may be too little for a chunk to be moved.
+    fn take_large(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+        let (size, alignment) = match want.kind {
+            // The smallest that may lie there, and aligned as a slot is.
+            Kind::Slot(class) => (CLASS_SIZE_MAX + GRANULE, 1 << class.size().trailing_zeros()),
+            Kind::Range { size, alignment, persistent: false } if size <= SMALL_MAX => (size, alignment),
+            _ => return Ok(None),
+        };
+        let private = state.lanes.get(want.lane).private.is_some();
+        for owner in [Owner(want.lane), Owner::SHARED] {
+            if private && owner == Owner::SHARED {
+                continue;
+            }
+            let Some(node) = state.zones[LARGE].take(owner, size, alignment) else { continue };
+            let addr = state.zones[LARGE].node(node).addr;
+            let entered = self.directory.enter_node(LARGE, node, addr, size, want.lane);
+            if !matches!(entered, Ok(Some(_))) {
+                let stamp = state.lanes.stamp(want.lane);
+                state.zones[LARGE].release(node, Owner(want.lane), stamp);
+            }
+            return entered;
+        }
+        Ok(None)
     }
 
     /// Takes what a private pool lends that has free memory of the same stream.
@@ -193,7 +224,7 @@ impl Pool {
 
     /// Makes a block of a node that was taken for the request.
     #[inline]
-    pub(super) fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
+    fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
         let (zone, size, _) = want.range();
         let addr = state.zones[zone].node(node).addr;
         let entered = match want.kind {
@@ -331,11 +362,13 @@ impl Pool {
         let growth = loop {
             let Some(growth) = state.zones[zone].plan_growth(home, size, alignment, chunk, usable) else {
                 let Some(least) = align_up(size + alignment, chunk) else { return Ok(None) };
-                match state.space.reserve_segment(self.segment_size(zone), least) {
-                    Ok((addr, size)) => state.zones[zone].add_segment(addr, size, home),
+                match state.space.reserve_segment(self.segment_size(zone, want.lane, private), least) {
+                    Ok((addr, size)) => _ = state.zones[zone].add_segment(addr, size, home),
+                    // Address space, too, can be had from pools that are no more.
+                    Err(error) if error.is_out_of_memory() && self.bury(state) => {}
                     Err(error) if error.is_out_of_memory() => return Ok(None),
                     Err(error) => return Err(error),
-                };
+                }
                 continue;
             };
             // Above the threshold, what is free is moved first; what that does not yield is taken from the device after all.
@@ -361,9 +394,9 @@ impl Pool {
         };
         let growth = self.with_slack(state, zone, home, growth);
         state.space.map(growth.at, growth.bytes)?;
-        self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
         let stamp = if private { u64::MAX } else { 0 };
         let node = state.zones[zone].fill(home, growth, home, stamp, usable);
+        self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
         let node = state.zones[zone].take_from(node, size, alignment);
         self.enter(state, want, node)
     }
@@ -405,8 +438,12 @@ impl Pool {
         (state.space.physical_bytes() + bytes) as f64 > bound && self.config.gc_threshold < 1.0
     }
 
-    /// Address space for a zone's first segment. A later one is needed only when this is in pieces.
-    fn segment_size(&self, zone: usize) -> u64 {
+    /// Address space for a zone's segment. A later one is needed only when this is in pieces; lanes of which there may be hundreds begin
+    /// with less.
+    fn segment_size(&self, zone: usize, lane: LaneId, private: bool) -> u64 {
+        if private || lane > WIDE_LANES {
+            return self.capacity >> 3;
+        }
         let multiple = if zone == LARGE { u64::from(self.config.address_space) } else { 1 };
         self.capacity.saturating_mul(multiple)
     }
@@ -435,14 +472,17 @@ impl Pool {
             let Some(bytes) = align_up(bytes, PAGE) else { return Ok(None) };
             loop {
                 if let Some(addr) = self.plain_segment(state, bytes)? {
-                    self.note_mapping(state, EventKind::Map, home, addr, bytes);
                     let arena: &mut Arena = &mut state.zones[zone];
                     arena.add_segment(addr, bytes, home);
                     let node = arena.fill(home, Growth { at: addr, bytes }, home, 0, |_| false);
                     let node = arena.take_from(node, size, alignment);
+                    self.note_mapping(state, EventKind::Map, home, addr, bytes);
                     return self.enter(state, want, node);
                 }
-                if !trim || self.harvest(state, bytes, None)? == 0 {
+                let freed = if trim { self.harvest(state, bytes, None)? } else { 0 };
+                // Chunks in the reserve are no plain memory: they go back to the device first.
+                let reserve = state.space.reserve_bytes();
+                if state.space.release_reserve(reserve.saturating_sub(bytes)) == 0 && freed == 0 {
                     break;
                 }
             }

@@ -17,12 +17,20 @@ pub(super) struct Lane {
     pub(super) clock: u16,
     /// The private pool, for as long as it keeps its memory to itself.
     pub(super) private: Option<PoolId>,
+    /// The private pool that the lane was of, and that has no users any more. Requests do not find such a lane.
+    pub(super) dissolved: Option<PoolId>,
+}
+
+impl Lane {
+    const SHARED: Lane = Lane { clock: 0, private: None, dissolved: None };
 }
 
 /// All lanes and clocks of a device.
 #[derive(Debug)]
 pub(super) struct Lanes {
     list: Vec<Lane>,
+    /// Numbers to be used again.
+    vacant: Vec<LaneId>,
     by_key: HashMap<(StreamId, Option<PoolId>), LaneId>,
     pub(super) clocks: Vec<Clock>,
     clock_of: HashMap<StreamId, u16>,
@@ -30,9 +38,13 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub(super) fn new() -> Lanes {
-        let shared = Lane { clock: 0, private: None };
-        let mut lanes =
-            Lanes { list: vec![shared], by_key: HashMap::new(), clocks: Vec::new(), clock_of: HashMap::new() };
+        let mut lanes = Lanes {
+            list: vec![Lane::SHARED],
+            vacant: Vec::new(),
+            by_key: HashMap::new(),
+            clocks: Vec::new(),
+            clock_of: HashMap::new(),
+        };
         // Lane 0 never asks its clock, but every lane has one.
         lanes.clock_index(StreamId::DEFAULT);
         lanes
@@ -43,9 +55,16 @@ impl Lanes {
         if let Some(&lane) = self.by_key.get(&(stream, private)) {
             return Some(lane);
         }
-        let id = LaneId::try_from(self.list.len()).ok()?;
         let clock = self.clock_index(stream)?;
-        self.list.push(Lane { clock, private });
+        let id = match self.vacant.pop() {
+            Some(id) => id,
+            None => {
+                let id = LaneId::try_from(self.list.len()).ok()?;
+                self.list.push(Lane::SHARED);
+                id
+            }
+        };
+        self.list[id as usize] = Lane { clock, private, dissolved: None };
         self.by_key.insert((stream, private), id);
         Some(id)
     }
@@ -97,17 +116,38 @@ impl Lanes {
         self.by_key.get(&(stream, Some(pool))).copied()
     }
 
-    /// The lanes whose memory is a private pool's, dissolved ones too.
+    fn which(&self, wanted: impl Fn(&Lane) -> bool) -> Vec<LaneId> {
+        (0..=LaneId::MAX).zip(&self.list).filter(|(_, lane)| wanted(lane)).map(|(id, _)| id).collect()
+    }
+
+    /// The lanes of a private pool that has users.
     pub(super) fn of_pool(&self, pool: PoolId) -> Vec<LaneId> {
-        let lanes = (0..=LaneId::MAX).zip(&self.list);
-        lanes.filter(|(_, lane)| lane.private == Some(pool)).map(|(id, _)| id).collect()
+        self.which(|lane| lane.private == Some(pool) && lane.dissolved.is_none())
+    }
+
+    /// What lanes are left of private pools of this number that have no users any more.
+    pub(super) fn left_of(&self, pool: PoolId) -> Vec<LaneId> {
+        self.which(|lane| lane.dissolved == Some(pool))
+    }
+
+    /// Dissolved lanes whose memory has become everyone's.
+    pub(super) fn opened(&self) -> Vec<LaneId> {
+        self.which(|lane| lane.dissolved.is_some() && lane.private.is_none())
+    }
+
+    /// A dissolved lane whose memory is everyone's, and that no segment or block names, goes. Its number is used again.
+    pub(super) fn recycle(&mut self, lane: LaneId) {
+        self.list[lane as usize] = Lane::SHARED;
+        self.vacant.push(lane);
     }
 
     /// Takes the lanes of a private pool from it: requests find them no more. They stay private, which is to say that their blocks
     /// are for nobody, until the device has been waited for and [`Lanes::open`] says so.
     pub(super) fn dissolve(&mut self, pool: PoolId) -> Vec<LaneId> {
         self.by_key.retain(|&(_, private), _| private != Some(pool));
-        self.of_pool(pool)
+        let lanes = self.of_pool(pool);
+        lanes.iter().for_each(|&lane| self.list[lane as usize].dissolved = Some(pool));
+        lanes
     }
 
     /// Makes a dissolved lane an ordinary one.

@@ -13,14 +13,24 @@ pub(crate) type StreamFilter = Arc<dyn Fn(StreamId) -> bool + Send + Sync>;
 /// The private pools of a device, and which are being filled.
 #[derive(Default)]
 pub(super) struct PrivatePools {
-    /// Users of each pool: graphs and explicit references.
-    users: HashMap<PoolId, usize>,
+    /// The pools that have users.
+    users: HashMap<PoolId, Users>,
+    /// Pools that have been, ever.
+    born: u64,
     /// Pools that requests go to now, newest last.
     open: Vec<Open>,
     /// Captures under way that were told of apart from any pool.
     captures: usize,
     /// Pools whose free memory others may have rather than fail, in the order in which that was said.
     lending: Vec<PoolId>,
+}
+
+/// Who uses a pool: graphs and explicit references.
+#[derive(Debug)]
+struct Users {
+    count: usize,
+    /// Tells pools apart that have had the same number.
+    birth: u64,
 }
 
 struct Open {
@@ -65,15 +75,21 @@ impl PrivatePools {
 
     /// One user more, of a pool that need not exist yet.
     pub(super) fn retain(&mut self, pool: PoolId) {
-        *self.users.entry(pool).or_default() += 1;
+        let users = self.users.entry(pool).or_insert_with(|| {
+            self.born += 1;
+            Users { count: 0, birth: self.born }
+        });
+        users.count += 1;
     }
 
     pub(super) fn users(&self, pool: PoolId) -> usize {
-        self.users.get(&pool).copied().unwrap_or(0)
+        self.users.get(&pool).map_or(0, |users| users.count)
     }
 
-    pub(super) fn check_exists(&self, pool: PoolId) -> Result<()> {
-        if self.users(pool) > 0 { Ok(()) } else { Err(Error::UnknownPool { pool, what: "does not exist" }) }
+    /// When a pool came into being, as a number, if it has users.
+    pub(super) fn birth(&self, pool: PoolId) -> Result<u64> {
+        let users = self.users.get(&pool).ok_or(Error::UnknownPool { pool, what: "does not exist" })?;
+        Ok(users.birth)
     }
 
     /// A capture begins or ends on the device.
@@ -84,7 +100,7 @@ impl PrivatePools {
     }
 
     pub(super) fn set_lending(&mut self, pool: PoolId, lends: bool) -> Result<()> {
-        self.check_exists(pool)?;
+        self.birth(pool)?;
         self.lending.retain(|&other| other != pool);
         if lends {
             self.lending.push(pool);
@@ -110,8 +126,8 @@ impl PrivatePools {
             return Err(Error::Capturing { what: "releasing a private pool" });
         }
         let users = self.users.get_mut(&pool).ok_or(Error::UnknownPool { pool, what: "does not exist" })?;
-        *users -= 1;
-        let last = *users == 0;
+        users.count -= 1;
+        let last = users.count == 0;
         if last {
             self.users.remove(&pool);
             self.lending.retain(|&other| other != pool);

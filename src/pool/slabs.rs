@@ -102,6 +102,11 @@ impl Slabs {
         entries.filter_map(|(number, entry)| entry.as_ref().map(|entry| (number, entry.node, &entry.slab)))
     }
 
+    /// The node that each slab lies in, and its lane.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = (NodeId, LaneId)> + '_ {
+        self.list.iter().flatten().map(|entry| (entry.node, entry.lane))
+    }
+
     /// Takes one particular slot, which is free.
     pub(super) fn take_slot(&mut self, number: u32, slot: u32) -> bool {
         let entry = self.entry(number);

@@ -58,15 +58,17 @@ impl Pool {
                 let bytes = bytes.min(align_up(wanted.saturating_sub(gained), chunk).unwrap_or(bytes));
                 // From the upper end, so that low addresses stay in use.
                 let end = align_down(state.zones[zone].node(id).end(), chunk);
+                let home = state.zones[zone].node(id).home;
                 state.space.unmap(end - bytes, bytes)?;
-                self.note_mapping(state, EventKind::Unmap, state.zones[zone].node(id).home, end - bytes, bytes);
                 state.zones[zone].punch(id, end - bytes, bytes);
+                self.note_mapping(state, EventKind::Unmap, home, end - bytes, bytes);
                 gained += bytes;
             } else {
+                let home = state.zones[zone].node(id).home;
                 state.space.free_plain(addr)?;
-                self.note_mapping(state, EventKind::Unmap, state.zones[zone].node(id).home, addr, bytes);
                 state.zones[zone].punch(id, addr, bytes);
                 state.zones[zone].remove_segment(id);
+                self.note_mapping(state, EventKind::Unmap, home, addr, bytes);
                 gained += bytes;
             }
         }
@@ -118,8 +120,8 @@ impl Pool {
         if state.private.capturing() {
             return Err(Error::Capturing { what: "giving memory back to the device" });
         }
-        let lanes = state.lanes.of_pool(pool);
-        if state.private.users(pool) > 0 || lanes.is_empty() {
+        let lanes = state.lanes.left_of(pool);
+        if lanes.is_empty() {
             return Ok(0);
         }
         magazines.drain(self, state, Drain::All);
@@ -128,7 +130,39 @@ impl Pool {
         let keep = state.space.reserve_bytes();
         self.harvest_where(state, u64::MAX, |node| lanes.contains(&node.home.0))?;
         state.space.release_reserve(keep);
+        self.bury(state);
         Ok(before - state.space.physical_bytes())
+    }
+
+    /// Gives back the address space of private pools that are no more, where nothing is mapped in it, and the numbers of lanes that nothing
+    /// names any more. Returns whether there was any.
+    pub(super) fn bury(&self, state: &mut PoolState) -> bool {
+        let opened = state.lanes.opened();
+        if opened.is_empty() {
+            return false;
+        }
+        let named = self.lanes_of_blocks(state);
+        let mut any = false;
+        for lane in opened {
+            // A private pool may have taken memory that was everyone's, in other lanes' segments.
+            let mut is_left = named.contains(&lane) || state.zones.iter().any(|zone| zone.free_bytes(Owner(lane)) > 0);
+            for zone in &mut state.zones {
+                let heads: Vec<NodeId> = zone.heads().filter(|&id| zone.node(id).home == Owner(lane)).collect();
+                for head in heads {
+                    let Node { addr, size, .. } = *zone.node(head);
+                    if zone.is_empty_segment(head) && state.space.unreserve_segment(addr, size) {
+                        zone.remove_segment(head);
+                        any = true;
+                    } else {
+                        is_left = true;
+                    }
+                }
+            }
+            if !is_left {
+                state.lanes.recycle(lane);
+            }
+        }
+        any
     }
 
     /// Takes back what threads have in magazines, waits for the streams, and gives free chunks back to the device until at most `keep` bytes
@@ -147,6 +181,7 @@ impl Pool {
         }
         let in_use = state.space.physical_bytes() - state.space.reserve_bytes();
         state.space.release_reserve(keep.saturating_sub(in_use));
+        self.bury(state);
         Ok(before - state.space.physical_bytes())
     }
 }

@@ -1,6 +1,6 @@
 //! A pool's memory, read from end to end. In time proportional to its blocks; nothing that is on the way of a request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::directory::{Header, life, node_id, slot_id};
 use super::lanes::LaneId;
@@ -102,6 +102,20 @@ impl Pool {
                 (slot < slab.class.slots()).then(|| slot_id(number, slot))
             }
         }
+    }
+
+    /// The lanes that blocks belong to which are not in the bins.
+    pub(super) fn lanes_of_blocks(&self, state: &PoolState) -> HashSet<LaneId> {
+        let slabs: HashMap<NodeId, LaneId> = state.slabs.lanes().collect();
+        let lane_of = |zone: usize, id: NodeId| match slabs.get(&id).filter(|_| zone == SMALL) {
+            Some(&lane) => lane,
+            None => self.directory.header(node_id(zone, id)).lane(),
+        };
+        let zones = state.zones.iter().enumerate();
+        zones
+            .flat_map(|(zone, arena)| arena.used().map(move |id| (zone, id)))
+            .map(|(zone, id)| lane_of(zone, id))
+            .collect()
     }
 
     /// Every block of these lanes that is not free, with the class and page of its slab if it is a slot.

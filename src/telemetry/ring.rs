@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -78,7 +79,7 @@ impl Event {
 }
 
 /// Told of rare events as they happen: memory mapped and unmapped, deferred frees completed, requests without room, caches emptied. Called with
-/// the device's lock held: it must not call the allocator.
+/// the device's lock held: it must not call the allocator. One that panics is not called again.
 pub type EventObserver = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// The newest events. A capacity of 0 keeps none.
@@ -137,8 +138,11 @@ impl TraceRing {
             *number += 1;
         }
         let observer = if observed { self.observer.lock().clone() } else { None };
-        if let Some(observer) = observer {
-            observer(&event);
+        if let Some(observer) = observer
+            && catch_unwind(AssertUnwindSafe(|| observer(&event))).is_err()
+        {
+            // Whoever is being served has nothing to do with it.
+            self.observe(None);
         }
     }
 

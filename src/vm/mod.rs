@@ -95,6 +95,18 @@ impl Space {
         }
     }
 
+    /// Gives back a reservation of [`Space::reserve_segment`] in which nothing is mapped. Returns whether that went well.
+    pub fn unreserve_segment(&mut self, addr: u64, size: u64) -> bool {
+        let at = self.reservations.iter().position(|r| r.ptr.0 == addr && r.size == size);
+        let Some(at) = at.filter(|_| self.free_stuck(addr, addr + size).is_ok()) else { return false };
+        if self.driver.unreserve(DevicePtr(addr), size).is_err() {
+            self.cleanup_failures += 1;
+            return false;
+        }
+        self.reservations.swap_remove(at);
+        true
+    }
+
     /// Creates one chunk into the reserve.
     pub fn create(&mut self) -> DriverResult<()> {
         let chunk = self.driver.create(self.chunk_size, Location::Device)?;

@@ -54,6 +54,7 @@ const STEPS: &[Step] = &[
     Step { name: "examples", fast: true, run: examples },
     Step { name: "tests, validators", fast: false, run: tests_validators },
     Step { name: "traces, checked", fast: false, run: traces_checked },
+    Step { name: "PyTorch", fast: false, run: pytorch },
     Step { name: "documentation", fast: false, run: documentation },
     Step { name: "dependencies", fast: false, run: dependencies },
     Step { name: "loom", fast: false, run: loom },
@@ -232,6 +233,17 @@ fn fuzz(root: &Path, options: &Options) -> Outcome {
         }
     }
     Outcome::Passed
+}
+
+/// The Python package on the real wheel, which is installed once.
+fn pytorch(root: &Path, _: &Options) -> Outcome {
+    if !succeeds(root, "python3", "--version") {
+        return Outcome::Failed("install Python: `apt-get install python3 python3-venv`".to_string());
+    }
+    if crate::torch::run(root, &crate::torch::Options::tests()) {
+        return Outcome::Passed;
+    }
+    Outcome::Failed("see above; `cargo xtask torch -- NAME_OF_THE_TEST_FILE` runs one file".to_string())
 }
 
 /// The bench target `instructions` of `benches/`, a crate of the workspace that uses gungraun.

@@ -5,8 +5,9 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use crate::abi::{STUB_LIBRARY, Status, UNKNOWN};
+use crate::abi::{OUT_OF_MEMORY, STUB_LIBRARY, Status, UNKNOWN};
 use crate::entries::{Driver, Entry};
+use crate::hooks;
 use crate::resolve;
 use crate::state::Shim;
 
@@ -58,11 +59,19 @@ pub(crate) fn export(
 
 /// Runs the body of a function that is only counted. Makes no state: `cuInit` and `cuGetExportTable` come first in a process.
 #[inline]
-pub(crate) fn passed_on(entry: Entry, call: impl FnOnce(&'static Driver) -> Status) -> Status {
+pub(crate) fn passed_on(entry: Entry, call: impl Fn(&'static Driver) -> Status) -> Status {
     caught(|| {
         let Some(loaded) = resolve::driver() else { return STUB_LIBRARY };
         CALLS[entry as usize].fetch_add(1, Relaxed);
-        call(&loaded.driver)
+        let code = call(&loaded.driver);
+        // Modules, graphs and contexts take memory of the driver's own.
+        match Shim::existing() {
+            Some(shim) if code == OUT_OF_MEMORY && !is_orphan() => {
+                hooks::make_room_everywhere(shim);
+                call(&loaded.driver)
+            }
+            _ => code,
+        }
     })
 }
 

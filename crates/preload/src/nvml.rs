@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::abi::{CUdevice, Opaque, SUCCESS, Status, nvmlMemory_t, nvmlMemory_v2_t};
 use crate::guard;
-use crate::hooks::info;
+use crate::hooks::{info, learn_total};
 use crate::resolve;
 use crate::state::Shim;
 
@@ -54,6 +54,12 @@ fn seen(device: Opaque, free: u64, total: u64) -> (u64, u64) {
         return (free, total);
     };
     match ordinal_of(shim, device) {
+        Some(ordinal) if shim.ledger.is_limited() => {
+            // A part of what CUDA says there is, which is a little less than NVML's figure: both are to name one limit.
+            learn_total(shim, ordinal);
+            let known = shim.ledger.total(ordinal);
+            info::seen(shim, ordinal, free, if known > 0 { known } else { total })
+        }
         Some(ordinal) => info::seen(shim, ordinal, free, total),
         None => {
             let limit = shim.ledger.limit_of(total).min(total);

@@ -67,6 +67,11 @@ fn a_child_of_a_process_without_cuda_and_a_program_after_exec_are_served() {
 }
 
 #[test]
+fn a_peer_reaches_blocks_from_before_and_after_it_was_let_in() {
+    passes(with_driver("peers.c", "peers", true).env("SOFTCUDA_DEVICES", "2"));
+}
+
+#[test]
 fn a_part_of_a_chunk_is_not_exported_and_the_setting_that_helps_is_said() {
     let (_, err) = passes(with_driver("share.c", "parts", true).arg("parts"));
     assert_eq!(err.lines().count(), 1, "{err}");

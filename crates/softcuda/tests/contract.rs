@@ -29,3 +29,28 @@ scenarios! {
     without_virtual_memory, [("SOFTCUDA_VMM", "0")], { check() }
     with_partial_mapping, [("SOFTCUDA_PARTIAL_MAPPING", "1")], { check() }
 }
+
+/// The suite for real devices, unchanged. It needs the library under the name by which cudarc finds it, too.
+#[test]
+fn the_gpu_suite_passes() {
+    let folder = std::env::temp_dir().join(format!("softcuda-gpu-suite-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in ["libcuda.so.1", "libcuda.so"] {
+        // A folder of this number may be left over from another day.
+        let _ = std::fs::remove_file(folder.join(name));
+        std::os::unix::fs::symlink(common::library(), folder.join(name)).unwrap();
+    }
+    let mut suite = std::process::Command::new(env!("CARGO"));
+    suite.args(["test", "--package", "stratalloc", "--test", "gpu", "--manifest-path"]);
+    suite.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
+    let mut path = std::ffi::OsString::from(&folder);
+    if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH") {
+        path.push(":");
+        path.push(rest);
+    }
+    let output = suite.env("LD_LIBRARY_PATH", path).env("STRATALLOC_REQUIRE_GPU", "1").output().unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("test two_addresses_one_chunk ... ok") && !text.contains("skipped"), "{text}");
+}

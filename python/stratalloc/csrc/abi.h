@@ -15,6 +15,7 @@ namespace stratalloc_torch {
   X(configure_default)                \
   X(device_count)                     \
   X(malloc)                           \
+  X(alloc)                            \
   X(free)                             \
   X(record_stream)                    \
   X(find)                             \

@@ -124,7 +124,8 @@ void* StratallocAllocator::watched_alloc(size_t nbytes, DeviceIndex device, cuda
   // Taken now, for what the library may report from under its lock.
   const Caller caller(history_, RecordContext::STATE);
   void* ptr = nullptr;
-  const auto status = abi.malloc(handle_, nbytes, device, stream, &ptr);
+  const auto status = C10_UNLIKELY(shareable_in_this_thread()) ? alloc_shareable(nbytes, device, stream, &ptr)
+                                                               : abi.malloc(handle_, nbytes, device, stream, &ptr);
   if (C10_UNLIKELY(status != STRATALLOC_OK)) {
     alloc_failed(static_cast<stratalloc_status>(status), nbytes, device, stream);
   }
@@ -363,25 +364,6 @@ void* StratallocAllocator::getBaseAllocation(void* ptr, size_t* size) {
     *size = wanted.bytes;
   }
   return reinterpret_cast<void*>(wanted.base);
-}
-
-// ---- sharing between processes
-//
-// The library exports no chunks yet. When it does, these two are the only place to change: a handle names the process, the
-// chunk's file descriptor and the block's offset in it.
-
-ShareableHandle StratallocAllocator::shareIpcHandle(void* /*ptr*/) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      false,
-      "stratalloc does not share CUDA memory between processes yet. Send a CPU copy, or allocate with "
-      "PyTorch's native allocator in this process.");
-}
-
-std::shared_ptr<void> StratallocAllocator::getIpcDevPtr(std::string /*handle*/) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      false,
-      "stratalloc does not open CUDA memory of other processes yet. Receive a CPU copy, or use PyTorch's "
-      "native allocator in this process.");
 }
 
 } // namespace stratalloc_torch

@@ -8,6 +8,7 @@
 // | history.cpp | recorded traces, contexts, annotations, trackers |
 // | snapshot.cpp | segments and blocks |
 // | pools.cpp | MemPool, graph pools, checkpoints |
+// | sharing.cpp | memory that other processes open |
 // | peers.cpp | access of one device to another's memory |
 // | install.cpp | what Python calls |
 #pragma once
@@ -64,8 +65,6 @@ class StratallocAllocator final : public CUDAAllocator {
       size_t count,
       cudaStream_t stream,
       bool p2p_enabled) override;
-  ShareableHandle shareIpcHandle(void* ptr) override;
-  std::shared_ptr<void> getIpcDevPtr(std::string handle) override;
   c10::DataPtr allocateWithAddress(size_t size, void* addr) override;
   std::string name() override;
 
@@ -122,6 +121,13 @@ class StratallocAllocator final : public CUDAAllocator {
   std::shared_ptr<AllocatorState> getCheckpointState(DeviceIndex device, MempoolId_t id) override;
   CheckpointDelta setCheckpointPoolState(DeviceIndex device, std::shared_ptr<AllocatorState> pps) override;
 
+  // ---- sharing.cpp
+  ShareableHandle shareIpcHandle(void* ptr) override;
+  std::shared_ptr<void> getIpcDevPtr(std::string handle) override;
+  // In between, what this thread allocates may be sent to other processes.
+  void enter_shareable();
+  void leave_shareable();
+
   // ---- peers.cpp
   void enablePeerAccess(DeviceIndex dev, DeviceIndex dev_to_access) override;
 
@@ -134,10 +140,11 @@ class StratallocAllocator final : public CUDAAllocator {
   StratallocAllocator() = default;
 
   void* alloc(size_t nbytes, DeviceIndex device, cudaStream_t stream);
-  // Whether anything wants to hear of each allocation: history, trackers, torch's sanitizer, its profiler.
+  // Whether an allocation is more than the library's own: history, trackers, memory to share, torch's sanitizer, its profiler.
   bool watched() const {
     return C10_UNLIKELY(
-        history_.watching() || c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled());
+        history_.watching() || sharers_.load(std::memory_order_relaxed) != 0 || c10::impl::GPUTrace::haveState ||
+        c10::memoryProfilingEnabled());
   }
   void* watched_alloc(size_t nbytes, DeviceIndex device, cudaStream_t stream);
   // What must be known before the block is freed; whatever comes after it may be another thread's.
@@ -167,7 +174,12 @@ class StratallocAllocator final : public CUDAAllocator {
   int device_count_ = 0;
   std::array<std::atomic<double>, C10_COMPILE_TIME_MAX_GPUS> fractions_{};
 
+  static bool shareable_in_this_thread();
+  stratalloc_status alloc_shareable(size_t nbytes, DeviceIndex device, cudaStream_t stream, void** out);
+
   History history_;
+  // Threads that allocate memory to share.
+  std::atomic<int> sharers_{0};
   Statistics statistics_;
 
   // Which device may reach which one's memory: peers_[owner] holds a bit for each. Written under the mutex, read by the

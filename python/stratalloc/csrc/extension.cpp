@@ -8,5 +8,6 @@
 #include "install.cpp"
 #include "peers.cpp"
 #include "pools.cpp"
+#include "sharing.cpp"
 #include "snapshot.cpp"
 #include "statistics.cpp"

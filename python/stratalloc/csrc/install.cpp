@@ -60,4 +60,14 @@ __attribute__((visibility("default"))) int stratalloc_torch_install(
   }
 }
 
+// Begins and ends what `stratalloc.torch.shareable()` is about, for the calling thread.
+__attribute__((visibility("default"))) void stratalloc_torch_shareable(int begins) {
+  auto& ours = stratalloc_torch::StratallocAllocator::instance();
+  if (begins != 0) {
+    ours.enter_shareable();
+  } else {
+    ours.leave_shareable();
+  }
+}
+
 } // extern "C"

@@ -39,7 +39,9 @@ impl Driver for SoftDevice {
     }
 
     fn clock_ns(&self) -> u64 {
-        self.state.lock().schedule.now_ns()
+        let schedule = &mut self.state.lock().schedule;
+        schedule.tick();
+        schedule.now_ns()
     }
 
     // ---- virtual memory -------------------------------------------------------------------------------------------
@@ -290,6 +292,10 @@ impl Driver for SoftDevice {
         let (call, size) = (CallKind::Read.name(), dst.len() as u64);
         let mut guard = self.enter(Call::new(CallKind::Read).range(src, size).args(stream.0, 0))?;
         guard.memory.resolve(src, size, call)?;
+        let index = guard.schedule.stream(stream, call)?;
+        if guard.schedule.streams[index].capture.is_none() {
+            guard.join_default(index);
+        }
         self.wait(&mut guard, |state| state.synchronize_stream(stream, call))?;
         let state = &mut *guard;
         let extents = state.memory.resolve(src, size, call)?;

@@ -132,7 +132,7 @@ impl SoftDevice {
     pub fn run_host_work(&self) -> bool {
         let work = {
             let state = &mut *self.state.lock();
-            state.schedule.advance(0);
+            state.schedule.tick();
             state.schedule.run_some(&state.memory);
             state.schedule.take_ready()
         };

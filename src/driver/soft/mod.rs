@@ -139,7 +139,7 @@ impl SoftDevice {
                 }
             }
             let state = &mut **state;
-            state.schedule.advance(0);
+            state.schedule.tick();
             state.schedule.run_some(&state.memory);
         }
         Ok(())
@@ -157,6 +157,7 @@ impl SoftDevice {
     pub fn advance_clock(&self, ns: u64) {
         let state = &mut *self.state.lock();
         state.schedule.advance(ns);
+        state.schedule.tick();
         state.schedule.run_some(&state.memory);
     }
 

@@ -152,6 +152,10 @@ impl Schedule {
     /// The host is busy.
     pub(super) fn advance(&mut self, ns: u64) {
         self.now_ns = self.now_ns.saturating_add(ns);
+    }
+
+    /// Looks at the host's clock, where virtual time moves with it.
+    pub(super) fn tick(&mut self) {
         if let Some((start, last)) = &mut self.host_clock {
             let shown = start.elapsed().as_nanos() as u64;
             self.now_ns = self.now_ns.saturating_add(shown - *last);
@@ -287,6 +291,14 @@ impl Schedule {
         let work = Work { action, submitted_ns: self.now_ns, duration_ns };
         self.streams[stream].submitted += 1;
         self.streams[stream].queue.push_back(work);
+        if self.rng.is_none() && self.active.is_empty() {
+            // Nothing else is under way: what is due is at the head of this stream.
+            while self.run_due(stream, memory) {}
+            if !self.streams[stream].queue.is_empty() {
+                self.active.insert(stream);
+            }
+            return;
+        }
         self.active.insert(stream);
         if self.rng.is_none() {
             self.run_some(memory);

@@ -3,7 +3,7 @@
 use super::builder::Settings;
 use super::capture::Captures;
 use super::checker::Checker;
-use super::latency::{STALL_NS, STALL_PROBABILITY};
+use super::latency::{LatencyModel, STALL_NS, STALL_PROBABILITY};
 use super::memory::{Extent, Memory, invalid};
 use super::report::{AccessKind, OpKind, Place};
 use super::schedule::{Action, Schedule};
@@ -88,6 +88,10 @@ impl State {
             ns += STALL_NS;
         }
         self.schedule.advance(ns);
+        if self.settings.event_lag_ns > 0 || self.settings.latency != LatencyModel::Off {
+            // Otherwise nothing that the device does depends on the time.
+            self.schedule.tick();
+        }
         self.schedule.run_some(&self.memory);
         match &self.schedule.broken {
             None => Ok(()),

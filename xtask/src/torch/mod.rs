@@ -24,6 +24,11 @@ enum Task {
 }
 
 impl Options {
+    /// All tests.
+    pub(crate) fn tests() -> Options {
+        Options { task: Task::Tests, rest: Vec::new() }
+    }
+
     pub(crate) fn parse(words: &[&str]) -> Result<Options, String> {
         let (task, rest) = match words {
             ["--bench", rest @ ..] => (Task::Bench, rest),

@@ -51,14 +51,14 @@ unsafe fn create_with(
     array: *mut Opaque,
     estimate: u64,
     shape: Shape,
-    real: impl FnOnce() -> Status,
+    real: impl Fn() -> Status,
 ) -> Status {
     let Some(device) = current_ordinal(shim.driver) else { return real() };
     let mut charge = match super::charge(shim, device, Kind::Array, estimate) {
         Ok(charge) => charge,
         Err(code) => return code,
     };
-    let code = real();
+    let code = super::plain::retried(shim, device, real);
     if code == SUCCESS
         // SAFETY: the driver has written there.
         && let Some(made) = unsafe { written(array) }
@@ -137,7 +137,7 @@ pub(crate) unsafe fn destroy_mipmapped(shim: &'static Shim, array: Opaque) -> St
 ///
 /// # Safety
 /// As for the C function.
-pub(super) unsafe fn over_imported(shim: &'static Shim, array: *mut Opaque, real: impl FnOnce() -> Status) -> Status {
+pub(super) unsafe fn over_imported(shim: &'static Shim, array: *mut Opaque, real: impl Fn() -> Status) -> Status {
     // SAFETY: the driver has written there.
     accounted(shim, Kind::Imported, 0, real, || unsafe { written(array) }.map(|array| Object::Array(array as usize)))
 }

@@ -19,7 +19,7 @@ pub(crate) fn reserved(shim: &Shim, device: usize) -> u64 {
 }
 
 /// Does `real` if so many bytes more would keep the limit.
-fn within_limit(shim: &Shim, device: Option<usize>, bytes: u64, real: impl FnOnce() -> Status) -> Status {
+fn within_limit(shim: &Shim, device: Option<usize>, bytes: u64, real: impl Fn() -> Status) -> Status {
     let Some(device) = device else { return real() };
     if shim.ledger.is_limited() {
         super::learn_total(shim, device);
@@ -35,7 +35,7 @@ fn within_limit(shim: &Shim, device: Option<usize>, bytes: u64, real: impl FnOnc
             }
         }
     }
-    let code = real();
+    let code = super::plain::retried(shim, device, real);
     if code == SUCCESS {
         shim.ledger.note_graph(device);
     }
@@ -43,7 +43,7 @@ fn within_limit(shim: &Shim, device: Option<usize>, bytes: u64, real: impl FnOnc
 }
 
 /// An allocation on a stream under capture: a node of the graph.
-pub(super) fn captured_alloc(shim: &Shim, bytes: u64, real: impl FnOnce() -> Status) -> Status {
+pub(super) fn captured_alloc(shim: &Shim, bytes: u64, real: impl Fn() -> Status) -> Status {
     within_limit(shim, current_ordinal(shim.driver), bytes, real)
 }
 

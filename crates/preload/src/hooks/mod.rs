@@ -9,11 +9,13 @@
 //! | `context` | contexts that go, and take memory with them |
 //! | `info` | what the program is told of memory |
 //! | `share` | exports and imports |
+//! | `callers` | whether a library that exports is among the callers |
 //! | `pools`, `vmm`, `arrays`, `host`, `graph` | passed on, and accounted |
 //!
 //! The order everywhere: charge, call the driver, account. A null out-parameter is the driver's to refuse.
 
 pub(crate) mod arrays;
+mod callers;
 pub(crate) mod context;
 pub(crate) mod graph;
 pub(crate) mod host;
@@ -49,6 +51,13 @@ pub(crate) fn make_room(shim: &Shim, device: usize) {
     }
 }
 
+/// The same on every device: a call that found no room does not say where it looked.
+pub(crate) fn make_room_everywhere(shim: &Shim) {
+    for device in shim.devices.all() {
+        make_room(shim, device.ordinal);
+    }
+}
+
 /// Asks how much memory a device has, where that is not known yet.
 pub(crate) fn learn_total(shim: &Shim, device: usize) {
     if !shim.ledger.knows(device) {
@@ -66,7 +75,7 @@ pub(crate) fn accounted(
     shim: &Shim,
     kind: Kind,
     bytes: u64,
-    call: impl FnOnce() -> Status,
+    call: impl Fn() -> Status,
     made: impl FnOnce() -> Option<Object>,
 ) -> Status {
     let Some(device) = current_ordinal(shim.driver) else { return call() };
@@ -74,7 +83,7 @@ pub(crate) fn accounted(
         Ok(charge) => charge,
         Err(code) => return code,
     };
-    let code = call();
+    let code = plain::retried(shim, device, call);
     if code == SUCCESS
         && let Some(object) = made()
     {

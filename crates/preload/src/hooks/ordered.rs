@@ -105,8 +105,7 @@ unsafe fn alloc_on(
         return super::graph::captured_alloc(shim, size as u64, real);
     }
     let Some(ordinal) = current_ordinal(shim.driver) else { return real() };
-    let call = || plain::retried(shim, ordinal, &real);
-    accounted(shim, Kind::Pooled, size as u64, call, || {
+    accounted(shim, Kind::Pooled, size as u64, &real, || {
         // SAFETY: the driver has written there.
         let at = unsafe { written(ptr) }?;
         if let Some(recorder) = shim.recorder() {

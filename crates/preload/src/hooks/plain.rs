@@ -6,13 +6,13 @@
 //! for: the block is set aside, and goes back with the first free after the capture.
 
 use std::cell::Cell;
-use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::ffi::c_uint;
 use std::sync::Arc;
 
 use stratalloc::units::GRANULE;
 use stratalloc::{AllocRequest, DevicePtr, Error};
 
-use super::{accounted, make_room, written};
+use super::{accounted, callers, make_room, written};
 use crate::abi::*;
 use crate::device::{Device, current_context, current_ordinal, with_context};
 use crate::ledger::{Kind, Object};
@@ -66,12 +66,12 @@ pub(crate) unsafe fn alloc(shim: &'static Shim, ptr: *mut CUdeviceptr, size: usi
 ///
 /// # Safety
 /// As for the C function.
-unsafe fn alloc_with(shim: &'static Shim, ptr: *mut CUdeviceptr, size: usize, real: impl FnOnce() -> Status) -> Status {
+unsafe fn alloc_with(shim: &'static Shim, ptr: *mut CUdeviceptr, size: usize, real: impl Fn() -> Status) -> Status {
     if ptr.is_null() || size == 0 {
         return real();
     }
     let device = shim.devices.of_context(shim, current_context(shim.driver));
-    if let Some(device) = device.filter(|_| !asked_by_exporter(shim)) {
+    if let Some(device) = device.filter(|_| !callers::include_exporter(&shim.settings)) {
         match serve(shim, &device, size as u64, Home::Plain) {
             Served::At(block) => {
                 // SAFETY: not null, and the program's to be written.
@@ -247,37 +247,6 @@ pub(crate) fn settle_aside(shim: &Shim) {
     for device in shim.devices.all() {
         settle_quiet(shim, &device);
     }
-}
-
-// SAFETY: the declaration is that of <execinfo.h>.
-unsafe extern "C" {
-    fn backtrace(buffer: *mut *mut c_void, size: c_int) -> c_int;
-}
-
-/// Whether a library that exports what it allocates is among the callers: it gets an allocation of its own, since a part of a larger one
-/// cannot be exported. The callers' libraries are read off the stack, so that it counts when the CUDA runtime is in between.
-fn asked_by_exporter(shim: &Shim) -> bool {
-    if shim.settings.own.is_empty() {
-        return false;
-    }
-    if shim.settings.own.iter().any(|own| own == "*") {
-        return true;
-    }
-    const DEPTH: usize = 16;
-    let mut frames = [std::ptr::null_mut::<c_void>(); DEPTH];
-    // SAFETY: the buffer is valid for the length that is given.
-    let count = unsafe { backtrace(frames.as_mut_ptr(), DEPTH as c_int) };
-    frames.iter().take(usize::try_from(count).unwrap_or(0)).any(|frame| {
-        let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-        // SAFETY: `info` is written where the call succeeds; the name is valid while the library is loaded, and it is on the stack.
-        let name = unsafe {
-            if libc::dladdr(*frame, info.as_mut_ptr()) == 0 || info.assume_init_ref().dli_fname.is_null() {
-                return false;
-            }
-            CStr::from_ptr(info.assume_init_ref().dli_fname)
-        };
-        name.to_str().is_ok_and(|name| shim.settings.is_own(name))
-    })
 }
 
 /// Makes room for a request that was passed on and failed, and tries it once more.

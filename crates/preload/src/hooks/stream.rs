@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::stream_number;
+use super::{make_room, stream_number};
 use crate::abi::*;
-use crate::device::Device;
+use crate::device::{Device, current_ordinal};
 use crate::state::Shim;
 
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
@@ -106,7 +106,26 @@ fn key_of(stream: Opaque, per_thread: bool) -> usize {
     if handle == STREAM_LEGACY { 0 } else { handle }
 }
 
+/// While less than this part of a device is free, the allocator gives back what nobody uses before a capture: a graph's memory is
+/// the driver's, and during the capture nothing can be given back.
+const LOW: usize = 16;
+
+/// Makes room for a graph's memory on the current device.
+fn prepare(shim: &Shim) {
+    let (mut free, mut total) = (0usize, 0usize);
+    // SAFETY: the pointers are to locals.
+    if unsafe { shim.driver.cuMemGetInfo_v2(&mut free, &mut total) } == SUCCESS
+        && free < total / LOW
+        && let Some(device) = current_ordinal(shim.driver)
+    {
+        make_room(shim, device);
+    }
+}
+
 fn begin(shim: &Shim, key: usize, real: impl FnOnce() -> Status) -> Status {
+    if !shim.captures.any() {
+        prepare(shim);
+    }
     // First: from the driver's call on, no event may be recorded.
     let is_new = shim.captures.begin(shim, key);
     let code = real();

@@ -145,7 +145,7 @@ pub(crate) unsafe fn import(
 pub(super) unsafe fn mapped_from_elsewhere(
     shim: &'static Shim,
     ptr: *mut CUdeviceptr,
-    call: impl FnOnce() -> Status,
+    call: impl Fn() -> Status,
 ) -> Status {
     // SAFETY: the driver has written there.
     accounted(shim, Kind::Imported, 0, call, || unsafe { written(ptr) }.map(Object::Pointer))

@@ -55,6 +55,21 @@ pub fn libraries() -> &'static Path {
     })
 }
 
+/// The folder of all of CUDA's libraries on the software device, the runtime and NVML among them.
+pub fn runtime_libraries() -> &'static Path {
+    static LIBRARIES: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARIES.get_or_init(|| {
+        let folder = scratch().join(format!("runtime-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["xtask", "softcuda", "--profile", "dev", "--out"]).arg(&folder);
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).env("CARGO_TARGET_DIR", built().parent().unwrap());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "cargo xtask softcuda: {}", String::from_utf8_lossy(&output.stderr));
+        folder
+    })
+}
+
 /// The command.
 pub fn command() -> &'static Path {
     static COMMAND: OnceLock<PathBuf> = OnceLock::new();
@@ -63,7 +78,7 @@ pub fn command() -> &'static Path {
 
 /// Compiles a program that needs nothing but the driver, and prepares to run it, with the shim or without.
 pub fn with_driver(source: &str, test: &str, shimmed: bool) -> Command {
-    let path = compile(source, &format!("{test}-{}", source.trim_end_matches(".c")), &["-Wno-unused-function"]);
+    let path = compile(source, &format!("{test}-{}", source.trim_end_matches(".c")), &[]);
     let mut command = program(&path, libraries());
     if shimmed {
         command.env("LD_PRELOAD", shim());
@@ -78,7 +93,10 @@ pub fn compile(source: &str, name: &str, arguments: &[&str]) -> PathBuf {
     let to = folder.join(name);
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(source);
     let mut command = Command::new("cc");
-    command.args(["-std=gnu11", "-g", "-O1", "-Wall", "-Wno-unused-parameter", "-o"]).arg(&to).arg(from);
+    command
+        .args(["-std=gnu11", "-g", "-O1", "-Wall", "-Wno-unused-parameter", "-Wno-unused-function", "-o"])
+        .arg(&to)
+        .arg(from);
     let status = command.args(arguments).args(["-ldl", "-lpthread"]).status().expect("a C compiler, as `cc`");
     assert!(status.success(), "cc failed on {source}");
     to

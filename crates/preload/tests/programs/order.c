@@ -120,12 +120,16 @@ int main(int argc, char **argv)
         if (block->ptr) release(block); else make(block);
         if (step % 300 == 150) capture();
         if (step % 100 == 50) {
-            /* A stream goes, and another comes, which may get its handle. Its blocks are freed on others later. */
-            int gone = next(STREAMS);
-            IS(CALL(cuStreamSynchronize, streams[gone]), 0);
+            /* A stream goes while its work is under way, and another comes, which may get its handle. What it did is ordered before a third. */
+            int gone = next(STREAMS), heir = (gone + 1) % STREAMS;
+            order(gone, heir);
             IS(CALL(cuStreamDestroy_v2, streams[gone]), 0);
             IS(CALL(cuStreamCreate, P(&streams[gone]), gone & 1), 0);
-            for (int i = 0; i < BLOCKS; i++) blocks[i].touched[gone] = 0;
+            for (int i = 0; i < BLOCKS; i++) {
+                blocks[i].touched[heir] |= blocks[i].touched[gone];
+                blocks[i].touched[gone] = 0;
+                if (blocks[i].home == gone) blocks[i].home = heir;
+            }
         }
     }
     if (wrong) {

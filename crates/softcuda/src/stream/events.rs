@@ -127,6 +127,10 @@ fn record_found(event: &Event, stream: &Stream) -> Res {
     if event.captured.swap(false, Ordering::AcqRel) {
         *event.place.lock() = None;
     }
+    if event.flags & DISABLE_TIMING == 0 {
+        // The device looks at the clock only where it must.
+        event.device.soft.advance_clock(0);
+    }
     event.device.soft.record_event(event.soft, stream.soft).map_err(code_of)?;
     event.recorded.store(true, Ordering::Release);
     if let Some(shared) = event.shared.clone() {
