@@ -497,10 +497,12 @@ enum stratalloc_status stratalloc_add_oom_observer(struct stratalloc_allocator *
                                                    void *context,
                                                    uint64_t *out_id);
 
-// Removes an observer. It is not called any more once this returns, unless this is called from inside an observer.
+// Removes an observer. It is not called any more once this returns. From inside an observer, this does not wait for calls that are under way,
+// those on other threads included: keep the context until they have returned.
 //
 // Required: `allocator` is null or a handle.
-enum stratalloc_status stratalloc_remove_oom_observer(struct stratalloc_allocator *allocator, uint64_t id);
+enum stratalloc_status stratalloc_remove_oom_observer(struct stratalloc_allocator *allocator,
+                                                      uint64_t id);
 
 // From now on, requests of the streams that `filter` names (null: all) are served from a private pool, whose memory nobody else gets: what a
 // graph capture needs. Until `stratalloc_pool_end` no events are recorded or asked for, and every call takes a lock. Counts one user of
@@ -610,16 +612,19 @@ void stratalloc_checkpoint_destroy(struct stratalloc_checkpoint *checkpoint);
 
 // Records every call from now on that allocates, frees, records a stream or empties the cache, to a file that `stratalloc replay` reads. One
 // recording at a time. Costs every call a lock. `STRATALLOC_IO` if the file cannot be made; one that fills up later ends the recording
-// with one line on stderr. Frees of blocks from before are left out.
+// with one line on stderr. Frees of blocks from before are left out. Calls are written some thousands at a time: all of them when the
+// process exits, but the last ones are lost where it is killed.
 //
 // Required: `allocator` is null or a handle; `path` is null or ends in 0.
 enum stratalloc_status stratalloc_trace_start(struct stratalloc_allocator *allocator,
                                               const char *path);
 
-// Ends the recording and closes the file. `operations`, which may be null, receives the number of calls in it.
+// Ends the recording and closes the file. `operations`, which may be null, receives the number of calls in it. `STRATALLOC_IO` if not all could
+// be written, now or earlier: the recording has ended, and the file has the calls from before that, as has `operations`.
 //
 // Required: `allocator` is null or a handle; `operations` is null or may be written.
-enum stratalloc_status stratalloc_trace_stop(struct stratalloc_allocator *allocator, uint64_t *operations);
+enum stratalloc_status stratalloc_trace_stop(struct stratalloc_allocator *allocator,
+                                             uint64_t *operations);
 
 // Block `index` of a segment, by address; null beyond the last.
 //

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 
 use parking_lot::Mutex;
 use stratalloc::driver::Driver;
@@ -194,10 +195,16 @@ struct Watcher {
     ask: unsafe extern "C" fn(*mut c_void, *const stratalloc_shortage) -> bool,
     context: Context,
     drivers: Vec<Arc<dyn Driver>>,
+    /// Not to be called any more. The library asks those that there were when a request failed, one after the other: the one before may
+    /// have removed this one, and its context be gone.
+    is_removed: AtomicBool,
 }
 
 impl Watcher {
     fn asked(&self, shortage: &OutOfMemory) -> bool {
+        if self.is_removed.load(Acquire) {
+            return false;
+        }
         let driver_free = self.drivers.get(shortage.device).and_then(|driver| driver.memory_info().ok());
         let explanation = CString::new(shortage.to_string()).unwrap_or_default();
         let told = stratalloc_shortage {
@@ -245,7 +252,7 @@ pub unsafe extern "C" fn stratalloc_add_oom_observer(
         let drivers = (0..handle.allocator.device_count())
             .map(|device| Ok(handle.allocator.driver(device)?.inner().clone()))
             .collect::<Result<_, stratalloc::Error>>()?;
-        let watcher = Arc::new(Watcher { ask, context: Context(context), drivers });
+        let watcher = Arc::new(Watcher { ask, context: Context(context), drivers, is_removed: AtomicBool::new(false) });
         let shared = watcher.clone();
         let mut watchers = handle.observers.0.lock();
         let id = handle
@@ -260,7 +267,8 @@ pub unsafe extern "C" fn stratalloc_add_oom_observer(
     })
 }
 
-/// Removes an observer. It is not called any more once this returns, unless this is called from inside an observer.
+/// Removes an observer. It is not called any more once this returns. From inside an observer, this does not wait for calls that are under way,
+/// those on other threads included: keep the context until they have returned.
 ///
 /// # Safety
 /// `allocator` is null or a handle.
@@ -274,10 +282,60 @@ pub unsafe extern "C" fn stratalloc_remove_oom_observer(
         let handle = unsafe { get(allocator) }?;
         let watcher = handle.observers.0.lock().remove(&id);
         let watcher = watcher.ok_or_else(|| Failure::argument(format!("there is no observer {id}")))?;
+        watcher.is_removed.store(true, Release);
         handle.allocator.remove_oom_observer(id);
         if !INSIDE.get() {
             wait_until_unused(&watcher);
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::stratalloc_malloc;
+    use crate::status::stratalloc_status::{STRATALLOC_INVALID_ARGUMENT, STRATALLOC_OK, STRATALLOC_OUT_OF_MEMORY};
+
+    /// Two observers, each of which removes both.
+    struct Pair {
+        handle: *mut stratalloc_allocator,
+        ids: [u64; 2],
+        removals: Vec<stratalloc_status>,
+        calls: u32,
+    }
+
+    /// # Safety
+    /// `context` is a [`Pair`] that nobody else has during the call.
+    unsafe extern "C" fn remove_both(context: *mut c_void, _: *const stratalloc_shortage) -> bool {
+        // SAFETY: as the caller promises.
+        let pair = unsafe { &mut *context.cast::<Pair>() };
+        pair.calls += 1;
+        for id in pair.ids {
+            // SAFETY: the handle lives.
+            pair.removals.push(unsafe { stratalloc_remove_oom_observer(pair.handle, id) });
+        }
+        false
+    }
+
+    #[test]
+    fn an_observer_that_another_one_removes_is_not_called() {
+        let handle = Box::into_raw(stratalloc_allocator::over_software(1));
+        let mut pair = Pair { handle, ids: [0; 2], removals: Vec::new(), calls: 0 };
+        let context = (&raw mut pair).cast();
+        let (mut held, mut block) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the handle lives until the end, where nobody else has it; so does the context; out-pointers are those of locals.
+        unsafe {
+            for id in 0..2 {
+                let out = (&raw mut pair.ids).cast::<u64>().add(id);
+                assert_eq!(stratalloc_add_oom_observer(handle, Some(remove_both), context, out), STRATALLOC_OK);
+            }
+            assert_eq!(stratalloc_malloc(handle, 200 << 20, 0, std::ptr::null_mut(), &mut held), STRATALLOC_OK);
+            let status = stratalloc_malloc(handle, 200 << 20, 0, std::ptr::null_mut(), &mut block);
+            assert_eq!(status, STRATALLOC_OUT_OF_MEMORY);
+            assert_eq!((pair.calls, &pair.removals[..]), (1, &[STRATALLOC_OK; 2][..]));
+            assert_eq!(stratalloc_remove_oom_observer(handle, pair.ids[1]), STRATALLOC_INVALID_ARGUMENT);
+            crate::handle::stratalloc_destroy(handle);
+        }
+    }
 }

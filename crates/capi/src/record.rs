@@ -1,8 +1,11 @@
 //! Recording what an allocator is asked, as a trace that `stratalloc replay` reads.
 
 use std::ffi::c_char;
-use std::sync::Arc;
+use std::panic::catch_unwind;
+use std::sync::{Arc, Once, Weak};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use stratalloc_trace::Recorder;
 
 use crate::handle::{check_out, get, path, stratalloc_allocator};
@@ -29,9 +32,38 @@ pub(crate) fn forget(handle: &stratalloc_allocator) {
     }
 }
 
+/// The recordings under way, for the process's exit: allocators that are never destroyed have one too.
+static UNDER_WAY: Mutex<Vec<Weak<Recorder>>> = Mutex::new(Vec::new());
+
+/// Has what is in a recording's buffer written when the process exits.
+fn write_at_exit(recorder: &Arc<Recorder>) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: the handler is a function of this library; one that is unloaded has it called first. Where there is no memory to register
+        // it, the buffer's rest is lost, as it is when the process is killed.
+        unsafe { libc::atexit(at_exit) };
+    });
+    let mut under_way = UNDER_WAY.lock();
+    under_way.retain(|recorder| recorder.strong_count() > 0);
+    under_way.push(Arc::downgrade(recorder));
+}
+
+extern "C" fn at_exit() {
+    // In a child after `fork`, locks may be held by threads that it does not have.
+    if mode::is_forked() {
+        return;
+    }
+    // Nothing may unwind out of here, and nobody is left to be told. Nor may a lock be waited for that is never opened again.
+    let _ = catch_unwind(|| {
+        let Some(under_way) = UNDER_WAY.try_lock_for(Duration::from_millis(200)) else { return };
+        under_way.iter().filter_map(Weak::upgrade).for_each(|recorder| recorder.flush_at_exit());
+    });
+}
+
 /// Records every call from now on that allocates, frees, records a stream or empties the cache, to a file that `stratalloc replay` reads. One
 /// recording at a time. Costs every call a lock. `STRATALLOC_IO` if the file cannot be made; one that fills up later ends the recording
-/// with one line on stderr. Frees of blocks from before are left out.
+/// with one line on stderr. Frees of blocks from before are left out. Calls are written some thousands at a time: all of them when the
+/// process exits, but the last ones are lost where it is killed.
 ///
 /// # Safety
 /// `allocator` is null or a handle; `path` is null or ends in 0.
@@ -59,13 +91,16 @@ pub unsafe extern "C" fn stratalloc_trace_start(
         let header =
             [("recorded-by", concat!("stratalloc ", env!("CARGO_PKG_VERSION"))), ("device-bytes", &memory.join(" "))];
         let recorder = Recorder::create(path, &header).map_err(|error| Failure::io(path, &error))?;
-        *slot = Some(Arc::new(recorder));
+        let recorder = Arc::new(recorder);
+        write_at_exit(&recorder);
+        *slot = Some(recorder);
         mode::count_recording(true);
         Ok(())
     })
 }
 
-/// Ends the recording and closes the file. `operations`, which may be null, receives the number of calls in it.
+/// Ends the recording and closes the file. `operations`, which may be null, receives the number of calls in it. `STRATALLOC_IO` if not all could
+/// be written, now or earlier: the recording has ended, and the file has the calls from before that, as has `operations`.
 ///
 /// # Safety
 /// `allocator` is null or a handle; `operations` is null or may be written.
@@ -82,11 +117,16 @@ pub unsafe extern "C" fn stratalloc_trace_stop(
         }
         let recorder = handle.recorder.write().take().ok_or_else(|| Failure::argument("no trace is being recorded"))?;
         mode::count_recording(false);
-        let recorded = recorder.finish().map_err(|error| Failure::io(recorder.path(), &error))?;
+        let finished = recorder.finish();
+        let calls = recorder.recorded().ops as u64;
         if !operations.is_null() {
             // SAFETY: aligned, and writable as the caller promises.
-            unsafe { *operations = recorded.ops as u64 };
+            unsafe { *operations = calls };
         }
-        Ok(())
+        finished.map(drop).map_err(|error| {
+            let mut failure = Failure::io(recorder.path(), &error);
+            failure.text += &format!("; the trace ends after {calls} calls");
+            failure
+        })
     })
 }

@@ -77,7 +77,9 @@ pub enum Fault {
     NotText,
     #[error("more than {MAX_OPS} operations")]
     TooManyOps,
-    #[error("the last line has no end: the file was cut off")]
+    #[error(
+        "the last line has no end: the file was cut off; take that line off, `sed -i '$d' FILE`, and the rest can be read"
+    )]
     NoNewline,
 }
 

@@ -1,13 +1,17 @@
 //! Recording: a running program's calls, written as a trace while it runs.
 //!
-//! Lines leave the buffer whole, so the file of a program that was killed decodes: its last operations are missing. Nothing here
-//! ends or disturbs the program: a file that stops taking lines is one line on stderr and the end of the recording.
+//! Lines leave the buffer whole, so the file of a program that was killed decodes: its last operations are missing. A disk that fills up
+//! in the middle of a line has that line taken back. Only where the kernel itself was stopped within a write, by a signal that kills or by
+//! a power cut, can the file end within a line; the decoder refuses it, with words that say how to take that line off.
+//!
+//! Nothing here ends or disturbs the program: a file that stops taking lines is one line on stderr and the end of the recording.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -15,6 +19,9 @@ use crate::{FIRST_LINE, MAX_BYTES, MAX_OPS, MAX_STREAMS};
 
 /// So much text is gathered before it is written.
 const BUFFER: usize = 64 << 10;
+
+/// So long a process that exits waits for a thread that is at work on the recording. That thread may never go on.
+const EXIT_WAIT: Duration = Duration::from_millis(200);
 
 /// Writes what a program asks of its allocator as a trace. All methods may be called from any thread; the order of the calls is the
 /// order of the lines, so a free is to be told before the memory goes back to the allocator, and an allocation after it came from there.
@@ -35,9 +42,9 @@ pub struct Recorder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Recorded {
-    /// Operations written.
+    /// Operations in the file; those still in the buffer are not.
     pub ops: usize,
-    /// Calls that are not in the trace: of unknown pointers, with a size that no trace can hold, or after it was full.
+    /// Calls that are not in the trace: of unknown pointers, with a size that no trace can hold, or after it or the disk was full.
     pub left_out: u64,
     /// Streams told of. Those beyond the format's bound share the last number.
     pub streams: usize,
@@ -45,8 +52,19 @@ pub struct Recorded {
 
 #[derive(Debug)]
 struct State {
+    /// Until the end, or an error.
     file: Option<File>,
+    /// Bytes in the file: whole lines.
+    length: u64,
+    /// Whole lines that are to be written.
     text: Vec<u8>,
+    /// So much text is gathered before it is written.
+    buffer: usize,
+    /// Operations in the file and in the text, and how many there may be.
+    ops: usize,
+    ops_max: usize,
+    /// Why nothing is written any more.
+    error: Option<io::Error>,
     ids: HashMap<u64, (u32, u64)>,
     streams: HashMap<u64, u16>,
     next_id: u32,
@@ -72,10 +90,16 @@ impl Recorder {
         let mut file = File::create(path)?;
         // At once: a file that takes nothing is found here, where somebody can be told.
         file.write_all(&text)?;
+        let length = text.len() as u64;
         text.clear();
         let state = State {
             file: Some(file),
+            length,
             text,
+            buffer: BUFFER,
+            ops: 0,
+            ops_max: MAX_OPS,
+            error: None,
             ids: HashMap::new(),
             streams: HashMap::new(),
             next_id: 0,
@@ -101,7 +125,7 @@ impl Recorder {
             if state.ids.contains_key(&ptr) {
                 state.free(ptr);
             }
-            if bytes == 0 || bytes > MAX_BYTES - state.live_bytes {
+            if bytes == 0 || bytes > MAX_BYTES - state.live_bytes || state.is_full() {
                 return false;
             }
             let stream = state.stream(stream);
@@ -139,12 +163,30 @@ impl Recorder {
         self.with(|state| state.line(format_args!("m {label}")));
     }
 
-    /// Writes what is still in the buffer. The recording goes on.
+    /// Writes what is still in the buffer. The recording goes on, unless that fails.
     pub fn flush(&self) -> io::Result<()> {
-        if self.is_child() { Ok(()) } else { self.state.lock().write_out() }
+        if self.is_child() {
+            return Ok(());
+        }
+        let written = self.state.lock().write_out();
+        self.note(written)
     }
 
-    /// Ends the recording: writes what is left and closes the file. Calls after it are ignored; a second one returns the same numbers.
+    /// [`Recorder::flush`] for a process that exits: what is told afterwards, by whatever still runs, is written at once. Never hangs: it
+    /// waits for other threads a moment only, and writes nothing if they do not get on. What fails is one line on stderr.
+    pub fn flush_at_exit(&self) {
+        if self.is_child() {
+            return;
+        }
+        let Some(mut state) = self.state.try_lock_for(EXIT_WAIT) else { return };
+        state.buffer = 0;
+        let written = state.write_out();
+        drop(state);
+        self.tell(self.note(written));
+    }
+
+    /// Ends the recording: writes what is left and closes the file. Calls after it are ignored; a second one returns the same. If lines could
+    /// not be written, now or earlier, that is the error: the file has the lines from before it, see [`Recorder::recorded`].
     pub fn finish(&self) -> io::Result<Recorded> {
         if self.is_child() {
             return Ok(Recorded::default());
@@ -154,6 +196,11 @@ impl Recorder {
         let written = state.write_out();
         state.file = None;
         written.map(|()| state.recorded)
+    }
+
+    /// What the recording has come to so far.
+    pub fn recorded(&self) -> Recorded {
+        if self.is_child() { Recorded::default() } else { self.state.lock().recorded }
     }
 
     /// Whether this is a child after `fork`. It must not take the lock: another thread of the parent may have held it.
@@ -170,17 +217,29 @@ impl Recorder {
         if state.file.is_none() {
             return;
         }
-        if state.recorded.ops == MAX_OPS || !step(&mut state) {
+        if state.is_full() || !step(&mut state) {
             state.recorded.left_out += 1;
+        }
+        // Not only after a step that is counted: one that is left out may have written a free.
+        if state.text.len() <= state.buffer {
             return;
         }
-        if state.text.len() < BUFFER {
-            return;
-        }
-        if let Err(error) = state.write_out() {
+        let written = state.write_out();
+        drop(state);
+        self.tell(self.note(written));
+    }
+
+    /// After an error, nothing more is taken.
+    fn note(&self, written: io::Result<()>) -> io::Result<()> {
+        if written.is_err() {
             self.open.store(false, Ordering::Relaxed);
-            state.file = None;
-            drop(state);
+        }
+        written
+    }
+
+    /// Says what went wrong where no caller can be told. Without the lock: stderr may be slow.
+    fn tell(&self, written: io::Result<()>) {
+        if let Err(error) = written {
             // Where stderr is closed too, nobody is left to tell.
             let path = self.path.display();
             let _ = writeln!(io::stderr(), "stratalloc: {path}: {error}; the trace ends here");
@@ -190,7 +249,10 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        let _ = self.finish();
+        // What has ended with an error has told it.
+        if self.open.load(Ordering::Relaxed) {
+            self.tell(self.finish().map(drop));
+        }
     }
 }
 
@@ -209,20 +271,71 @@ impl State {
         number
     }
 
+    fn is_full(&self) -> bool {
+        self.ops >= self.ops_max
+    }
+
+    /// The only place that adds an operation: a step may add several.
     fn line(&mut self, text: std::fmt::Arguments<'_>) -> bool {
+        if self.is_full() {
+            return false;
+        }
         // Into memory: this cannot fail.
         let _ = writeln!(self.text, "{text}");
-        self.recorded.ops += 1;
+        self.ops += 1;
         true
     }
 
+    /// Writes the text. The first error ends the recording, and is returned from then on: what came later would be of blocks that the file
+    /// does not know. Of the text, the file keeps the lines that went in whole.
     fn write_out(&mut self) -> io::Result<()> {
-        let written = match &mut self.file {
-            Some(file) => file.write_all(&self.text),
-            None => Ok(()),
-        };
+        if let Some(error) = &self.error {
+            return Err(same(error));
+        }
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let (written, outcome) = write_counted(file, &self.text);
+        match outcome {
+            Ok(()) => {
+                self.length += written as u64;
+                self.recorded.ops = self.ops;
+            }
+            Err(error) => {
+                let text = &self.text[..written];
+                let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+                let lines = text[..whole].iter().filter(|byte| **byte == b'\n').count();
+                self.length += whole as u64;
+                // What cannot be cut is no file on a disk, and nothing can be taken back from it.
+                let _ = file.set_len(self.length);
+                self.recorded.ops += lines;
+                self.recorded.left_out += (self.ops - self.recorded.ops) as u64;
+                self.error = Some(error);
+                self.file = None;
+            }
+        }
         self.text.clear();
-        written
+        self.error.as_ref().map_or(Ok(()), |error| Err(same(error)))
+    }
+}
+
+/// Writes, and says how many bytes went in before an error.
+fn write_counted(to: &mut impl Write, text: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < text.len() {
+        match to.write(&text[written..]) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
+}
+
+/// An error once more: it cannot be cloned.
+fn same(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
     }
 }
 
@@ -324,5 +437,98 @@ mod tests {
         let trace = Trace::load(&path).unwrap();
         let _ = std::fs::remove_file(&path);
         assert_eq!(trace.streams, MAX_STREAMS);
+    }
+
+    /// Runs the named test once more, in a process whose files end at some 16 KiB.
+    fn run_with_small_files(test: &str) {
+        let program = std::env::current_exe().unwrap();
+        // Both `ulimit`s there are, in blocks of 512 bytes and of 1024, end within the first buffer.
+        let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact \"$1\"";
+        let mut shell = std::process::Command::new("sh");
+        let child = shell.args(["-c", script]).arg(program).arg(test).env("TRACE_FULL_DISK", "1").output().unwrap();
+        let text = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_ends_the_recording_and_leaves_whole_lines() {
+        if std::env::var_os("TRACE_FULL_DISK").is_none() {
+            run_with_small_files("record::tests::a_disk_that_fills_up_ends_the_recording_and_leaves_whole_lines");
+            return;
+        }
+        for by_finish in [false, true] {
+            let path = scratch("full");
+            let recorder = Recorder::create(&path, &[("workload", "full")]).unwrap();
+            let told = if by_finish { 3000 } else { 20000 };
+            (1..=told).for_each(|index| recorder.alloc(index << 9, 512, 0));
+            assert_eq!(recorder.open.load(Ordering::Relaxed), by_finish, "the buffer is written when it is full");
+            let error = recorder.finish().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+            assert_eq!(recorder.finish().unwrap_err().raw_os_error(), error.raw_os_error());
+            assert_eq!(recorder.flush().unwrap_err().raw_os_error(), error.raw_os_error());
+            let recorded = recorder.recorded();
+            let trace = Trace::load(&path).unwrap();
+            let length = std::fs::metadata(&path).unwrap().len();
+            let _ = std::fs::remove_file(&path);
+            assert_eq!(trace.ops.len(), recorded.ops);
+            assert!(recorded.ops > 400 && length > 8000 && length <= 16384, "{recorded:?}, {length} bytes");
+            assert!(!by_finish || recorded.ops as u64 + recorded.left_out == told, "{recorded:?}");
+        }
+    }
+
+    /// A step may add two operations, and must not step over the bound.
+    #[test]
+    fn a_full_trace_decodes() {
+        let path = scratch("bound");
+        let recorder = Recorder::create(&path, &[]).unwrap();
+        recorder.state.lock().ops_max = 4;
+        recorder.alloc(0x1000, 1, 0);
+        recorder.alloc(0x2000, 2, 0);
+        recorder.empty_cache();
+        recorder.alloc(0x1000, 3, 0);
+        recorder.free(0x2000);
+        recorder.alloc(0x2000, 4, 0);
+        let recorded = recorder.finish().unwrap();
+        let trace = Trace::load(&path).unwrap();
+        let _ = std::fs::remove_file(&path);
+        assert_eq!((recorded.ops, recorded.left_out, trace.ops.len()), (4, 3, 4));
+        assert_eq!(trace.ops[3], Op::Free { id: 0 });
+    }
+
+    #[test]
+    fn a_process_that_exits_writes_all_and_does_not_hang() {
+        let path = scratch("exit");
+        let recorder = Recorder::create(&path, &[]).unwrap();
+        recorder.alloc(0x1000, 1, 0);
+        let held = recorder.state.lock();
+        std::thread::scope(|scope| scope.spawn(|| recorder.flush_at_exit()).join().unwrap());
+        drop(held);
+        assert_eq!(Trace::load(&path).unwrap().ops, [], "another thread was at work on it");
+        recorder.flush_at_exit();
+        assert_eq!(Trace::load(&path).unwrap().ops.len(), 1);
+        recorder.free(0x1000);
+        assert_eq!(Trace::load(&path).unwrap().ops.len(), 2, "nobody writes it later");
+        let _ = std::fs::remove_file(&path);
+    }
+
+    /// What a crash within a write leaves.
+    #[test]
+    fn a_file_cut_anywhere_decodes_without_its_last_line() {
+        let path = scratch("cut");
+        let recorder = Recorder::create(&path, &[("tool", "x")]).unwrap();
+        recorder.alloc(0x1000, 100, 7);
+        recorder.record_stream(0x1000, 9);
+        recorder.free(0x1000);
+        recorder.finish().unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let _ = std::fs::remove_file(&path);
+        for end in FIRST_LINE.len() + 1..whole.len() {
+            let last = whole[..end].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+            assert!(Trace::decode(&whole[..last]).is_ok());
+            if last < end {
+                let error = Trace::decode(&whole[..end]).unwrap_err().to_string();
+                assert!(error.contains("has no end") && error.contains("sed -i '$d'"), "{error}");
+            }
+        }
     }
 }

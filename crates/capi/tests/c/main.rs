@@ -4,4 +4,5 @@ mod bad_input;
 mod cuda;
 mod examples;
 mod layout;
+mod recording;
 mod toolchain;
