@@ -19,9 +19,10 @@ ENABLE = "import stratalloc; stratalloc.torch.enable(fallback={fallback!r})\n"
 def run(code, *, allocator="extension", env=None, ok=True, seconds=300, interpreter=None, arguments=()):
     """Runs `code` in a new interpreter with an allocator: native, expandable, extension, pluggable, or none at all.
     Returns the finished process; with `ok`, its failure fails the test."""
-    environment = {**os.environ, **(env or {})}
+    environment = dict(os.environ)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         environment.pop(name, None)
+    environment.update(env or {})
     prelude = ""
     if allocator == "expandable":
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"

@@ -4,7 +4,9 @@
 
 `train`: a transformer with AdamW, bf16 under autocast, batches of ragged lengths. `decode`: key and value caches that grow by
 concatenation, sequences that come and go. Kernels may be no-ops (the software device): nothing depends on values.
-`preloaded` runs with PyTorch untouched and the library of STRATALLOC_PRELOAD_LIB in LD_PRELOAD.
+Where STRATALLOC_PRELOAD_LIB names the preload library, three more run with PyTorch untouched: `async` on the driver's own pools
+(backend:cudaMallocAsync), `preloaded-async` the same with the library in LD_PRELOAD, so that it serves each request, and
+`preloaded`, torch's native allocator with its segments from the library.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 
 ALLOCATORS = ("native", "expandable", "stratalloc")
+PRELOADED = ("async", "preloaded-async", "preloaded")
 PROGRAMS = ("train", "decode")
 MIB = 1 << 20
 
@@ -128,7 +131,8 @@ def child(program, allocator, steps):
                 "program": program,
                 "allocator": allocator,
                 "backend": torch.cuda.get_allocator_backend(),
-                "peak_live": stats["requested_bytes.all.peak"],
+                # torch's allocator over the driver's pools counts no requests.
+                "peak_live": stats["requested_bytes.all.peak"] or stats["allocated_bytes.all.peak"],
                 "peak_allocated": stats["allocated_bytes.all.peak"],
                 "peak_reserved": stats["reserved_bytes.all.peak"],
                 "peak_device": watch.most,
@@ -147,7 +151,9 @@ def measure(program, allocator, steps):
         environment.pop(name, None)
     if allocator == "expandable":
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-    elif allocator == "preloaded":
+    if allocator.endswith("async"):
+        environment["PYTORCH_ALLOC_CONF"] = "backend:cudaMallocAsync"
+    if allocator.startswith("preloaded"):
         environment["LD_PRELOAD"] = os.environ["STRATALLOC_PRELOAD_LIB"]
     command = [sys.executable, __file__, "--child", program, allocator, "--steps", str(steps)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -158,7 +164,7 @@ def measure(program, allocator, steps):
 
 def table(rows):
     columns = ("peak live", "peak reserved", "reserved/live", "on the device", "calls", "driver calls", "retries")
-    lines = [f"{'program':<8}{'allocator':<12}" + "".join(f"{name:>15}" for name in columns)]
+    lines = [f"{'program':<8}{'allocator':<17}" + "".join(f"{name:>15}" for name in columns)]
     for row in rows:
         live = row["peak_live"]
         values = (
@@ -170,7 +176,7 @@ def table(rows):
             str(row["device_calls"]),
             str(row["retries"]),
         )
-        lines.append(f"{row['program']:<8}{row['allocator']:<12}" + "".join(f"{value:>15}" for value in values))
+        lines.append(f"{row['program']:<8}{row['allocator']:<17}" + "".join(f"{value:>15}" for value in values))
     return "\n".join(lines)
 
 
@@ -196,8 +202,8 @@ def main():
     if options.child:
         return child(*options.child, options.steps)
     allocators = options.allocators.split(",")
-    if os.environ.get("STRATALLOC_PRELOAD_LIB") and "preloaded" not in allocators:
-        allocators.append("preloaded")
+    if os.environ.get("STRATALLOC_PRELOAD_LIB") and options.allocators == ",".join(ALLOCATORS):
+        allocators += PRELOADED
     rows = [measure(program, allocator, options.steps) for program in PROGRAMS for allocator in allocators]
     for row in rows if options.json else []:
         print(json.dumps(row))

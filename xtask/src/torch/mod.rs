@@ -62,7 +62,19 @@ struct Place {
     softcuda: PathBuf,
     /// The folder with `cuda_runtime_api.h`.
     headers: PathBuf,
+    /// `libstratalloc_preload.so`, for programs with PyTorch untouched.
+    preload: PathBuf,
     cache: PathBuf,
+}
+
+fn build_preload(root: &Path) -> Result<PathBuf, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["build", "--release", "--quiet", "-p", "stratalloc-preload"];
+    match Command::new(cargo).args(arguments).current_dir(root).status() {
+        Ok(status) if status.success() => Ok(softcuda::target_folder(root).join("release/libstratalloc_preload.so")),
+        Ok(status) => Err(format!("the preload library: {status}, see above")),
+        Err(error) => Err(format!("cannot run cargo: {error}")),
+    }
 }
 
 fn set_up(root: &Path) -> Result<Place, String> {
@@ -76,7 +88,8 @@ fn set_up(root: &Path) -> Result<Place, String> {
     let out = cache.join("softcuda-torch");
     let softcuda = softcuda::lay_out(root, &softcuda::Options::for_torch(&out, &site))?;
     venv::install_package(&venv, root)?;
-    Ok(Place { venv, softcuda, headers, cache })
+    let preload = build_preload(root)?;
+    Ok(Place { venv, softcuda, headers, preload, cache })
 }
 
 impl Place {
@@ -110,6 +123,7 @@ impl Place {
             .env("LD_LIBRARY_PATH", &self.softcuda)
             .env("STRATALLOC_CUDA_INCLUDE", &self.headers)
             .env("STRATALLOC_CACHE", &self.cache)
+            .env("STRATALLOC_PRELOAD_LIB", &self.preload)
             // Kernels do nothing here, and clearing memory would only touch pages.
             .env("SOFTCUDA_MEMSET", "skip")
             .env("PYTHONDONTWRITEBYTECODE", "1");
