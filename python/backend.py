@@ -42,8 +42,10 @@ def build_library(folder):
         raise RuntimeError("building stratalloc from source needs Rust: install cargo from https://rustup.rs")
     if not (ROOT / "crates" / "capi").is_dir():
         raise RuntimeError(f"{ROOT} is not stratalloc's repository: build the wheel from a checkout, with `pip wheel ./python`")
-    # Wherever cargo is told to put it, it says where that was.
-    command = [cargo, "build", "--release", "-p", "stratalloc-capi", "--message-format", "json-render-diagnostics"]
+    # Without the Rust library beside it, which would keep the linker from optimising across crates. Wherever cargo is told to put it, it
+    # says where that was.
+    build = ["rustc", "--profile", "dist", "-p", "stratalloc-capi", "--lib", "--crate-type", "cdylib"]
+    command = [cargo, *build, "--message-format", "json-render-diagnostics"]
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"cargo failed with status {result.returncode}: see above")

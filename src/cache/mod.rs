@@ -94,7 +94,7 @@ impl DeviceCache {
 
     /// A block from the thread's magazine, for a request where nothing but size, stream and tag matters. Null where that does not do,
     /// for whatever reason: [`DeviceCache::alloc`] knows.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_alloc(&self, size: u64, stream: StreamId, tag: u8) -> DevicePtr {
         let granules = block_granules(size);
         if granules > SIZE_MAX / GRANULE || (tag != 0 && self.tag_is_limited(tag)) {
@@ -111,7 +111,7 @@ impl DeviceCache {
 
     /// Takes a block back into the thread's magazine, if it is a plain one of this device and there is room. Where not, for whatever
     /// reason, nothing has changed: [`DeviceCache::free`] knows.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_free(&self, ptr: DevicePtr) -> bool {
         let Some((block, header)) = self.pool.directory.find(ptr) else { return false };
         if !header.is_plainly_live() {

@@ -62,7 +62,7 @@ fn install(root: &Path, options: &Options) -> Result<Vec<PathBuf>, String> {
     // Where cargo runs is where a relative prefix counts from, not the root.
     let here = env::current_dir().map_err(|error| format!("no current folder: {error}"))?;
     let to = here.join(&options.prefix);
-    let built = target(root).join(if options.dev { "debug" } else { "release" });
+    let built = target(root).join(if options.dev { "debug" } else { "dist" });
 
     let mut files = Vec::new();
     let mut put = |from: &Path, to: PathBuf| -> Result<(), String> {
@@ -110,10 +110,10 @@ fn build(root: &Path, options: &Options) -> Result<(), String> {
         builds.push("build -p stratalloc-capi".to_string());
     } else {
         // Without the Rust library beside it, which would keep the linker from optimising across crates.
-        builds.push("rustc --release -p stratalloc-capi --lib --crate-type cdylib,staticlib".to_string());
+        builds.push("rustc --profile dist -p stratalloc-capi --lib --crate-type cdylib,staticlib".to_string());
     }
     if !options.library_only {
-        let profile = if options.dev { "" } else { "--release " };
+        let profile = if options.dev { "" } else { "--profile dist " };
         builds.push(format!("build {profile}-p stratalloc-cli"));
         if has_preload(root) {
             builds.push(format!("build {profile}-p stratalloc-preload"));
