@@ -363,11 +363,6 @@ impl Arena {
         self.put_hole(merged);
     }
 
-    /// Whether the whole range is one hole, or a part of one, of `home`'s.
-    pub fn is_hole(&self, home: Owner, range: Growth) -> bool {
-        self.hole_around(home, range.at, range.bytes).is_some()
-    }
-
     /// The hole that contains the whole range.
     fn hole_around(&self, home: Owner, addr: u64, size: u64) -> Option<NodeId> {
         self.holes.get(home.0 as usize)?.iter(&self.nodes).find(|&id| {

@@ -7,10 +7,8 @@ use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{Arena, CLASS_SIZE_MAX, ClassId, Growth, NodeId, Owner};
 use crate::driver::{Driver, DriverError};
 use crate::telemetry::{Event, EventKind, Rung};
-use crate::units::{GRANULE, PAGE, align_down, align_up};
+use crate::units::{GRANULE, PAGE, align_up};
 
-/// While there is plenty, each growth maps this part of what is held beyond what is needed: 1/64.
-const SLACK_SHIFT: u32 = 6;
 /// The first lanes get address space for many times the device's memory at once: 16.
 const WIDE_LANES: LaneId = 16;
 
@@ -392,29 +390,12 @@ impl Pool {
             }
             break growth;
         };
-        let growth = self.with_slack(state, zone, home, growth);
         state.space.map(growth.at, growth.bytes)?;
         let stamp = if private { u64::MAX } else { 0 };
         let node = state.zones[zone].fill(home, growth, home, stamp, usable);
         self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
         let node = state.zones[zone].take_from(node, size, alignment);
         self.enter(state, want, node)
-    }
-
-    /// Maps a little more than is needed while there is plenty, so that a program that repeats itself in a slightly different order
-    /// finds room the next time.
-    fn with_slack(&self, state: &mut PoolState, zone: usize, home: Owner, growth: Growth) -> Growth {
-        let chunk = state.space.chunk_size();
-        let spare = state.space.physical_bytes() >> SLACK_SHIFT;
-        let plenty = state.space.physical_bytes() + spare <= state.limit / 8 * 7;
-        let wanted = Growth { bytes: growth.bytes + align_down(spare, chunk), ..growth };
-        if !plenty || wanted.bytes == growth.bytes || !state.zones[zone].is_hole(home, wanted) {
-            return growth;
-        }
-        match self.create_chunks(state, wanted.bytes) {
-            Ok(()) if state.space.reserve_bytes() >= wanted.bytes => wanted,
-            _ => growth,
-        }
     }
 
     /// Creates chunks until the reserve holds `bytes`, the limit is reached, or the device has no more.

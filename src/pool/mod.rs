@@ -62,8 +62,8 @@ const PERSISTENT: usize = 2;
 const DEDICATED: usize = 3;
 /// The pool is tight when less than this part of what is held is free: 1/4.
 const TIGHT_SHIFT: u32 = 2;
-/// The largest block of the small zone, in bytes. PyTorch draws the line at the same size.
-const SMALL_MAX: u64 = 1 << 20;
+/// The largest block of the small zone, in bytes: 512 KiB. DESIGN.md says what other sizes cost.
+const SMALL_MAX: u64 = 1 << 19;
 
 /// One device's pool.
 #[derive(Debug)]

@@ -49,7 +49,7 @@ pub struct SegmentInfo {
     pub stream: StreamId,
     /// The private pool, if one.
     pub pool: Option<PoolId>,
-    /// Whether this is where blocks above 1 MiB lie, or those that were said to live long.
+    /// Whether this is where blocks above 512 KiB lie, or those that were said to live long.
     pub large: bool,
     /// Whether it can grow and shrink: chunks in reserved address space, not plain memory.
     pub expandable: bool,
