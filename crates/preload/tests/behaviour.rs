@@ -67,6 +67,13 @@ fn a_child_of_a_process_without_cuda_and_a_program_after_exec_are_served() {
 }
 
 #[test]
+fn a_capture_goes_with_its_context() {
+    for (name, shimmed) in [("reset", false), ("reset-shim", true)] {
+        passes(with_driver("reset.c", name, shimmed).env("SOFTCUDA_MEMORY", "1GiB"));
+    }
+}
+
+#[test]
 fn a_peer_reaches_blocks_from_before_and_after_it_was_let_in() {
     passes(with_driver("peers.c", "peers", true).env("SOFTCUDA_DEVICES", "2"));
 }

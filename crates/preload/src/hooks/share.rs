@@ -32,6 +32,20 @@ pub(crate) unsafe fn ipc_get(shim: &'static Shim, handle: *mut CUipcMemHandle, p
     unsafe { shim.driver.cuIpcGetMemHandle(handle, ptr) }
 }
 
+/// The first version, which the driver may hold to other rules, so it is not called by the second one's name.
+///
+/// # Safety
+/// As for the C function.
+pub(crate) unsafe fn ipc_open_v1(
+    shim: &'static Shim,
+    ptr: *mut CUdeviceptr,
+    handle: CUipcMemHandle,
+    flags: c_uint,
+) -> Status {
+    // SAFETY: the program's own arguments.
+    unsafe { super::vmm::mapped_from_elsewhere(shim, ptr, || shim.driver.cuIpcOpenMemHandle(ptr, handle, flags)) }
+}
+
 /// # Safety
 /// As for the C function.
 pub(crate) unsafe fn ipc_open(
