@@ -59,6 +59,7 @@ pub(crate) unsafe fn reset(shim: &'static Shim, device: CUdevice) -> Status {
 /// memory from the driver would. Returns the context, if it is active.
 fn close(shim: &'static Shim, ordinal: usize) -> Option<usize> {
     let context = primary_of(shim, ordinal)?;
+    shim.captures.abandon(shim, context);
     if let Some(device) = shim.devices.take(ordinal) {
         // Whatever this returns, the context goes.
         let _ = device.synchronize(shim.driver);

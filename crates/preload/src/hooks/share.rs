@@ -62,11 +62,7 @@ pub(crate) unsafe fn ipc_open(
 /// As for the C function.
 pub(crate) unsafe fn ipc_close(shim: &'static Shim, ptr: CUdeviceptr) -> Status {
     // SAFETY: the program's own argument.
-    let code = unsafe { shim.driver.cuIpcCloseMemHandle(ptr) };
-    if code == SUCCESS {
-        shim.ledger.remove(Object::Pointer(ptr));
-    }
-    code
+    shim.ledger.giving_back(Object::Pointer(ptr), || unsafe { shim.driver.cuIpcCloseMemHandle(ptr) })
 }
 
 /// # Safety
@@ -198,9 +194,6 @@ pub(crate) unsafe fn external_array(
 /// As for the C function.
 pub(crate) unsafe fn destroy_external(shim: &'static Shim, memory: Opaque) -> Status {
     // SAFETY: the program's own argument.
-    let code = unsafe { shim.driver.cuDestroyExternalMemory(memory) };
-    if code == SUCCESS {
-        shim.ledger.remove(Object::External(memory as usize));
-    }
-    code
+    shim.ledger
+        .giving_back(Object::External(memory as usize), || unsafe { shim.driver.cuDestroyExternalMemory(memory) })
 }

@@ -94,6 +94,26 @@ impl Captures {
         self.end_those(shim, |_, of| of == context);
     }
 
+    /// Before a context goes: ends the captures of its streams, as far as the driver lets this thread. While one is open, the driver lets nobody
+    /// wait for the context, and what is not waited for cannot be given back.
+    pub(super) fn abandon(&self, shim: &Shim, context: usize) {
+        let of_context = |(key, of): (&usize, &usize)| (*of == context && *key & 1 == 0).then_some(*key);
+        // Odd keys are no handles, see `key_of`.
+        let open: Vec<usize> = self.streams.lock().iter().filter_map(of_context).collect();
+        for key in open {
+            let mut graph: Opaque = std::ptr::null_mut();
+            // SAFETY: the pointer is to a local; the driver knows the stream, which is struck off the list when it goes.
+            let code = unsafe { shim.driver.cuStreamEndCapture(key as Opaque, &mut graph) };
+            if code == SUCCESS && !graph.is_null() {
+                // SAFETY: the driver has just made the graph, and nobody else has it.
+                let _ = unsafe { shim.driver.cuGraphDestroy(graph) };
+            }
+            if code == SUCCESS {
+                self.end(shim, key);
+            }
+        }
+    }
+
     /// Ends captures, which are told by their keys and contexts.
     fn end_those(&self, shim: &Shim, has_ended: impl Fn(usize, usize) -> bool) {
         let mut streams = self.streams.lock();
