@@ -65,6 +65,7 @@ interpose! {
         fn cuMemHostUnregister(ptr: *mut c_void) => host::unregister;
         // ---- memory of others ----
         fn cuIpcGetMemHandle(handle: *mut CUipcMemHandle, ptr: CUdeviceptr) => share::ipc_get;
+        fn cuIpcOpenMemHandle(ptr: *mut CUdeviceptr, handle: CUipcMemHandle, flags: c_uint) => share::ipc_open_v1;
         fn cuIpcOpenMemHandle_v2(ptr: *mut CUdeviceptr, handle: CUipcMemHandle, flags: c_uint) => share::ipc_open;
         fn cuIpcCloseMemHandle(ptr: CUdeviceptr) => share::ipc_close;
         fn cuImportExternalMemory(memory: *mut Opaque, desc: *const CUDA_EXTERNAL_MEMORY_HANDLE_DESC) => share::import_external;
@@ -79,7 +80,10 @@ interpose! {
         fn cuPointerGetAttributes(count: c_uint, attributes: *mut c_int, data: *mut *mut c_void, ptr: CUdeviceptr) => info::attributes;
         // ---- contexts ----
         fn cuDevicePrimaryCtxRetain(context: *mut Opaque, device: CUdevice) => context::retain;
+        // The first versions are no history: NVIDIA's runtime asks for these, by the version 7000.
+        fn cuDevicePrimaryCtxRelease(device: CUdevice) => context::release;
         fn cuDevicePrimaryCtxRelease_v2(device: CUdevice) => context::release;
+        fn cuDevicePrimaryCtxReset(device: CUdevice) => context::reset;
         fn cuDevicePrimaryCtxReset_v2(device: CUdevice) => context::reset;
         fn cuCtxDestroy_v2(context: Opaque) => context::destroy;
         fn cuCtxEnablePeerAccess(peer: Opaque, flags: c_uint) => context::enable_peer;

@@ -8,6 +8,7 @@ use stratalloc::{ByteSize, Rung};
 use crate::guard::{self, is_orphan, say};
 use crate::ledger::{DEVICES, Kind};
 use crate::resolve;
+use crate::settings::with_process;
 use crate::state::Shim;
 
 /// Has the report written when the process exits.
@@ -25,11 +26,12 @@ extern "C" fn exiting() {
         let Some(shim) = Shim::existing().filter(|_| !is_orphan()) else { return };
         shim.finish_recording();
         let Some(to) = &shim.settings.report else { return };
+        let to = with_process(to.clone());
         let text = text(shim);
         if to == "-" {
             use std::io::Write as _;
             let _ = std::io::stderr().write_all(text.as_bytes());
-        } else if let Err(error) = std::fs::write(to, text) {
+        } else if let Err(error) = std::fs::write(&to, text) {
             say(format_args!("{}: {error}; the report is not written", to.to_string_lossy()));
         }
     });

@@ -21,9 +21,9 @@ const OWN_DEFAULT: &str = "libnccl,libnvshmem,libucp,libuct,libucs,libucm,libmpi
 pub(crate) struct Settings {
     /// The allocator's configuration.
     pub(crate) config: Config,
-    /// Where calls are recorded.
+    /// Where calls are recorded, see [`with_process`].
     pub(crate) trace: Option<PathBuf>,
-    /// Where the report goes.
+    /// Where the report goes, see [`with_process`].
     pub(crate) report: Option<OsString>,
     /// The beginnings of the file names of libraries that get allocations of their own; `*` stands for all callers.
     pub(crate) own: Vec<String>,
@@ -40,7 +40,7 @@ impl Settings {
             say(format_args!("cross_stream_wait cannot be used with programs that call cuMemAlloc: it is off"));
             config.cross_stream_wait = false;
         }
-        let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(with_process);
+        let path = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let own = std::env::var(OWN).unwrap_or_else(|_| OWN_DEFAULT.to_string());
         Settings {
             config,
@@ -57,8 +57,9 @@ impl Settings {
     }
 }
 
-/// `%p` in a path stands for the process, so that the processes of one program do not write to one file.
-fn with_process(path: OsString) -> OsString {
+/// `%p` in a path stands for the process, so that the processes of one program do not write to one file. Asked when the file is made: a
+/// process may fork after its settings were read.
+pub(crate) fn with_process(path: OsString) -> OsString {
     match path.to_str() {
         Some(text) if text.contains("%p") => text.replace("%p", &std::process::id().to_string()).into(),
         _ => path,

@@ -1,6 +1,7 @@
 //! All state, made at the first call that needs it and never dropped: programs call while they exit.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -14,7 +15,7 @@ use crate::hooks::stream::Captures;
 use crate::ledger::{DEVICES, Ledger};
 use crate::report;
 use crate::resolve::Loaded;
-use crate::settings::Settings;
+use crate::settings::{Settings, with_process};
 
 /// Everything that this library knows.
 pub(crate) struct Shim {
@@ -94,12 +95,12 @@ impl Shim {
 
     #[cold]
     fn start_recording(&self) -> Option<Recorder> {
-        let path = self.settings.trace.as_deref()?;
+        let path = PathBuf::from(with_process(self.settings.trace.clone()?.into()));
         let program = std::env::current_exe().ok();
         let program =
             program.as_deref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
         let program = program.unwrap_or_else(|| "unknown".to_string()).replace('\n', " ");
-        match Recorder::create(path, &[("workload", &program), ("recorded-by", "libstratalloc_preload")]) {
+        match Recorder::create(&path, &[("workload", &program), ("recorded-by", "libstratalloc_preload")]) {
             Ok(recorder) => {
                 report::at_exit();
                 Some(recorder)

@@ -62,8 +62,26 @@ fn a_forked_child_neither_hangs_nor_touches_its_parent() {
 
 #[test]
 fn a_child_of_a_process_without_cuda_and_a_program_after_exec_are_served() {
-    passes(with_driver("process.c", "early-fork", true).arg("early-fork"));
+    let reports = scratch().join("early-fork-reports");
+    let _ = fs::remove_dir_all(&reports);
+    fs::create_dir_all(&reports).unwrap();
+    let mut early = with_driver("process.c", "early-fork", true);
+    passes(early.arg("early-fork").env("STRATALLOC_PRELOAD_REPORT", reports.join("%p")));
+    let mut said = 0;
+    for report in fs::read_dir(&reports).unwrap().map(Result::unwrap) {
+        let process = format!("process {}\n", report.file_name().to_string_lossy());
+        assert!(fs::read_to_string(report.path()).unwrap().contains(&process), "{process}");
+        said += 1;
+    }
+    assert_eq!(said, 2, "the parent's and the child's, which was forked after the settings were read");
     passes(with_driver("process.c", "exec", true).arg("exec"));
+}
+
+#[test]
+fn a_capture_goes_with_its_context() {
+    for (name, shimmed) in [("reset", false), ("reset-shim", true)] {
+        passes(with_driver("reset.c", name, shimmed).env("SOFTCUDA_MEMORY", "1GiB"));
+    }
 }
 
 #[test]

@@ -48,6 +48,8 @@ struct GateState {
     dead: HashSet<u64>,
     /// Devices with peer access.
     peers: Vec<i32>,
+    /// How often something was unmapped.
+    unmaps: u64,
 }
 
 impl std::fmt::Debug for Gate {
@@ -98,20 +100,24 @@ impl Gate {
 
     /// Lets another device reach all that is mapped and will be. Returns the driver's code where it refuses.
     pub(crate) fn admit_peer(&self, peer: i32) -> Status {
-        let ranges: Vec<(u64, u64)> = {
+        {
             let mut state = self.state.lock();
             if state.peers.contains(&peer) {
                 return SUCCESS;
             }
             // First: what is mapped from now on is made accessible by `set_access`.
             state.peers.push(peer);
-            state.mapped.iter().map(|(ptr, size)| (*ptr, *size)).collect()
+        }
+        let walk = || {
+            let state = self.state.lock();
+            (state.unmaps, state.mapped.iter().map(|(ptr, size)| (*ptr, *size)).collect())
         };
-        ranges
-            .into_iter()
-            .map(|(ptr, size)| self.let_in(ptr, size, peer))
-            .find(|&code| code != SUCCESS)
-            .unwrap_or(SUCCESS)
+        let code = let_in_everywhere(walk, |ptr, size| self.let_in(ptr, size, peer));
+        if code != SUCCESS {
+            // The program is told that there is no access, and may try again.
+            self.state.lock().peers.retain(|&admitted| admitted != peer);
+        }
+        code
     }
 
     fn let_in(&self, ptr: u64, size: u64, peer: i32) -> Status {
@@ -125,6 +131,20 @@ impl Gate {
         self.ledger.charge(self.device, Kind::Served, size).ok_or_else(|| {
             DriverError::new(DriverErrorKind::OutOfMemory, call, format!("the limit is reached ({OUT_OF_MEMORY})"))
         })
+    }
+}
+
+/// Lets a device in on all ranges of a walk, which also says how often something was unmapped. Another thread may unmap a range before its turn
+/// comes, which the driver then refuses: a refusal counts only where nothing was unmapped since the walk.
+fn let_in_everywhere(walk: impl Fn() -> (u64, Vec<(u64, u64)>), let_in: impl Fn(u64, u64) -> Status) -> Status {
+    loop {
+        let (unmaps, ranges) = walk();
+        let refused = ranges.into_iter().map(|(ptr, size)| let_in(ptr, size)).find(|&code| code != SUCCESS);
+        match refused {
+            None => return SUCCESS,
+            Some(code) if walk().0 == unmaps => return code,
+            Some(_) => {}
+        }
     }
 }
 
@@ -190,6 +210,7 @@ impl Driver for Gate {
             for (start, _) in &inside {
                 state.mapped.remove(start);
             }
+            state.unmaps += 1;
             inside
         };
         let unmapped = self.cuda.unmap(ptr, size);
@@ -305,5 +326,28 @@ impl Driver for Gate {
 
     fn read(&self, dst: &mut [u8], src: DevicePtr, stream: StreamId) -> DriverResult<()> {
         self.cuda.read(dst, src, stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+
+    #[test]
+    fn a_range_that_goes_during_the_walk_is_no_refusal() {
+        let (unmaps, ranges) = (Cell::new(0), RefCell::new(vec![(0x1000, 1), (0x2000, 1)]));
+        let walk = || (unmaps.get(), ranges.borrow().clone());
+        let code = let_in_everywhere(walk, |ptr, _| {
+            if ptr == 0x1000 && unmaps.get() == 0 {
+                // Another thread unmaps the second while the first is let in.
+                unmaps.set(1);
+                ranges.borrow_mut().pop();
+            }
+            if ranges.borrow().iter().any(|(start, _)| *start == ptr) { SUCCESS } else { 1 }
+        });
+        assert_eq!(code, SUCCESS);
+        assert_eq!(let_in_everywhere(walk, |_, _| 217), 217, "the driver's refusal");
     }
 }

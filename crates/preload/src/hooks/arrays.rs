@@ -112,11 +112,7 @@ pub(crate) unsafe fn create_mipmapped(
 }
 
 fn destroyed(shim: &Shim, array: Opaque, real: impl FnOnce() -> Status) -> Status {
-    let code = real();
-    if code == SUCCESS {
-        shim.ledger.remove(Object::Array(array as usize));
-    }
-    code
+    shim.ledger.giving_back(Object::Array(array as usize), real)
 }
 
 /// # Safety

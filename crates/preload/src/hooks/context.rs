@@ -25,16 +25,18 @@ pub(crate) unsafe fn retain(shim: &'static Shim, context: *mut Opaque, device: C
 pub(crate) unsafe fn release(shim: &'static Shim, device: CUdevice) -> Status {
     let count = usize::try_from(device).ok().and_then(|device| shim.retained.get(device));
     let is_last = count.is_some_and(|count| count.load(Relaxed) == 1);
-    if is_last {
-        // The allocator's own reference would keep the context, and all memory in it, alive.
-        close(shim, device as usize);
-    }
+    // The allocator's own reference would keep the context, and all memory in it, alive.
+    let closed = if is_last { close(shim, device as usize) } else { None };
     // SAFETY: the program's own argument.
     let code = unsafe { shim.driver.cuDevicePrimaryCtxRelease_v2(device) };
     if code == SUCCESS
         && let Some(count) = count
     {
         let _ = count.fetch_update(Relaxed, Relaxed, |count| count.checked_sub(1));
+        // Others may hold it yet, whose releases are not seen here.
+        if let Some(context) = closed.filter(|_| !is_active(shim, device)) {
+            shim.captures.end_with_context(shim, context);
+        }
     }
     code
 }
@@ -42,20 +44,22 @@ pub(crate) unsafe fn release(shim: &'static Shim, device: CUdevice) -> Status {
 /// # Safety
 /// As for the C function.
 pub(crate) unsafe fn reset(shim: &'static Shim, device: CUdevice) -> Status {
-    if let Ok(device) = usize::try_from(device) {
-        close(shim, device);
-    }
+    let closed = usize::try_from(device).ok().and_then(|device| close(shim, device));
     // SAFETY: the program's own argument.
-    unsafe { shim.driver.cuDevicePrimaryCtxReset_v2(device) }
+    let code = unsafe { shim.driver.cuDevicePrimaryCtxReset_v2(device) };
+    if code == SUCCESS
+        && let Some(context) = closed
+    {
+        shim.captures.end_with_context(shim, context);
+    }
+    code
 }
 
 /// Gives back all that the allocator holds on a device, before its primary context goes. Blocks that the program still has go with it, as
-/// memory from the driver would.
-fn close(shim: &'static Shim, ordinal: usize) {
-    let context = match primary_of(shim, ordinal) {
-        Some(context) => context,
-        None => return,
-    };
+/// memory from the driver would. Returns the context, if it is active.
+fn close(shim: &'static Shim, ordinal: usize) -> Option<usize> {
+    let context = primary_of(shim, ordinal)?;
+    shim.captures.abandon(shim, context);
     if let Some(device) = shim.devices.take(ordinal) {
         // Whatever this returns, the context goes.
         let _ = device.synchronize(shim.driver);
@@ -71,6 +75,15 @@ fn close(shim: &'static Shim, ordinal: usize) {
         let _ = gate.destroy_stream(plain);
     }
     shim.ledger.remove_context(context);
+    Some(context)
+}
+
+/// Whether a device's primary context is active. Where the driver does not say, it is taken to be.
+fn is_active(shim: &Shim, device: CUdevice) -> bool {
+    let (mut flags, mut active) = (0, 0);
+    // SAFETY: the pointers are to locals.
+    let code = unsafe { shim.driver.cuDevicePrimaryCtxGetState(device, &mut flags, &mut active) };
+    code != SUCCESS || active != 0
 }
 
 /// A device's primary context, if it is active.
@@ -95,6 +108,7 @@ pub(crate) unsafe fn destroy(shim: &'static Shim, context: Opaque) -> Status {
     let code = unsafe { shim.driver.cuCtxDestroy_v2(context) };
     if code == SUCCESS && !context.is_null() {
         shim.ledger.remove_context(context as usize);
+        shim.captures.end_with_context(shim, context as usize);
     }
     code
 }

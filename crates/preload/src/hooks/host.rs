@@ -29,11 +29,7 @@ pub(crate) unsafe fn alloc_flags(shim: &'static Shim, ptr: *mut *mut c_void, siz
 /// As for the C function.
 pub(crate) unsafe fn free(shim: &'static Shim, ptr: *mut c_void) -> Status {
     // SAFETY: the program's own argument.
-    let code = unsafe { shim.driver.cuMemFreeHost(ptr) };
-    if code == SUCCESS {
-        shim.ledger.remove(Object::Host(ptr as usize));
-    }
-    code
+    shim.ledger.giving_back(Object::Host(ptr as usize), || unsafe { shim.driver.cuMemFreeHost(ptr) })
 }
 
 /// # Safety
@@ -48,9 +44,5 @@ pub(crate) unsafe fn register(shim: &'static Shim, ptr: *mut c_void, size: usize
 /// As for the C function.
 pub(crate) unsafe fn unregister(shim: &'static Shim, ptr: *mut c_void) -> Status {
     // SAFETY: the program's own argument.
-    let code = unsafe { shim.driver.cuMemHostUnregister(ptr) };
-    if code == SUCCESS {
-        shim.ledger.remove(Object::Registered(ptr as usize));
-    }
-    code
+    shim.ledger.giving_back(Object::Registered(ptr as usize), || unsafe { shim.driver.cuMemHostUnregister(ptr) })
 }

@@ -165,11 +165,7 @@ pub(super) unsafe fn free_passed(shim: &Shim, ptr: u64, real: impl FnOnce() -> S
     if let Some(recorder) = shim.recorder() {
         recorder.free(ptr);
     }
-    let code = real();
-    if code == SUCCESS {
-        shim.ledger.remove(Object::Pointer(ptr));
-    }
-    code
+    shim.ledger.giving_back(Object::Pointer(ptr), real)
 }
 
 /// Gives a block back once the device is done with it.
@@ -230,11 +226,12 @@ fn quiesce(shim: &Shim, device: &Arc<Device>) -> Status {
 }
 
 /// Gives back what was set aside on a device that has just been waited for. What is set aside meanwhile waits for the next time.
-fn settle_quiet(shim: &Shim, device: &Device) {
+fn settle_quiet(shim: &Shim, device: &Arc<Device>) {
     if shim.captures.set_aside() > 0 && !shim.captures.any() {
         // Taken before the wait, so that what is set aside meanwhile is not given back too early.
         let aside = shim.captures.take_aside(device.ordinal);
-        if device.synchronize(shim.driver) == SUCCESS {
+        // As for a free: other devices, and the thread's own context, may use what was set aside.
+        if quiesce(shim, device) == SUCCESS {
             aside.into_iter().for_each(|ptr| give_back(device, ptr));
         } else {
             aside.into_iter().for_each(|ptr| shim.captures.put_aside(ptr, device.ordinal));

@@ -32,6 +32,20 @@ pub(crate) unsafe fn ipc_get(shim: &'static Shim, handle: *mut CUipcMemHandle, p
     unsafe { shim.driver.cuIpcGetMemHandle(handle, ptr) }
 }
 
+/// The first version, which the driver may hold to other rules, so it is not called by the second one's name.
+///
+/// # Safety
+/// As for the C function.
+pub(crate) unsafe fn ipc_open_v1(
+    shim: &'static Shim,
+    ptr: *mut CUdeviceptr,
+    handle: CUipcMemHandle,
+    flags: c_uint,
+) -> Status {
+    // SAFETY: the program's own arguments.
+    unsafe { super::vmm::mapped_from_elsewhere(shim, ptr, || shim.driver.cuIpcOpenMemHandle(ptr, handle, flags)) }
+}
+
 /// # Safety
 /// As for the C function.
 pub(crate) unsafe fn ipc_open(
@@ -48,11 +62,7 @@ pub(crate) unsafe fn ipc_open(
 /// As for the C function.
 pub(crate) unsafe fn ipc_close(shim: &'static Shim, ptr: CUdeviceptr) -> Status {
     // SAFETY: the program's own argument.
-    let code = unsafe { shim.driver.cuIpcCloseMemHandle(ptr) };
-    if code == SUCCESS {
-        shim.ledger.remove(Object::Pointer(ptr));
-    }
-    code
+    shim.ledger.giving_back(Object::Pointer(ptr), || unsafe { shim.driver.cuIpcCloseMemHandle(ptr) })
 }
 
 /// # Safety
@@ -184,9 +194,6 @@ pub(crate) unsafe fn external_array(
 /// As for the C function.
 pub(crate) unsafe fn destroy_external(shim: &'static Shim, memory: Opaque) -> Status {
     // SAFETY: the program's own argument.
-    let code = unsafe { shim.driver.cuDestroyExternalMemory(memory) };
-    if code == SUCCESS {
-        shim.ledger.remove(Object::External(memory as usize));
-    }
-    code
+    shim.ledger
+        .giving_back(Object::External(memory as usize), || unsafe { shim.driver.cuDestroyExternalMemory(memory) })
 }

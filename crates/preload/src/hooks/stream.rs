@@ -1,6 +1,6 @@
 //! Captures, during which the allocator must leave events alone, and streams that go.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::{make_room, stream_number};
 use crate::abi::*;
-use crate::device::{Device, current_ordinal};
+use crate::device::{Device, current_context, current_ordinal};
 use crate::state::Shim;
 
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
@@ -18,8 +18,8 @@ const RELAXED: c_int = 2;
 /// Which streams are being captured, and what waits for that to end.
 #[derive(Default)]
 pub(crate) struct Captures {
-    /// The streams that captures were begun on.
-    streams: Mutex<HashSet<usize>>,
+    /// The streams that captures were begun on, with their contexts: a capture goes with its context, and nobody ends it.
+    streams: Mutex<HashMap<usize, usize>>,
     /// How many they are, to be read without the lock.
     count: AtomicUsize,
     /// Blocks that were freed during a capture, with their devices.
@@ -73,10 +73,10 @@ impl Captures {
     }
 
     /// Before a capture begins. Returns whether the stream was not under capture.
-    fn begin(&self, shim: &Shim, key: usize) -> bool {
+    fn begin(&self, shim: &Shim, key: usize, context: usize) -> bool {
         let mut streams = self.streams.lock();
         let is_first = streams.is_empty();
-        let is_new = streams.insert(key);
+        let is_new = streams.insert(key, context).is_none();
         self.count.store(streams.len(), Relaxed);
         if is_first {
             shim.devices.all().iter().for_each(|device| device.set_capturing(true));
@@ -86,8 +86,40 @@ impl Captures {
 
     /// After a capture has ended.
     fn end(&self, shim: &Shim, key: usize) {
+        self.end_those(shim, |ended, _| ended == key);
+    }
+
+    /// After a context has gone, and the captures of its streams with it.
+    pub(super) fn end_with_context(&self, shim: &Shim, context: usize) {
+        self.end_those(shim, |_, of| of == context);
+    }
+
+    /// Before a context goes: ends the captures of its streams, as far as the driver lets this thread. While one is open, the driver lets nobody
+    /// wait for the context, and what is not waited for cannot be given back.
+    pub(super) fn abandon(&self, shim: &Shim, context: usize) {
+        let of_context = |(key, of): (&usize, &usize)| (*of == context && *key & 1 == 0).then_some(*key);
+        // Odd keys are no handles, see `key_of`.
+        let open: Vec<usize> = self.streams.lock().iter().filter_map(of_context).collect();
+        for key in open {
+            let mut graph: Opaque = std::ptr::null_mut();
+            // SAFETY: the pointer is to a local; the driver knows the stream, which is struck off the list when it goes.
+            let code = unsafe { shim.driver.cuStreamEndCapture(key as Opaque, &mut graph) };
+            if code == SUCCESS && !graph.is_null() {
+                // SAFETY: the driver has just made the graph, and nobody else has it.
+                let _ = unsafe { shim.driver.cuGraphDestroy(graph) };
+            }
+            if code == SUCCESS {
+                self.end(shim, key);
+            }
+        }
+    }
+
+    /// Ends captures, which are told by their keys and contexts.
+    fn end_those(&self, shim: &Shim, has_ended: impl Fn(usize, usize) -> bool) {
         let mut streams = self.streams.lock();
-        if streams.remove(&key) && streams.is_empty() {
+        let before = streams.len();
+        streams.retain(|key, context| !has_ended(*key, *context));
+        if streams.is_empty() && before > 0 {
             shim.devices.all().iter().for_each(|device| device.set_capturing(false));
         }
         self.count.store(streams.len(), Relaxed);
@@ -122,12 +154,20 @@ fn prepare(shim: &Shim) {
     }
 }
 
-fn begin(shim: &Shim, key: usize, real: impl FnOnce() -> Status) -> Status {
+/// The context of a stream, of which the null stream and a thread's own have the current one's.
+fn context_of(shim: &Shim, stream: Opaque) -> usize {
+    let mut context: Opaque = std::ptr::null_mut();
+    // SAFETY: the pointer is to a local, the stream is the program's own argument.
+    let code = unsafe { shim.driver.cuStreamGetCtx(stream, &mut context) };
+    if code == SUCCESS { context as usize } else { current_context(shim.driver) as usize }
+}
+
+fn begin(shim: &Shim, key: usize, stream: Opaque, real: impl FnOnce() -> Status) -> Status {
     if !shim.captures.any() {
         prepare(shim);
     }
     // First: from the driver's call on, no event may be recorded.
-    let is_new = shim.captures.begin(shim, key);
+    let is_new = shim.captures.begin(shim, key, context_of(shim, stream));
     let code = real();
     if code != SUCCESS && is_new {
         shim.captures.end(shim, key);
@@ -151,14 +191,14 @@ fn end(shim: &Shim, key: usize, stream: Opaque, real: impl FnOnce() -> Status) -
 /// As for the C function.
 pub(crate) unsafe fn begin_capture(shim: &'static Shim, stream: Opaque, mode: c_int) -> Status {
     // SAFETY: the program's own arguments.
-    begin(shim, key_of(stream, false), || unsafe { shim.driver.cuStreamBeginCapture_v2(stream, mode) })
+    begin(shim, key_of(stream, false), stream, || unsafe { shim.driver.cuStreamBeginCapture_v2(stream, mode) })
 }
 
 /// # Safety
 /// As for the C function.
 pub(crate) unsafe fn begin_capture_ptsz(shim: &'static Shim, stream: Opaque, mode: c_int) -> Status {
     // SAFETY: the program's own arguments.
-    begin(shim, key_of(stream, true), || unsafe { shim.driver.cuStreamBeginCapture_v2_ptsz(stream, mode) })
+    begin(shim, key_of(stream, true), stream, || unsafe { shim.driver.cuStreamBeginCapture_v2_ptsz(stream, mode) })
 }
 
 /// # Safety
@@ -172,7 +212,7 @@ pub(crate) unsafe fn begin_capture_to(
     count: usize,
     mode: c_int,
 ) -> Status {
-    begin(shim, key_of(stream, false), || {
+    begin(shim, key_of(stream, false), stream, || {
         // SAFETY: the program's own arguments.
         unsafe { shim.driver.cuStreamBeginCaptureToGraph(stream, graph, dependencies, data, count, mode) }
     })
@@ -189,7 +229,7 @@ pub(crate) unsafe fn begin_capture_to_ptsz(
     count: usize,
     mode: c_int,
 ) -> Status {
-    begin(shim, key_of(stream, true), || {
+    begin(shim, key_of(stream, true), stream, || {
         // SAFETY: the program's own arguments.
         unsafe { shim.driver.cuStreamBeginCaptureToGraph_ptsz(stream, graph, dependencies, data, count, mode) }
     })

@@ -35,11 +35,7 @@ pub(crate) unsafe fn reserve(
 /// As for the C function.
 pub(crate) unsafe fn unreserve(shim: &'static Shim, ptr: CUdeviceptr, size: usize) -> Status {
     // SAFETY: the program's own arguments.
-    let code = unsafe { shim.driver.cuMemAddressFree(ptr, size) };
-    if code == SUCCESS {
-        shim.ledger.remove(Object::Reservation(ptr));
-    }
-    code
+    shim.ledger.giving_back(Object::Reservation(ptr), || unsafe { shim.driver.cuMemAddressFree(ptr, size) })
 }
 
 /// # Safety
@@ -80,11 +76,7 @@ pub(crate) unsafe fn create(
 /// As for the C function.
 pub(crate) unsafe fn release(shim: &'static Shim, handle: CUmemHandle) -> Status {
     // SAFETY: the program's own argument.
-    let code = unsafe { shim.driver.cuMemRelease(handle) };
-    if code == SUCCESS {
-        shim.ledger.release_chunk(handle);
-    }
-    code
+    shim.ledger.releasing_chunk(handle, || unsafe { shim.driver.cuMemRelease(handle) })
 }
 
 /// # Safety
@@ -109,11 +101,7 @@ pub(crate) unsafe fn map(
 /// As for the C function.
 pub(crate) unsafe fn unmap(shim: &'static Shim, ptr: CUdeviceptr, size: usize) -> Status {
     // SAFETY: the program's own arguments.
-    let code = unsafe { shim.driver.cuMemUnmap(ptr, size) };
-    if code == SUCCESS {
-        shim.ledger.unmap_chunks(ptr, size as u64);
-    }
-    code
+    shim.ledger.unmapping_chunks(ptr, size as u64, || unsafe { shim.driver.cuMemUnmap(ptr, size) })
 }
 
 /// # Safety

@@ -269,8 +269,27 @@ mod tests {
         second.keep_as(Object::Array(7), 0);
         pinned.keep();
         assert_eq!((ledger.figure(3, Kind::Array), ledger.figure(3, Kind::Pinned)), ((400, 1), (5000, 1)));
-        assert!(ledger.remove(Object::Array(7)) && !ledger.remove(Object::Array(7)));
+        assert_eq!(ledger.giving_back(Object::Array(7), || 1), 1, "refused, so it is still there");
+        assert_eq!(ledger.figure(3, Kind::Array), (400, 1));
+        for _ in 0..2 {
+            assert_eq!(ledger.giving_back(Object::Array(7), || 0), 0);
+        }
         assert_eq!((ledger.held(3), ledger.figure(3, Kind::Array)), (0, (0, 0)));
+    }
+
+    #[test]
+    fn a_name_that_is_given_out_again_during_the_call_is_the_new_owners() {
+        let ledger = Ledger::new(None);
+        let object = Object::Pointer(0x1000);
+        ledger.charge(0, Kind::Plain, 100).unwrap().keep_as(object, 0);
+        ledger.giving_back(object, || {
+            // Another thread is given the address, between the driver's work and this thread's next step.
+            ledger.charge(0, Kind::Plain, 7).unwrap().keep_as(object, 0);
+            0
+        });
+        assert_eq!(ledger.figure(0, Kind::Plain), (7, 1));
+        ledger.giving_back(object, || 0);
+        assert_eq!((ledger.figure(0, Kind::Plain), ledger.held(0)), ((0, 0), 0));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Kind, Ledger};
+use crate::abi::{SUCCESS, Status};
 
 /// Something that is given back by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,13 +45,18 @@ impl Ledger {
         }
     }
 
-    /// Strikes an object out. Returns whether it was known.
-    pub(crate) fn remove(&self, object: Object) -> bool {
+    /// Makes the call that gives an object back, and strikes the object out.
+    ///
+    /// It is taken out first and put back where the call fails: once the driver has it back, another thread may be given the same name.
+    pub(crate) fn giving_back(&self, object: Object, call: impl FnOnce() -> Status) -> Status {
         let entry = self.objects.lock().entries.remove(&object);
-        if let Some(entry) = entry {
-            self.strike(entry.device, entry.kind, entry.bytes);
+        let code = call();
+        match entry {
+            Some(entry) if code == SUCCESS => self.strike(entry.device, entry.kind, entry.bytes),
+            Some(entry) => self.insert(object, entry),
+            None => {}
         }
-        entry.is_some()
+        code
     }
 
     /// Strikes out what went with a context.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Kind, Ledger};
+use crate::abi::{SUCCESS, Status};
 
 /// The number of a physical allocation, given here: the driver may have several handles for one, and use a handle's value again.
 type Physical = u64;
@@ -36,6 +37,17 @@ impl Vmm {
         physical
     }
 
+    /// Takes one hold of a handle away. Returns the allocation, which still counts it.
+    fn take_handle(&mut self, handle: u64) -> Option<Physical> {
+        let entry = self.handles.get_mut(&handle)?;
+        entry.1 -= 1;
+        let (physical, held) = *entry;
+        if held == 0 {
+            self.handles.remove(&handle);
+        }
+        Some(physical)
+    }
+
     /// Strikes an allocation out if nothing holds it any more.
     fn settle(&mut self, physical: Physical) -> Option<Chunk> {
         let chunk = self.chunks.get(&physical)?;
@@ -62,18 +74,17 @@ impl Ledger {
         }
     }
 
-    /// A handle was given back.
-    pub(crate) fn release_chunk(&self, handle: u64) {
+    /// Makes the call that gives a handle back. The handle is taken out first, and put back where the call fails: once the driver has it back,
+    /// another thread may be given the same one.
+    pub(crate) fn releasing_chunk(&self, handle: u64, call: impl FnOnce() -> Status) -> Status {
+        let physical = self.vmm.lock().take_handle(handle);
+        let code = call();
+        let Some(physical) = physical else { return code };
         let gone = {
             let mut vmm = self.vmm.lock();
-            let Some((physical, held)) = vmm.handles.get_mut(&handle).map(|entry| {
-                entry.1 -= 1;
-                *entry
-            }) else {
-                return;
-            };
-            if held == 0 {
-                vmm.handles.remove(&handle);
+            if code != SUCCESS {
+                vmm.handles.entry(handle).or_insert((physical, 0)).1 += 1;
+                return code;
             }
             if let Some(chunk) = vmm.chunks.get_mut(&physical) {
                 chunk.handles -= 1;
@@ -83,6 +94,7 @@ impl Ledger {
         if let Some(chunk) = gone {
             self.strike(chunk.device, chunk.kind, chunk.bytes);
         }
+        code
     }
 
     /// `size` bytes at `address` were mapped. Handles that came from elsewhere are not known, and need not be.
@@ -99,15 +111,27 @@ impl Ledger {
         self.charge_anyway(device, Kind::Mapped, size).keep();
     }
 
-    /// Whole mappings in `size` bytes from `address` on were unmapped.
-    pub(crate) fn unmap_chunks(&self, address: u64, size: u64) {
+    /// Makes the call that unmaps whole mappings in `size` bytes from `address` on. They are taken out first, and put back where the call
+    /// fails, as handles are.
+    pub(crate) fn unmapping_chunks(&self, address: u64, size: u64, call: impl FnOnce() -> Status) -> Status {
+        let taken: Vec<(u64, (u64, Physical))> = {
+            let mut vmm = self.vmm.lock();
+            let inside = vmm.mappings.range(address..address.saturating_add(size));
+            let inside: Vec<_> = inside.map(|(start, mapping)| (*start, *mapping)).collect();
+            for (start, _) in &inside {
+                vmm.mappings.remove(start);
+            }
+            inside
+        };
+        let code = call();
         let (mut unmapped, mut gone) = (Vec::new(), Vec::new());
         {
             let mut vmm = self.vmm.lock();
-            let starts: Vec<u64> =
-                vmm.mappings.range(address..address.saturating_add(size)).map(|(start, _)| *start).collect();
-            for start in starts {
-                let Some((size, physical)) = vmm.mappings.remove(&start) else { continue };
+            if code != SUCCESS {
+                vmm.mappings.extend(taken);
+                return code;
+            }
+            for (_, (size, physical)) in taken {
                 if let Some(chunk) = vmm.chunks.get_mut(&physical) {
                     chunk.mappings -= 1;
                     unmapped.push((chunk.device, size));
@@ -117,6 +141,7 @@ impl Ledger {
         }
         unmapped.into_iter().for_each(|(device, size)| self.strike(device, Kind::Mapped, size));
         gone.into_iter().for_each(|chunk| self.strike(chunk.device, chunk.kind, chunk.bytes));
+        code
     }
 }
 
@@ -136,13 +161,36 @@ mod tests {
         let ledger = ledger_with_chunk();
         ledger.map_chunk(0x1000, 50, 9);
         ledger.map_chunk(0x2000, 100, 9);
-        ledger.release_chunk(9);
+        assert_eq!(ledger.releasing_chunk(9, || 1), 1, "refused, so it is still there");
+        assert_eq!(ledger.releasing_chunk(9, || 0), 0);
         assert_eq!((ledger.held(0), ledger.figure(0, Kind::Mapped)), (100, (150, 2)));
-        ledger.unmap_chunks(0x1000, 0x10);
+        assert_eq!(ledger.unmapping_chunks(0x1000, 0x2000, || 1), 1, "refused, so they are still there");
+        assert_eq!(ledger.unmapping_chunks(0x1000, 0x10, || 0), 0);
         assert_eq!((ledger.held(0), ledger.figure(0, Kind::Mapped)), (100, (100, 1)));
-        ledger.unmap_chunks(0x1000, 0x2000);
+        ledger.unmapping_chunks(0x1000, 0x2000, || 0);
         assert_eq!((ledger.held(0), ledger.figure(0, Kind::Mapped)), (0, (0, 0)));
         assert_eq!(ledger.figure(0, Kind::Chunk), (0, 0));
+    }
+
+    #[test]
+    fn names_that_are_given_out_again_during_the_call_are_the_new_owners() {
+        let ledger = ledger_with_chunk();
+        ledger.map_chunk(0x1000, 100, 9);
+        ledger.releasing_chunk(9, || {
+            // Another thread's chunk, with the handle that the driver has just got back.
+            ledger.charge(0, Kind::Chunk, 30).unwrap().keep();
+            ledger.add_chunk(9, 0, Kind::Chunk, 30);
+            0
+        });
+        assert_eq!(ledger.held(0), 130, "the first is mapped yet");
+        ledger.unmapping_chunks(0x1000, 100, || {
+            ledger.map_chunk(0x1000, 30, 9);
+            0
+        });
+        assert_eq!((ledger.held(0), ledger.figure(0, Kind::Mapped)), (30, (30, 1)));
+        ledger.releasing_chunk(9, || 0);
+        ledger.unmapping_chunks(0x1000, 30, || 0);
+        assert_eq!((ledger.held(0), ledger.figure(0, Kind::Mapped)), (0, (0, 0)));
     }
 
     #[test]
@@ -152,12 +200,12 @@ mod tests {
             ledger.map_chunk(0x1000, 100, 9);
             ledger.retain_chunk(other, 0x1063);
             ledger.retain_chunk(77, 0x1064);
-            ledger.unmap_chunks(0x1000, 100);
-            ledger.release_chunk(9);
+            ledger.unmapping_chunks(0x1000, 100, || 0);
+            ledger.releasing_chunk(9, || 0);
             assert_eq!(ledger.held(0), 100, "handle {other} is left");
-            ledger.release_chunk(77);
-            ledger.release_chunk(other);
-            ledger.release_chunk(other);
+            ledger.releasing_chunk(77, || 0);
+            ledger.releasing_chunk(other, || 0);
+            ledger.releasing_chunk(other, || 0);
             assert_eq!(ledger.held(0), 0);
         }
     }

@@ -322,9 +322,9 @@ int main(int argc, char **argv)
     what_is_said();
     agree(0, "all freed");
 
-    /* Every entry point once more, with nothing in its arguments: none may crash, whatever it returns. The reset of device 0 comes last. */
+    /* Every entry point once more, with nothing in its arguments: none may crash, whatever it returns. Resets and releases of device 0 come last. */
     for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "cuDevicePrimaryCtxReset_v2") || !strcmp(argv[i], "cuDevicePrimaryCtxRelease_v2")) continue;
+        if (!strncmp(argv[i], "cuDevicePrimaryCtxRe", 20) && strcmp(argv[i], "cuDevicePrimaryCtxRetain")) continue;
         if (function(argv[i])) call_with(argv[i], (u64[9]){0});
         else printf("absent %s\n", argv[i]);
     }
@@ -343,6 +343,11 @@ int main(int argc, char **argv)
     IS(CALL(cuCtxSetCurrent, context), 0);
     IS(CALL(cuMemAlloc_v2, P(&left), 8 * MIB), 0);
     agree(0, "after the reset");
+    IS(CALL(cuDevicePrimaryCtxReset, 0), 0);
+    agree(0, "reset by the first version");
+    IS(CALL(cuDevicePrimaryCtxRelease, 0), 0);
+    IS(CALL(cuMemAlloc_v2, P(&left), 8 * MIB), 0);
+    agree(0, "released by the first version, and held yet");
     IS(CALL(cuCtxSetCurrent, 0), 0);
     while (CALL(cuDevicePrimaryCtxRelease_v2, 0) == 0) {
         int flags = 0, active = 0;

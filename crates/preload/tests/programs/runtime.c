@@ -86,6 +86,7 @@ int main(int argc, char **argv)
     IS(cudaDeviceSynchronize(), 0);
     agree(0, "before the reset");
     IS(cudaDeviceReset(), 0);
+    if (shimmed()) SAME(ledger(0).live_bytes + ledger(0).live_count, 0, "after the reset");
     agree(0, "after the reset");
     IS(cudaMalloc(&a, MIB), 0);
     IS(cudaFree(a), 0);

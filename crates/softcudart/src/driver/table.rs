@@ -79,7 +79,7 @@ driver_functions! {
     cuDeviceSetGraphMemAttribute[11040](device: c_int, attribute: c_int, value: *mut c_void);
     cuDeviceGraphMemTrim[11040](device: c_int);
     cuDevicePrimaryCtxRetain[7000](context: *mut Handle, device: c_int);
-    cuDevicePrimaryCtxReset[11000](device: c_int);
+    cuDevicePrimaryCtxReset[7000](device: c_int);
     cuDevicePrimaryCtxGetState[7000](device: c_int, flags: *mut c_uint, active: *mut c_int);
     cuDevicePrimaryCtxSetFlags[11000](device: c_int, flags: c_uint);
     cuCtxGetCurrent[4000](context: *mut Handle);
@@ -151,7 +151,7 @@ driver_functions! {
     cuMemGetMemPool[13000](pool: *mut Handle, location: *mut MemLocation, kind: c_int);
     cuMemSetMemPool[13000](location: *mut MemLocation, kind: c_int, pool: Handle);
     cuIpcGetMemHandle[4010](handle: *mut IpcHandle, ptr: DevicePtr);
-    cuIpcOpenMemHandle[11000](ptr: *mut DevicePtr, handle: IpcHandle, flags: c_uint);
+    cuIpcOpenMemHandle[4010](ptr: *mut DevicePtr, handle: IpcHandle, flags: c_uint);
     cuIpcCloseMemHandle[4010](ptr: DevicePtr);
     cuIpcGetEventHandle[4010](handle: *mut IpcHandle, event: Handle);
     cuIpcOpenEventHandle[4010](event: *mut Handle, handle: IpcHandle);
