@@ -44,6 +44,40 @@ def test_a_forked_child_is_told_and_ends_well():
     assert "told:" in result.stdout and "7 True" in result.stdout
 
 
+# torch gives a pool back in destructors, where an exception ends the process.
+@pytest.mark.parametrize("allocator", ["extension", "pluggable"])
+def test_a_forked_child_ends_well_with_graphs_and_pools(allocator):
+    result = run(
+        """
+        import os, sys, warnings
+        x = torch.zeros(1000, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = x + 1
+        pools = []
+        if torch.cuda.get_allocator_backend() == "stratalloc":
+            pools = [torch.cuda.MemPool(), torch.cuda.MemPool(use_on_oom=True)]
+            with torch.cuda.use_mem_pool(pools[0]):
+                pooled = torch.empty(1000, device="cuda")
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            warnings.simplefilter("error")
+            if pools:
+                print("users:", pools[1].use_count(), flush=True)
+            del graph, y
+            pools.clear()
+            sys.exit(7)
+        _, status = os.waitpid(child, 0)
+        graph.replay()
+        print(os.waitstatus_to_exitcode(status), bool((y == 1).all()))
+        """,
+        allocator=allocator,
+    )
+    assert "7 True" in result.stdout, result.stderr
+    assert allocator == "pluggable" or "users: 1" in result.stdout
+
+
 # The allocator is made at the first use, so a child that is forked before may have its own. (To count devices, torch asks NVML,
 # which the software device cannot answer without the driver: hence require_device.)
 def test_enabled_before_a_fork_and_used_after():
