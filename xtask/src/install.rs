@@ -63,6 +63,7 @@ fn install(root: &Path, options: &Options) -> Result<Vec<PathBuf>, String> {
     let here = env::current_dir().map_err(|error| format!("no current folder: {error}"))?;
     let to = here.join(&options.prefix);
     let built = target(root).join(if options.dev { "debug" } else { "dist" });
+    let built_command = target(root).join(if options.dev { "debug" } else { "release" });
 
     let mut files = Vec::new();
     let mut put = |from: &Path, to: PathBuf| -> Result<(), String> {
@@ -78,7 +79,7 @@ fn install(root: &Path, options: &Options) -> Result<Vec<PathBuf>, String> {
         put(&root.join("include").join(header), to.join("include").join(header))?;
     }
     if !options.library_only {
-        put(&built.join("stratalloc"), to.join("bin/stratalloc"))?;
+        put(&built_command.join("stratalloc"), to.join("bin/stratalloc"))?;
         if has_preload(root) {
             put(&built.join("libstratalloc_preload.so"), lib.join("libstratalloc_preload.so"))?;
         }
@@ -113,10 +114,10 @@ fn build(root: &Path, options: &Options) -> Result<(), String> {
         builds.push("rustc --profile dist -p stratalloc-capi --lib --crate-type cdylib,staticlib".to_string());
     }
     if !options.library_only {
-        let profile = if options.dev { "" } else { "--profile dist " };
-        builds.push(format!("build {profile}-p stratalloc-cli"));
+        let [fast, whole] = if options.dev { ["", ""] } else { ["--release ", "--profile dist "] };
+        builds.push(format!("build {fast}-p stratalloc-cli"));
         if has_preload(root) {
-            builds.push(format!("build {profile}-p stratalloc-preload"));
+            builds.push(format!("build {whole}-p stratalloc-preload"));
         }
     }
     for arguments in builds {
