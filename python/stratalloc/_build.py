@@ -7,6 +7,7 @@ compiled where it is used, which takes some ten seconds and 440 MB.
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -128,6 +129,8 @@ def key(torch):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(str(torch.version.git_version).encode())
     digest.update(str(torch.version.cuda).encode())
+    # A home folder may be shared by machines of several kinds.
+    digest.update(platform.machine().encode())
     return f"torch-{torch.__version__}-abi{_lib.ABI_VERSION}-{digest.hexdigest()[:16]}"
 
 

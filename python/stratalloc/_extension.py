@@ -3,7 +3,7 @@
 import ctypes
 
 from . import _build
-from .errors import EnabledTooLate, InvalidConfig, LibraryNotFound, StratallocError
+from .errors import CompilationFailed, EnabledTooLate, InvalidConfig, LibraryNotFound, StratallocError
 
 TEXT_BYTES = 4096
 
@@ -22,7 +22,10 @@ def install(torch, library_path, conf, verbose=False):
     """Compiles if need be, loads, installs. Raises a typed error; torch is unchanged then."""
     global _loaded
     path = _build.extension(torch, verbose)
-    extension = ctypes.CDLL(str(path))
+    try:
+        extension = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CompilationFailed(f"The compiled extension cannot be loaded: {error}. Remove {path} to have it compiled anew.") from error
     install_function = extension.stratalloc_torch_install
     install_function.restype = ctypes.c_int
     install_function.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]

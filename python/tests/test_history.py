@@ -176,6 +176,30 @@ def test_freeing_waits_for_recorded_streams_in_the_trace():
     assert mine == ["alloc", "free_requested", "free_completed"]
 
 
+def test_a_blocks_own_stream_is_nothing_to_wait_for_in_the_trace():
+    history("all")
+    x = on_gpu(6 * MIB)
+    x.record_stream(torch.cuda.current_stream())
+    address = x.data_ptr()
+    del x
+    mine = [e["action"] for e in trace() if e.get("addr") == address and not e["action"].startswith("segment")]
+    assert mine == ["alloc", "free_requested", "free_completed"]
+
+
+def test_region_annotations_stay_in_order_when_more_are_kept():
+    def annotate(name):
+        with torch.profiler.record_function(name):
+            on_gpu(MIB)
+
+    history("all", max_entries=3, global_record_annotations=True)
+    for number in range(4):
+        annotate(f"old {number}")
+    history("all", max_entries=100, global_record_annotations=True)
+    annotate("new")
+    times = [a["time_us"] for a in snapshot()["external_annotations"]]
+    assert len(times) > 3 and times == sorted(times)
+
+
 # torch's names: test_memory_metadata, test_annotate_tensor.
 def test_metadata_and_annotations():
     assert torch.cuda.memory._memory_metadata_supported()

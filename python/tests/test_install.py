@@ -111,6 +111,17 @@ def test_a_compiler_that_fails(tmp_path):
     assert kind == "CompilationFailed" and "this compiler is broken" in text and "status 3" in text
 
 
+def test_a_compiled_file_that_is_none(tmp_path):
+    bad = tmp_path / "bad-cxx"
+    # What comes after -o.
+    bad.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho rubbish > "$2"\n')
+    bad.chmod(0o755)
+    env = {"STRATALLOC_CACHE": str(tmp_path / "cache"), "CXX": str(bad)}
+    kind, text = outcome(env=env)
+    assert kind == "CompilationFailed" and "cannot be loaded" in text and "stratalloc_torch.so" in text
+    assert outcome("fallback='auto'", env=env) == ["enabled", "pluggable"]
+
+
 def test_a_cache_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     kind, text = outcome(env={"STRATALLOC_CACHE": str(tmp_path / "file" / "cache")})
@@ -179,6 +190,32 @@ def test_a_sitecustomize_that_is_there_already_is_run(tmp_path):
     script.write_text(SCRIPT)
     lines = stratalloc_run(script, env={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}).stdout.splitlines()
     assert "theirs" in lines and json.loads(lines[-1])[0] == "stratalloc"
+
+
+# As transformers and accelerate do, to see whether torch is installed.
+def test_who_asks_for_torch_before_the_import_changes_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    asks = "import importlib.util; assert importlib.util.find_spec('torch').origin.endswith('__init__.py')\n"
+    script.write_text(asks * 2 + SCRIPT + asks + "print(torch.__spec__.loader.__class__.__name__, torch.__loader__ is torch.__spec__.loader)")
+    lines = stratalloc_run(script).stdout.splitlines()
+    assert json.loads(lines[0])[0] == "stratalloc" and lines[1] == "SourceFileLoader True"
+
+
+def test_what_their_sitecustomize_does_to_the_path_stays(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.path.append('/added/by/theirs')")
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print('/added/by/theirs' in sys.path, any(entry.endswith('_site') for entry in sys.path))")
+    result = stratalloc_run(script, env={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert result.stdout.split() == ["True", "False"]
+
+
+def test_a_sitecustomize_that_is_broken_is_told(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import no_such_module_at_all")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    result = stratalloc_run(script, env={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert "no_such_module_at_all" in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])[0] == "stratalloc"
 
 
 def test_run_says_what_is_wrong(tmp_path):

@@ -1,10 +1,13 @@
 """Private pools: MemPool, graphs, and the checkpoints that torch.compile's graph trees take."""
 
+import ctypes
 import gc
 
 import pytest
 import torch
-from helpers import MIB, live, on_gpu
+from helpers import MIB, live, on_gpu, run
+
+from stratalloc import _lib
 
 
 def segments_of(pool_id):
@@ -168,11 +171,33 @@ def test_what_is_not_supported_raises():
         torch.cuda.MemPool(other)
 
 
+class PoolId(ctypes.Structure):
+    _fields_ = [("first", ctypes.c_uint64), ("second", ctypes.c_uint64)]
+
+
+# Its constructor is a user of the pool already when it finds that it cannot be.
+def test_a_pool_that_was_refused_has_no_user():
+    _, library = _lib.find()
+    handle, users = ctypes.c_void_p(), ctypes.c_size_t(9)
+    assert library.stratalloc_default(ctypes.byref(handle)) == 0
+    before = torch.cuda.MemPool()
+    with pytest.raises(NotImplementedError, match="no_split"):
+        torch.cuda.MemPool(no_split=True)
+    after = torch.cuda.MemPool()
+    assert after.id[1] == before.id[1] + 2
+    counts = []
+    for number in range(before.id[1], after.id[1] + 1):
+        assert library.stratalloc_pool_users(handle, 0, PoolId(after.id[0], number), ctypes.byref(users)) == 0
+        counts.append(users.value)
+    assert counts == [1, 0, 1]
+
+
 def test_unknown_pools_raise():
     with pytest.raises(RuntimeError):
         torch._C._cuda_endAllocateToPool(0, (99, 99))
-    with pytest.raises(RuntimeError):
-        torch._C._cuda_releasePool(0, (99, 99))
+    # Destructors call this, so it does not raise.
+    result = run("torch.cuda.init(); torch._C._cuda_releasePool(0, (99, 99)); print('went on')")
+    assert "could not release a pool" in result.stderr and "went on" in result.stdout
 
 
 # ---- graphs; torch's names: test_graph_capture_simple, test_graph_two_successive, test_graph_memory_stats_and_use_result_after_destroy_graph

@@ -44,6 +44,41 @@ def test_a_forked_child_is_told_and_ends_well():
     assert "told:" in result.stdout and "7 True" in result.stdout
 
 
+# torch gives a pool back in destructors, where an exception ends the process.
+@pytest.mark.parametrize("allocator", ["extension", "pluggable"])
+def test_a_forked_child_ends_well_with_graphs_and_pools(allocator):
+    result = run(
+        """
+        import os, sys, warnings
+        x = torch.zeros(1000, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = x + 1
+        pools = []
+        if torch.cuda.get_allocator_backend() == "stratalloc":
+            pools = [torch.cuda.MemPool(), torch.cuda.MemPool(use_on_oom=True)]
+            with torch.cuda.use_mem_pool(pools[0]):
+                pooled = torch.empty(1000, device="cuda")
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            warnings.simplefilter("error")
+            if pools:
+                print("users:", pools[1].use_count(), flush=True)
+            del graph, y
+            pools.clear()
+            sys.exit(7)
+        _, status = os.waitpid(child, 0)
+        graph.replay()
+        z = torch.arange(100).cuda()
+        print(os.waitstatus_to_exitcode(status), torch.equal(z.cpu(), torch.arange(100)))
+        """,
+        allocator=allocator,
+    )
+    assert "7 True" in result.stdout, result.stderr
+    assert allocator == "pluggable" or "users: 1" in result.stdout
+
+
 # The allocator is made at the first use, so a child that is forked before may have its own. (To count devices, torch asks NVML,
 # which the software device cannot answer without the driver: hence require_device.)
 def test_enabled_before_a_fork_and_used_after():
@@ -143,6 +178,32 @@ def test_two_devices():
     assert found[:3] == [2, True, "cuda:1"]
     assert found[3] == 8192 and found[4] >= (5 << 20) + 8192
     assert found[5] == [0, 1]
+
+
+# A context takes some hundred megabytes of a real device. torch makes none on a device that is not used, and neither do we.
+@pytest.mark.parametrize("allocator", ["native", "extension", "pluggable"])
+def test_a_device_that_is_not_used_has_no_context(allocator):
+    result = run(
+        """
+        def contexts():
+            return [torch._C._cuda_hasPrimaryContext(device) for device in range(2)]
+        torch.cuda.init()
+        x = torch.empty(1000, device="cuda:0")
+        if torch.cuda.get_allocator_backend() != "pluggable":
+            assert torch.cuda.memory_stats(1)["reserved_bytes.all.current"] == 0
+            torch.cuda.reset_peak_memory_stats(1)
+            torch.cuda.memory_snapshot()
+        torch.cuda.set_per_process_memory_fraction(0.5, 0)
+        del x
+        torch.cuda.empty_cache()
+        print(contexts())
+        y = torch.empty(1000, device="cuda:1")
+        print(contexts())
+        """,
+        allocator=allocator,
+        env={"SOFTCUDA_DEVICES": "2"},
+    )
+    assert result.stdout.splitlines() == ["[True, False]", "[True, True]"]
 
 
 # Memory that is mapped before and after the other device was let in.

@@ -2,12 +2,13 @@
 
 import workloads
 
-#: What ours may hold beyond torch's expandable segments. The aim is nothing; growth in a little more than is asked for costs 1/64, and
-#: the decode loop's ever longer caches some more.
-BEYOND = 1.05
+
+#: What ours may hold beyond: one chunk. The shortened training program ends 2 MiB above (6970 MiB against 6968); `workloads.py --check`, the whole
+#: programs, allows nothing.
+CHUNK = 2 << 20
 
 
-def test_ours_holds_little_more_than_expandable_segments():
+def test_ours_holds_no_more_than_expandable_segments():
     rows = [workloads.measure(program, name, 8) for program in workloads.PROGRAMS for name in workloads.ALLOCATORS]
     print("\n" + workloads.table(rows))
     for row in rows:
@@ -17,4 +18,4 @@ def test_ours_holds_little_more_than_expandable_segments():
         # The same program, so the same requests.
         assert ours["calls"] == native["calls"]
         assert abs(ours["peak_live"] - native["peak_live"]) <= native["peak_live"] // 1000
-    assert not workloads.over(rows, BEYOND)
+    assert not workloads.over(rows, CHUNK)

@@ -180,13 +180,13 @@ def table(rows):
     return "\n".join(lines)
 
 
-def over(rows, bound=1.0):
-    """Programs for which ours holds more than `bound` times what torch's expandable segments hold, as texts."""
+def over(rows, slack=0):
+    """Programs for which ours holds over `slack` bytes more than torch's expandable segments, as texts."""
     found = {(row["program"], row["allocator"]): row["peak_reserved"] for row in rows}
     problems = []
     for program in PROGRAMS:
         ours, theirs = found.get((program, "stratalloc")), found.get((program, "expandable"))
-        if ours is not None and theirs is not None and ours > theirs * bound:
+        if ours is not None and theirs is not None and ours > theirs + slack:
             problems.append(f"{program}: {ours / MIB:.1f} MiB reserved, expandable segments {theirs / MIB:.1f} MiB")
     return problems
 

@@ -180,7 +180,9 @@ fn all_devices() -> Outcome<Vec<DeviceSpec>> {
     if count == 0 {
         return Err(Failure::new(STRATALLOC_LIBRARY_MISSING, "there is no CUDA device"));
     }
-    Ok((0..count).map(DeviceSpec::Cuda).collect())
+    // Nobody has said that all of them will be used: a device gets a context when memory on it is first asked for.
+    let open = |ordinal| Ok(DeviceSpec::Driver(CudaDriver::open_lazily(ordinal).map_err(stratalloc::Error::from)?));
+    (0..count).map(open).collect()
 }
 
 /// # Safety

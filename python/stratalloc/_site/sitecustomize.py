@@ -5,23 +5,39 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-class _AfterTorch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Runs torch's own loader, then enables."""
+class _Finder(importlib.abc.MetaPathFinder):
+    """Puts a loader of ours before torch's own, until torch has been imported: who only asks whether torch is there (as
+    `importlib.util.find_spec` does) gets a spec, and imports nothing."""
+
+    def __init__(self):
+        # A thread's own, so that another thread's import finds ours meanwhile.
+        self._asking = threading.local()
 
     def find_spec(self, name, path=None, target=None):
-        if name != "torch":
+        if name != "torch" or getattr(self._asking, "now", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._asking.now = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asking.now = False
         if spec is None or spec.loader is None:
             return None
-        self._loader = spec.loader
-        spec.loader = self
+        spec.loader = _Loader(self, spec.loader)
         return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """Runs torch's own loader, then enables."""
+
+    def __init__(self, finder, loader):
+        self._finder = finder
+        self._loader = loader
 
     def create_module(self, spec):
         return self._loader.create_module(spec)
@@ -31,6 +47,7 @@ class _AfterTorch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
+        sys.meta_path.remove(self._finder)
         _enable()
 
     def __getattr__(self, name):
@@ -48,19 +65,19 @@ def _enable():
 
 
 def _pass_on():
-    """Imports the sitecustomize that this one hides, if there is one."""
-    before = list(sys.path)
+    """Imports the sitecustomize that this one hides, if there is one. What it does to sys.path stays."""
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != HERE]
     ours = sys.modules.pop("sitecustomize", None)
     try:
         import sitecustomize  # noqa: F401
-    except ImportError:
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            # Theirs is there and broken, which Python says as it would without us.
+            raise
         if ours is not None:
             sys.modules["sitecustomize"] = ours
-    finally:
-        sys.path[:] = [entry for entry in before if os.path.abspath(entry or ".") != HERE]
 
 
 if os.environ.get("STRATALLOC_TORCH"):
-    sys.meta_path.insert(0, _AfterTorch())
+    sys.meta_path.insert(0, _Finder())
 _pass_on()

@@ -39,11 +39,7 @@ void delete_block(void* ptr) {
     StratallocAllocator::instance().free_block(ptr);
   } catch (const std::exception& error) {
     // A destructor is running: an exception would end the process. The block stays as it was.
-    try {
-      TORCH_WARN("stratalloc could not free a tensor's memory: ", error.what());
-    } catch (...) {
-      // Warnings are errors here, and there is nobody to raise one to.
-    }
+    warn_from_destructor("stratalloc could not free a tensor's memory: ", error.what());
   }
 }
 
@@ -258,7 +254,13 @@ void StratallocAllocator::recordStream(const c10::DataPtr& ptr, c10::cuda::CUDAS
   }
   const auto status = abi.record_stream(handle(), address, stream.stream());
   check(static_cast<stratalloc_status>(status), "record_stream");
-  if (history_.watching()) {
+  if (!history_.watching()) {
+    return;
+  }
+  stratalloc_block block{};
+  block.struct_size = sizeof(block);
+  // Its own stream is nothing to wait for: such a free completes at once.
+  if (abi.find(handle(), address, &block) == STRATALLOC_OK && block.stream != stream.stream()) {
     history_.stream_recorded(address);
   }
 }

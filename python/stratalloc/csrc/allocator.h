@@ -193,6 +193,9 @@ class StratallocAllocator final : public CUDAAllocator {
 // Throws what `status` means. `what` names the call as torch's users know it.
 void check(stratalloc_status status, const char* what);
 
+// Says what failed where nothing may be thrown.
+void warn_from_destructor(const char* what, const char* why) noexcept;
+
 inline stratalloc_pool_id to_pool(MempoolId_t id) {
   return stratalloc_pool_id{id.first, id.second};
 }

@@ -41,6 +41,14 @@ void check(stratalloc_status status, const char* what) {
   }
 }
 
+void warn_from_destructor(const char* what, const char* why) noexcept {
+  try {
+    TORCH_WARN(what, why);
+  } catch (...) {
+    // Warnings are errors here, and there is nobody to raise one to.
+  }
+}
+
 // Runs what has registered to free memory, such as torch's collector of memory that was shared between processes.
 bool StratallocAllocator::on_shortage(void* context, const stratalloc_shortage* shortage) {
   auto* self = static_cast<StratallocAllocator*>(context);

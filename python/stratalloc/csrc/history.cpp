@@ -15,6 +15,12 @@ thread_local std::vector<std::string> compile_contexts;
 thread_local std::string user_metadata;
 thread_local const Caller* caller_of_thread = nullptr;
 
+template <typename Entry>
+void put_in_order(std::vector<Entry>& entries, size_t& next) {
+  std::rotate(entries.begin(), entries.begin() + static_cast<ptrdiff_t>(next), entries.end());
+  next = 0;
+}
+
 std::string compile_context() {
   return compile_contexts.empty() ? "" : compile_contexts.back();
 }
@@ -63,11 +69,11 @@ void History::configure(
     live.swap(live_);
     pending.swap(pending_);
   }
+  // What has wrapped is put in order before it may grow.
   for (Ring& ring : rings_) {
-    // A ring that has wrapped is put in order before it may grow.
-    std::rotate(ring.entries.begin(), ring.entries.begin() + static_cast<ptrdiff_t>(ring.next), ring.entries.end());
-    ring.next = 0;
+    put_in_order(ring.entries, ring.next);
   }
+  put_in_order(annotations_, next_annotation_);
   recorder_ = enabled ? recorder : nullptr;
   when_ = static_cast<int>(enabled ? when : RecordContext::NEVER);
   if (enabled) {

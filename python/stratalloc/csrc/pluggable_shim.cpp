@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdio>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -150,7 +151,11 @@ EXPORT void stratalloc_shim_end_allocate_to_pool(int device, PoolId id) {
 }
 
 EXPORT void stratalloc_shim_release_pool(int device, PoolId id) {
-  check(library.pool_release(ready(), device, to_pool(id)), "releasePool");
+  // Called from destructors, in forked children too, where the pools are the parent's. An exception would end the process.
+  const int status = library.pool_release(allocator, device, to_pool(id));
+  if (status != STRATALLOC_OK && status != STRATALLOC_FORKED) {
+    std::fprintf(stderr, "stratalloc: releasePool: %s\n", library.last_error());
+  }
 }
 
 } // extern "C"

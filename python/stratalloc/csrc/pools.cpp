@@ -23,6 +23,13 @@ void check_pool(int status, const char* what) {
   check(static_cast<stratalloc_status>(status), what);
 }
 
+// For what torch calls from destructors, in a forked child too: the pools are the parent's, so nothing is to be done there.
+void check_pool_unless_forked(int status, const char* what) {
+  if (status != STRATALLOC_FORKED) {
+    check_pool(status, what);
+  }
+}
+
 // A pool's blocks as they were, for cudagraph trees: the state before a graph's second path is recorded.
 struct PoolState final : AllocatorState {
   explicit PoolState(stratalloc_checkpoint* made) : checkpoint(made) {}
@@ -60,14 +67,20 @@ void StratallocAllocator::markCaptureEnd(DeviceIndex device) {
 }
 
 void StratallocAllocator::releasePool(DeviceIndex device, MempoolId_t mempool_id) {
-  check_device(device);
-  check_pool(abi.pool_release(handle(), device, to_pool(mempool_id)), "releasePool");
+  try {
+    check_device(device);
+    check_pool_unless_forked(abi.pool_release(handle(), device, to_pool(mempool_id)), "releasePool");
+  } catch (const std::exception& error) {
+    // The destructor of a graph or of a MemPool is running: an exception would end the process.
+    warn_from_destructor("stratalloc could not release a pool: ", error.what());
+  }
 }
 
 int StratallocAllocator::getPoolUseCount(DeviceIndex device, MempoolId_t mempool_id) {
   check_device(device);
-  size_t users = 0;
-  check_pool(abi.pool_users(handle(), device, to_pool(mempool_id), &users), "MemPool.use_count");
+  // What the destructor of a MemPool wants to see, if this is a forked child.
+  size_t users = 1;
+  check_pool_unless_forked(abi.pool_users(handle(), device, to_pool(mempool_id), &users), "MemPool.use_count");
   return static_cast<int>(users);
 }
 
@@ -85,11 +98,13 @@ void StratallocAllocator::createOrIncrefPool(
 
 void StratallocAllocator::setUseOnOOM(DeviceIndex device, MempoolId_t mempool_id, bool use_on_oom) {
   check_device(device);
-  check_pool(
+  check_pool_unless_forked(
       abi.pool_set_use_on_oom(handle(), device, to_pool(mempool_id), use_on_oom), "MemPool(use_on_oom=...)");
 }
 
-void StratallocAllocator::setNoSplit(DeviceIndex /*device*/, MempoolId_t /*mempool_id*/) {
+void StratallocAllocator::setNoSplit(DeviceIndex device, MempoolId_t mempool_id) {
+  // The constructor of a MemPool calls this after it has become a user, and its destructor does not run if this throws.
+  releasePool(device, mempool_id);
   TORCH_CHECK_NOT_IMPLEMENTED(
       false,
       "stratalloc does not support MemPool(no_split=True): its segments grow and shrink in place, so there is "

@@ -162,6 +162,10 @@ impl Driver for CudaDriver {
     }
 
     fn synchronize_device(&self) -> DriverResult<()> {
+        if self.context.get().is_none() {
+            // Nothing was ever done on the device through this driver, so there is nothing of its to wait for.
+            return Ok(());
+        }
         let _guards = self.relaxed()?;
         // SAFETY: the call takes no arguments.
         unsafe { self.table.cuCtxSynchronize() }

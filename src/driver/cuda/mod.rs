@@ -11,7 +11,8 @@
 //! **Which library**: `libcuda.so.1`, then `libcuda.so`; the environment variable `STRATALLOC_LIBCUDA` names another.
 //!
 //! **Which context**: the device's primary context, which the CUDA runtime and PyTorch use as well. It is retained from
-//! [`CudaDriver::open`] until the last reference to the driver is dropped. Every call works on any thread and leaves the
+//! [`CudaDriver::open`], or from the first call that needs it after [`CudaDriver::open_lazily`], until the last reference to
+//! the driver is dropped. Every call works on any thread and leaves the
 //! thread's current context and stream-capture mode as it found them.
 //!
 //! **Handles** of streams, events and chunks go to the driver as they are. `libcuda` checks most, but a stream or event id
@@ -27,7 +28,7 @@ mod tests;
 use std::ffi::{OsStr, OsString, c_int, c_void};
 use std::fmt;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use cudarc::driver::sys::{
@@ -44,7 +45,8 @@ use crate::units::PAGE;
 pub struct CudaDriver {
     table: Table,
     device: CUdevice,
-    context: CUcontext,
+    /// Empty until the context has been retained.
+    context: OnceLock<CUcontext>,
     properties: DeviceProperties,
     /// Device chunks are created such that they can be exported as file descriptors.
     exportable: bool,
@@ -72,6 +74,14 @@ impl CudaDriver {
         CudaDriver::open_in(load_chosen()?, ordinal)
     }
 
+    /// Opens the device with this ordinal, and retains its primary context only when something is asked of it that needs one: a
+    /// context takes some hundred megabytes of the device, so a process that sees many devices should have none on those that it
+    /// does not use. What [`CudaDriver::open`] would refuse for want of a context is then refused by that call. Partial mapping,
+    /// which takes a context to find out, counts as not there.
+    pub fn open_lazily(ordinal: u32) -> DriverResult<Arc<CudaDriver>> {
+        Ok(Arc::new(CudaDriver::describe(load_chosen()?, ordinal)?))
+    }
+
     /// Opens a device through functions that the caller finds, for a program in which looking `libcuda` up by name would find
     /// something else: an interposed library, which wants the driver's own. `find` is asked for C names such as
     /// `cuMemAlloc_v2`, and returns null for what there is not.
@@ -84,9 +94,9 @@ impl CudaDriver {
         CudaDriver::open_in(table, ordinal)
     }
 
-    /// The primary context (`CUcontext`) that every call makes current, as a number.
+    /// The primary context (`CUcontext`) that every call makes current, as a number. 0 where it has not been retained yet.
     pub fn context(&self) -> usize {
-        self.context as usize
+        self.context.get().map_or(0, |&context| context as usize)
     }
 
     /// How many cleanup calls have failed in this process, where no error could be returned: giving a context back, or
@@ -96,6 +106,14 @@ impl CudaDriver {
     }
 
     fn open_in(table: Table, ordinal: u32) -> DriverResult<Arc<CudaDriver>> {
+        let mut driver = CudaDriver::describe(table, ordinal)?;
+        driver.retained()?;
+        driver.properties.partial_mapping = driver.properties.vmm && driver.maps_partially();
+        Ok(Arc::new(driver))
+    }
+
+    /// All that can be known of a device without a context.
+    fn describe(table: Table, ordinal: u32) -> DriverResult<CudaDriver> {
         let count = count_in(&table)?;
         if ordinal >= count {
             let detail = format!("no device {ordinal}: there are {count}");
@@ -104,15 +122,10 @@ impl CudaDriver {
         let mut device: CUdevice = 0;
         // SAFETY: `device` is valid for the one handle that is written; `ordinal` is below a positive `c_int`.
         unsafe { table.cuDeviceGet(&mut device, ordinal as c_int) }?;
-        let mut context: CUcontext = ptr::null_mut();
-        // SAFETY: `context` is valid for the one handle that is written, `device` is the driver's.
-        unsafe { table.cuDevicePrimaryCtxRetain(&mut context, device) }?;
-
-        // From here on, dropping the driver gives the context back.
         let mut driver = CudaDriver {
             table,
             device,
-            context,
+            context: OnceLock::new(),
             properties: DeviceProperties {
                 name: String::new(),
                 ordinal,
@@ -129,7 +142,27 @@ impl CudaDriver {
             opened: Instant::now(),
         };
         driver.read_properties()?;
-        Ok(Arc::new(driver))
+        Ok(driver)
+    }
+
+    /// The context, retained at the first call. From then on, dropping the driver gives it back.
+    fn retained(&self) -> DriverResult<CUcontext> {
+        if let Some(&context) = self.context.get() {
+            return Ok(context);
+        }
+        let mut context: CUcontext = ptr::null_mut();
+        // SAFETY: `context` is valid for the one handle that is written, `device` is the driver's.
+        unsafe { self.table.cuDevicePrimaryCtxRetain(&mut context, self.device) }?;
+        if self.context.set(context).is_err() {
+            // Another thread was first, and its reference keeps the context, which is the same.
+            self.give_context_back();
+        }
+        Ok(context)
+    }
+
+    fn give_context_back(&self) {
+        // SAFETY: `retained` has retained the context of this device once for each call of this function.
+        count_failure(unsafe { self.table.cuDevicePrimaryCtxRelease_v2(self.device) });
     }
 
     fn read_properties(&mut self) -> DriverResult<()> {
@@ -149,7 +182,6 @@ impl CudaDriver {
             self.exportable = exportable;
             self.rdma = rdma;
             self.properties.granularity = self.granularity()?;
-            self.properties.partial_mapping = self.maps_partially();
         }
         Ok(())
     }
@@ -184,12 +216,16 @@ impl CudaDriver {
     }
 
     fn granularity(&self) -> DriverResult<u64> {
-        let _current = self.current()?;
         let prop = self.allocation_prop(Location::Device)?;
         let mut bytes = 0usize;
         let minimum = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM as u32;
         // SAFETY: `bytes` is valid for the one number that is written, `prop` for reading.
-        unsafe { self.table.cuMemGetAllocationGranularity(&mut bytes, &prop, minimum) }?;
+        let mut ask = || unsafe { self.table.cuMemGetAllocationGranularity(&mut bytes, &prop, minimum) };
+        // No documentation says that this wants a context, and none that it does not.
+        if ask().is_err() {
+            let _current = self.current()?;
+            ask()?;
+        }
         if bytes.is_power_of_two() {
             return Ok(bytes as u64);
         }
@@ -220,7 +256,7 @@ impl CudaDriver {
 
     /// Makes the context current for as long as the guard lives.
     fn current(&self) -> DriverResult<Current<'_>> {
-        Current::enter(&self.table, self.context)
+        Current::enter(&self.table, self.retained()?)
     }
 
     /// The same, for calls that another thread's capture would otherwise forbid.
@@ -262,8 +298,9 @@ impl CudaDriver {
 
 impl Drop for CudaDriver {
     fn drop(&mut self) {
-        // SAFETY: `open_in` retained the context of this device once, and nothing else releases it.
-        count_failure(unsafe { self.table.cuDevicePrimaryCtxRelease_v2(self.device) });
+        if self.context.get().is_some() {
+            self.give_context_back();
+        }
     }
 }
 

@@ -44,8 +44,8 @@ int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
 int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Stub", length); return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)1 << 30; return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 102; return 0; }
-int cuDevicePrimaryCtxRetain(void **out, int device) { retained++; *out = &context; return 0; }
-int cuDevicePrimaryCtxRelease_v2(int device) { retained--; return 0; }
+int cuDevicePrimaryCtxRetain(void **out, int device) { __sync_fetch_and_add(&retained, 1); *out = &context; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) { __sync_fetch_and_sub(&retained, 1); return 0; }
 int cuCtxGetCurrent(void **out) { *out = stack[depth - 1]; return 0; }
 int cuCtxPushCurrent_v2(void *in) { if (depth == 8) return 1; stack[depth++] = in; return 0; }
 int cuCtxPopCurrent_v2(void **out) { if (depth == 1) return 201; *out = stack[--depth]; return 0; }

@@ -127,6 +127,29 @@ fn a_whole_driver_opens_and_closes() {
 }
 
 #[test]
+fn a_lazy_driver_takes_its_context_at_the_first_call_that_needs_one() {
+    let Some(stub) = Stub::compile(&[]) else { return };
+    let lazy = || CudaDriver::describe(Table::load(&[stub.path.clone().into()]).unwrap(), 0).unwrap();
+    let driver = lazy();
+    let properties = driver.properties();
+    assert_eq!((properties.total_memory, properties.granularity), (1 << 30, 2 << 20));
+    assert!(properties.vmm && !properties.partial_mapping);
+    assert_eq!(driver.synchronize_device(), Ok(()));
+    assert_eq!((stub.ask("stub_retained"), driver.context()), (0, 0));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert!(driver.retained().is_ok()));
+        }
+    });
+    assert_eq!(stub.ask("stub_retained"), 1);
+    assert_ne!(driver.context(), 0);
+    drop(driver);
+    assert_eq!(stub.ask("stub_retained"), 0);
+    drop(lazy());
+    assert_eq!(stub.ask("stub_retained"), 0);
+}
+
+#[test]
 fn a_failed_probe_means_whole_chunks() {
     // The second cannot create the chunk that the probe would map.
     for refusal in ["WHOLE_ONLY", "FAIL=2"] {

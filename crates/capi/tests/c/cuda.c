@@ -168,6 +168,44 @@ static void torch(void) {
   REQUIRE(users == 0 && held(0) == 0 && held(1) == 0);
 }
 
+/* Whether a device has a primary context. */
+static int active(int device) {
+  int (*state)(int, unsigned *, int *);
+  *(void **)&state = dlsym(driver, "cuDevicePrimaryCtxGetState");
+  unsigned flags = 0;
+  int is = -1;
+  REQUIRE(state != NULL && state(device, &flags, &is) == 0);
+  return is;
+}
+
+static bool none(void *context, const stratalloc_segment *segment) {
+  (void)context;
+  (void)segment;
+  return true;
+}
+
+/* A context takes memory of its device: one that is not used gets none, whatever else is asked of it. */
+static void unused_devices(void) {
+  stratalloc_options options = {.struct_size = sizeof options, .config = ""};
+  stratalloc_allocator *gpu = NULL;
+  void *block = NULL;
+  OK(stratalloc_create(&options, &gpu));
+  REQUIRE(!active(0) && !active(1));
+  REQUIRE(stats_of(gpu, 1).capacity == 256 * MIB && stats_of(gpu, 1).limit == 256 * MIB);
+  OK(stratalloc_set_limit_fraction(gpu, 1, 0.5));
+  OK(stratalloc_malloc(gpu, MIB, 0, NULL, &block));
+  REQUIRE(active(0));
+  OK(stratalloc_free(gpu, block));
+  for (int device = 0; device < 2; device++) OK(stratalloc_empty_cache(gpu, device, NULL));
+  OK(stratalloc_reset_peaks(gpu, 1));
+  OK(stratalloc_visit_segments(gpu, 1, none, NULL));
+  REQUIRE(stats_of(gpu, 1).limit == 128 * MIB && !active(1));
+  OK(stratalloc_malloc(gpu, MIB, 1, NULL, &block));
+  REQUIRE(active(1));
+  stratalloc_destroy(gpu);
+  REQUIRE(!active(0) && !active(1));
+}
+
 /* The driver has no room where the library's own limit allows more: somebody else has it. */
 static void others_have_the_memory(void) {
   stratalloc_options options = {.struct_size = sizeof options, .config = ""};
@@ -219,6 +257,7 @@ int main(int argc, char **argv) {
   CASE(torch);
   CASE(others_have_the_memory);
   CASE(children);
+  CASE(unused_devices);
   fprintf(stderr, "no case %s\n", argv[1]);
   return 2;
 }

@@ -44,7 +44,7 @@ macro_rules! cases {
     )*};
 }
 
-cases! { the_default chosen_devices streams torch others_have_the_memory children }
+cases! { the_default chosen_devices streams torch others_have_the_memory children unused_devices }
 
 #[test]
 fn a_wrong_configuration_is_said_once_and_the_process_goes_on() {
