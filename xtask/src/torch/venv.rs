@@ -8,22 +8,8 @@ use std::process::Command;
 /// Without its dependencies, so that no real CUDA library is found before the stand-ins.
 const TORCH: &str = "torch==2.15.0";
 
-/// What `import torch` wants of its dependencies, and what the tests want: all of it, since pip is to resolve nothing.
-const REST: [&str; 13] = [
-    "numpy",
-    "typing_extensions",
-    "filelock",
-    "sympy",
-    "mpmath",
-    "networkx",
-    "jinja2",
-    "markupsafe",
-    "fsspec",
-    "pytest",
-    "pluggy",
-    "iniconfig",
-    "packaging",
-];
+/// What `import torch` wants of its dependencies, and what the tests want, each with its own dependencies: torch is none of them.
+const REST: [&str; 8] = ["numpy", "typing_extensions", "filelock", "sympy", "networkx", "jinja2", "fsspec", "pytest"];
 
 /// Only its headers are used: the extension compiles against them.
 const CUDA_HEADERS: &str = "nvidia-cuda-runtime==13.2.*";
@@ -40,7 +26,7 @@ pub(super) fn prepare(folder: &Path) -> Result<PathBuf, String> {
     println!("installing {TORCH} into {} (once; some 540 MB)", folder.display());
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder))?;
     pip(&python, ["--no-deps", TORCH])?;
-    pip(&python, std::iter::once("--no-deps").chain(REST))?;
+    pip(&python, REST)?;
     fs::write(&marker, wanted).map_err(|error| format!("cannot write {}: {error}", marker.display()))?;
     absolute(folder)
 }
