@@ -15,7 +15,7 @@
 //! | `pools.rs` | private pools, captures, checkpoints |
 //! | `torch.rs` | what `torch.cuda.memory.CUDAPluggableAllocator` takes, over the process's own allocator |
 //!
-//! **How an export is written.** It calls [`guard`](status::guard) with what it does. What that returns as a failure becomes the status and
+//! **How an export is written.** It calls `guard` of `status.rs` with what it does. What that returns as a failure becomes the status and
 //! the thread's last error. Out-pointers are checked before anything is done, and written last. A panic of ours is caught and is
 //! `STRATALLOC_INTERNAL`; callbacks of the caller must not unwind, as any C function must not.
 
