@@ -5,10 +5,11 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use crate::abi::{OUT_OF_MEMORY, STUB_LIBRARY, Status, UNKNOWN};
+use crate::abi::{INVALID_VALUE, OUT_OF_MEMORY, STUB_LIBRARY, Status, UNKNOWN};
 use crate::entries::{Driver, Entry};
 use crate::hooks;
 use crate::resolve;
+use crate::settings;
 use crate::state::Shim;
 
 /// Calls of each entry point.
@@ -63,6 +64,9 @@ pub(crate) fn passed_on(entry: Entry, call: impl Fn(&'static Driver) -> Status) 
     caught(|| {
         let Some(loaded) = resolve::driver() else { return STUB_LIBRARY };
         CALLS[entry as usize].fetch_add(1, Relaxed);
+        if entry as usize == Entry::cuInit as usize && settings::are_refused() {
+            return INVALID_VALUE;
+        }
         let code = call(&loaded.driver);
         // Modules, graphs and contexts take memory of the driver's own.
         match Shim::existing() {

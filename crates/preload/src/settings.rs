@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use stratalloc::Config;
 
@@ -31,10 +32,11 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn from_env() -> Settings {
-        let mut config = Config::from_env().unwrap_or_else(|error| {
+        // Where this fails, `cuInit` has: the defaults serve nobody.
+        let (mut config, wrong) = Config::from_env_or_default().unwrap_or_default();
+        if let Some(error) = wrong {
             say(format_args!("{}: {error}; the defaults hold, without a limit", stratalloc::config::ENV));
-            Config::default()
-        });
+        }
         if config.cross_stream_wait {
             // What a stream was made to wait for would be handed to programs that use it on any other at once.
             say(format_args!("cross_stream_wait cannot be used with programs that call cuMemAlloc: it is off"));
@@ -55,6 +57,18 @@ impl Settings {
         let name = library.rsplit('/').next().unwrap_or(library);
         self.own.iter().any(|own| own == "*" || name.starts_with(own.as_str()))
     }
+}
+
+/// Whether the settings cannot be understood and say `strict:true`. Then CUDA does not start, and one line says why.
+pub(crate) fn are_refused() -> bool {
+    static REFUSED: OnceLock<bool> = OnceLock::new();
+    *REFUSED.get_or_init(|| {
+        let refused = Config::from_env_or_default().err();
+        if let Some(error) = &refused {
+            say(format_args!("{}: {error}; with strict:true CUDA does not start", stratalloc::config::ENV));
+        }
+        refused.is_some()
+    })
 }
 
 /// `%p` in a path stands for the process, so that the processes of one program do not write to one file. Asked when the file is made: a

@@ -128,6 +128,18 @@ fn what_is_recorded_replays() {
 }
 
 #[test]
+fn strict_settings_that_cannot_be_understood_keep_cuda_from_starting() {
+    let mut command = with_driver("process.c", "strict", true);
+    let output = command.arg("threads").env("STRATALLOC_CONF", "limt:0.5,strict:true").output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{err}");
+    let said = err.lines().filter(|line| line.starts_with("stratalloc: ")).collect::<Vec<_>>();
+    assert!(said.len() == 1 && said[0].contains("unknown key 'limt'") && said[0].contains("does not start"), "{err}");
+    let mut command = with_driver("process.c", "strict-good", true);
+    passes(command.arg("threads").env("STRATALLOC_CONF", "limit:0.5,strict:true"));
+}
+
+#[test]
 fn bad_settings_are_one_line_each_and_the_program_goes_on() {
     for (name, value, words) in [
         ("STRATALLOC_CONF", "limit:2.5", "limit: '2.5' is not allowed"),
