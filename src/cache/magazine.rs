@@ -318,7 +318,7 @@ impl ThreadCache {
 
     /// Empties the stacks, or those of large blocks only. Returns the bytes.
     pub(crate) fn drain(&self, large_only: bool, directory: &Directory, mut sink: impl FnMut(BlockId)) -> u64 {
-        if !self.holds(large_only) {
+        if !self.holds_any() {
             return 0;
         }
         self.large_frees.store(LARGE_FREES, Relaxed);
@@ -371,13 +371,9 @@ impl ThreadCache {
         (self.held_base.load(Relaxed) - self.active.get().0).max(0) as u64
     }
 
-    /// Whether the stacks hold anything, or may hold large blocks.
-    pub(crate) fn holds(&self, large_only: bool) -> bool {
-        self.held() > 0 && (!large_only || self.may_hold_large())
-    }
-
-    fn may_hold_large(&self) -> bool {
-        true
+    /// Whether the stacks hold anything.
+    pub(crate) fn holds_any(&self) -> bool {
+        self.held() > 0
     }
 
     fn change_base(&self, by: i64) {

@@ -466,7 +466,7 @@ impl Magazines for DeviceCache {
             return bytes;
         }
         let others: Vec<_> = (self.threads.lock().iter().copied())
-            .filter(|cache| own.is_none_or(|own| !std::ptr::eq(own, *cache)) && cache.holds(large_only))
+            .filter(|cache| own.is_none_or(|own| !std::ptr::eq(own, *cache)) && cache.holds_any())
             .collect();
         if others.is_empty() {
             return bytes;
