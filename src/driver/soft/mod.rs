@@ -164,6 +164,16 @@ impl SoftDevice {
         state.submit(stream, Action::Kernel(accesses.to_vec()), duration_ns, call)
     }
 
+    /// Lets later work of a stream wait for all work so far of another. As [`SoftDevice::keep_busy`], no call.
+    pub fn order_after(&self, later: StreamId, earlier: StreamId) -> DriverResult<()> {
+        let call = "cuStreamWaitEvent";
+        let state = &mut *self.state.lock();
+        state.no_capture(call)?;
+        let (later, earlier) = (state.schedule.stream(later, call)?, state.schedule.stream(earlier, call)?);
+        state.order_after(later, earlier);
+        Ok(())
+    }
+
     /// Lets the host be busy for `ns` of virtual time.
     pub fn advance_clock(&self, ns: u64) {
         let state = &mut *self.state.lock();

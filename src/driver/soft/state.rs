@@ -161,7 +161,7 @@ impl State {
     }
 
     /// Lets later work of one stream wait for what another has so far.
-    fn order_after(&mut self, later: usize, earlier: usize) {
+    pub(super) fn order_after(&mut self, later: usize, earlier: usize) {
         let clock = self.checker.as_mut().map(|c| c.recorded(StreamId(earlier as u64))).unwrap_or_default();
         let record = self.schedule.mark(earlier, clock);
         self.schedule.submit(earlier, Action::Record(record.clone()), 0, &self.memory);

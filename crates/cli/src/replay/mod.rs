@@ -1,18 +1,24 @@
 //! `stratalloc replay`: recorded traces against the allocator, on a software device that keeps addresses only.
 
+mod bandwidth;
+mod columns;
 mod follow;
 mod min_capacity;
 mod passes;
+mod percentiles;
 mod report;
 
+pub use bandwidth::Bandwidth;
+pub use columns::Columns;
 pub use min_capacity::MinCapacity;
+pub use percentiles::Percentiles;
 pub use report::Report;
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use stratalloc::units::ByteSize;
+use stratalloc::units::{ByteSize, PAGE};
 
 use crate::engine::{Latency, Setup, configuration};
 use crate::trace::Trace;
@@ -31,9 +37,18 @@ pub struct Options {
     #[arg(long, value_name = "SIZE")]
     pub capacity: Option<ByteSize>,
 
-    /// Also find the smallest device on which the trace completes
+    /// Memory of the device as a multiple of the trace's peak of live bytes, rounded up to 2 MiB: 1.02 leaves 2 % to spare
+    #[arg(long, value_name = "FACTOR", conflicts_with = "capacity", value_parser = pressure)]
+    pub pressure: Option<f64>,
+
+    /// Also find the smallest device on which the trace completes: there it does, and 0.2 % of the peak of live bytes below it
+    /// does not
     #[arg(long, conflicts_with = "threads")]
     pub min_capacity: bool,
+
+    /// Also try so many larger devices, evenly up to 1.3 times the smallest: failing on one of them is an error
+    #[arg(long, value_name = "N", requires = "min_capacity", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub capacities: Option<u32>,
 
     /// Passes over the trace on one allocator; of several, the first is not timed
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -64,9 +79,19 @@ pub struct Options {
     #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     pub event_lag_us: u64,
 
+    /// Lets the device lag the host: a kernel goes over each block that is allocated, on its stream, and over each that is
+    /// recorded, on the stream it is recorded on, and takes as long as its bytes do at this rate. Streams run side by side, each
+    /// at the full rate. An operation takes 300 ns of virtual time; the times include keeping that clock
+    #[arg(long, value_name = "RATE")]
+    pub gpu_bandwidth: Option<Bandwidth>,
+
     /// Leave out the trace's empty_cache calls
     #[arg(long)]
     pub skip_empty_cache: bool,
+
+    /// Which columns the table has; JSON has more
+    #[arg(long, value_name = "WHICH", default_value = "default")]
+    pub columns: Columns,
 
     /// Print JSON: an array with one object a trace
     #[arg(long)]
@@ -74,6 +99,7 @@ pub struct Options {
 }
 
 impl Options {
+    /// The setup, but for a capacity that depends on the trace.
     fn setup(&self) -> Result<Setup, Failed> {
         let capacity = self.capacity.unwrap_or(ByteSize(ByteSize::gib(80).0 * u64::from(self.threads)));
         Ok(Setup {
@@ -86,6 +112,17 @@ impl Options {
             config: configuration(self.config.as_deref())?,
         })
     }
+}
+
+fn pressure(text: &str) -> Result<f64, String> {
+    let factor = text.parse().ok().filter(|factor| (0.5..=100.0).contains(factor));
+    factor.ok_or_else(|| format!("'{text}' is not a number from 0.5 to 100, such as 1.02"))
+}
+
+/// The smallest number of whole pages that is `factor` times the peak of live bytes of a trace that so many threads follow.
+fn under_pressure(trace: &Trace, factor: f64, threads: u32) -> u64 {
+    let peak = trace.peak_live_bytes.saturating_mul(u64::from(threads)).max(1);
+    ((peak as f64 * factor).ceil() as u64).next_multiple_of(PAGE)
 }
 
 /// Replays all traces and prints what was measured.
@@ -107,22 +144,30 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
 
 /// Replays one trace.
 fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) -> Report {
-    let manner = match (options.checker, options.event_lag_us) {
-        (true, _) => Manner::Checked,
-        (false, 0) => Manner::Plain,
-        (false, _) => Manner::Paced,
+    let manner = match (options.checker, options.gpu_bandwidth, options.event_lag_us) {
+        (true, ..) => Manner::Checked,
+        (false, Some(_), _) => Manner::Busy,
+        (false, None, 0) => Manner::Plain,
+        (false, None, _) => Manner::Paced,
     };
+    let mut setup = setup.clone();
+    if let Some(factor) = options.pressure {
+        setup.capacity = under_pressure(trace, factor, options.threads);
+    }
+    let setup = &setup;
     let plan = Plan {
         threads: options.threads as usize,
         passes: options.repeat as usize,
         skip_empty_cache: options.skip_empty_cache,
         manner,
+        bandwidth: options.gpu_bandwidth,
     };
     progress.say(format!("{}: {} passes", trace.name, plan.passes));
     let mut report = Report::new(trace, &plan, passes::measure(trace, setup, &plan));
     if options.min_capacity && report.is_good() {
-        match min_capacity::find(trace, setup, &plan, &|doing| progress.say(format!("{}: {doing}", trace.name))) {
-            Ok(found) => report.set_min_capacity(&found),
+        let say = |doing| progress.say(format!("{}: {doing}", trace.name));
+        match min_capacity::find(trace, setup, &plan, options.capacities, &say) {
+            Ok(found) => report.set_min_capacity(&found, options.capacities.is_some()),
             Err(failure) => report.set_failure(trace, &failure),
         }
     }
