@@ -115,7 +115,7 @@ impl<'a> Follower<'a> {
             Manner::Sampled if from < self.trace.first_third() => each(ops, |op| self.call(op)),
             Manner::Sampled => each(ops, |op| self.sampled_call(op)),
             Manner::Paced => each(ops, |op| {
-                self.engine.advance_clock(PACED_OP_NS);
+                self.pass_time(op, PACED_OP_NS);
                 self.call(op)
             }),
             Manner::Busy => each(ops, |op| self.busy_call(op)),
@@ -162,7 +162,7 @@ impl<'a> Follower<'a> {
     /// is used on that stream. Streams run side by side and wait for nobody. A kernel that finds its memory unmapped breaks
     /// the device, which ends the replay.
     fn busy_call(&mut self, op: Op) -> Result<()> {
-        self.engine.advance_clock(PACED_OP_NS);
+        self.pass_time(op, PACED_OP_NS);
         if let Op::Record { id, stream } = op {
             let bytes = self.uses[id as usize].bytes;
             let user = self.streams[usize::from(stream)];
@@ -177,6 +177,13 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
+    /// The host takes its time for an operation. Markers are none.
+    fn pass_time(&self, op: Op, ns: u64) {
+        if !matches!(op, Op::Marker { .. }) {
+            self.engine.advance_clock(ns);
+        }
+    }
+
     /// How long a kernel over so many bytes takes.
     fn kernel_ns(&self, bytes: u64) -> u64 {
         self.bandwidth.map_or(KERNEL_NS, |bandwidth| bandwidth.ns(bytes))
@@ -186,7 +193,7 @@ impl<'a> Follower<'a> {
     /// that a block is recorded on waits for the block's last user, then reads and writes it. Nothing waits before a free:
     /// that the memory is not reused too early is the allocator's part, and what the checker checks.
     fn checked_call(&mut self, op: Op) -> Result<()> {
-        self.engine.advance_clock(if self.bandwidth.is_some() { PACED_OP_NS } else { CHECKED_OP_NS });
+        self.pass_time(op, if self.bandwidth.is_some() { PACED_OP_NS } else { CHECKED_OP_NS });
         match op {
             Op::Free { id } => self.note_free(id),
             Op::Record { id, stream } => {

@@ -200,3 +200,17 @@ impl Progress {
         self.0.finish_and_clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_rounded_up_to_pages() {
+        let trace = Trace::decode(b"# stratalloc-trace 1\na 0 1073741824 0\n").unwrap();
+        assert_eq!(under_pressure(&trace, 1.0, 1), 1 << 30);
+        assert_eq!(under_pressure(&trace, 1.0, 3), 3 << 30);
+        assert_eq!(under_pressure(&trace, 1.02, 1), 523 * PAGE, "522.24 pages");
+        assert!(pressure("1.02") == Ok(1.02) && pressure("0.4").is_err() && pressure("NaN").is_err());
+    }
+}

@@ -274,6 +274,7 @@ impl AddressHash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Latency;
 
     fn plan(threads: usize, passes: usize) -> Plan {
         Plan { threads, passes, skip_empty_cache: false, manner: Manner::Plain, bandwidth: None }
@@ -295,6 +296,68 @@ mod tests {
         assert_eq!(one.address_hash, measure(&trace(), &setup, &plan(1, 3)).unwrap().address_hash);
         let two = measure(&trace(), &setup, &plan(2, 3)).unwrap();
         assert_eq!((two.wall_ns.len(), two.address_hash), (3, None));
+    }
+
+    /// Followed at a byte a nanosecond, on a device whose calls cost nothing.
+    fn busy(text: &str, passes: usize, event_lag_ns: u64) -> Measured {
+        let setup = Setup { capacity: 1 << 30, latency: Latency::Off, event_lag_ns, ..Setup::default() };
+        let bandwidth = Some("1GB/s".parse().unwrap());
+        let plan = Plan { manner: Manner::Busy, bandwidth, ..plan(1, passes) };
+        let header = "# stratalloc-trace 1\n".to_owned();
+        measure(&Trace::decode((header + text).as_bytes()).unwrap(), &setup, &plan).unwrap()
+    }
+
+    #[test]
+    fn a_busy_device_is_waited_for_to_the_nanosecond() {
+        // Three operations of 300 ns, and the kernel began after the first: the last, which waits, finds it at 600 of 3,000,000.
+        let one = busy("a 0 3000000 0\nf 0\ne\n", 1, 0);
+        assert_eq!((one.first.stall_ns, one.first.clock_ns), (3_000_000 - 600, 300 + 3_000_000));
+        assert_eq!(one.first.driver_ns, 0);
+        assert!(one.first.calls.device_waits() + one.first.calls.stream_waits() > 0, "{:?}", one.first.calls);
+        // On another stream a kernel as long begins 300 ns later, and runs beside.
+        let beside = busy("a 0 3000000 0\na 1 3000000 1\nf 0\nf 1\ne\n", 1, 0);
+        assert_eq!(beside.first.clock_ns, 600 + 3_000_000);
+        // On the same, after the other.
+        let after = busy("a 0 3000000 0\na 1 3000000 0\nf 0\nf 1\ne\n", 1, 0);
+        assert_eq!(after.first.clock_ns, 300 + 6_000_000);
+        // One that is recorded is used there too, from 900 on, after what that stream has to do.
+        let recorded = busy("a 0 3000000 0\na 1 4000000 1\nr 0 1\nf 0\nf 1\ne\n", 1, 0);
+        assert_eq!(recorded.first.clock_ns, 600 + 4_000_000 + 3_000_000);
+        // The host sees it later where events lag.
+        let lagging = busy("a 0 3000000 0\na 1 4000000 1\nr 0 1\nf 0\nf 1\ne\n", 1, 5_000);
+        assert_eq!(lagging.first.clock_ns, 600 + 4_000_000 + 3_000_000 + 5_000);
+        // Where nobody waits, nothing stalls, and the second pass begins when the host is ready.
+        let idle = busy("a 0 3000000 0\nf 0\nm end\n", 2, 0);
+        assert_eq!((idle.first.stall_ns, idle.first.clock_ns, idle.later.clock_ns), (0, 600, 600));
+    }
+
+    #[test]
+    fn costs_add_up() {
+        let setup = Setup { capacity: 1 << 30, ..Setup::default() };
+        let measured = measure(&trace(), &setup, &plan(1, 2)).unwrap();
+        let Measured { first, second, later, .. } = measured;
+        let costs: u64 = first.calls.0.values().map(|call| call.time_ns).sum();
+        assert_eq!(first.driver_ns + first.stall_ns, costs);
+        assert_eq!(first.clock_ns, costs, "nothing else takes time");
+        assert_eq!(second, Some(later));
+        assert!(first.calls.count("cuMemCreate") > 0 && first.driver_ns > 193_000);
+    }
+
+    #[test]
+    fn the_second_half_is_half_of_the_steps() {
+        let of = |text: &str| second_half(&Trace::decode(format!("# stratalloc-trace 1\n{text}").as_bytes()).unwrap());
+        assert_eq!(of("a 0 512 0\nf 0\n"), (2, 0));
+        assert_eq!(of("a 0 512 0\nm 1\nf 0\n"), (1, 1));
+        assert_eq!(of("m 1\na 0 512 0\nm 2\nf 0\n"), (2, 1));
+        assert_eq!(of("m 1\nm 2\na 0 512 0\nm 3\nf 0\n"), (1, 2));
+    }
+
+    #[test]
+    fn single_allocations_are_timed_where_time_means_anything() {
+        let setup = Setup { capacity: 1 << 30, ..Setup::default() };
+        let sampled = measure(&trace(), &setup, &plan(2, 3)).unwrap().percentiles;
+        assert_eq!(sampled.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
+        assert_eq!(busy("a 0 512 0\n", 2, 0).percentiles, [[]; 1]);
     }
 
     #[test]

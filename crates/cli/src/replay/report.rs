@@ -384,3 +384,28 @@ fn look_at(rows: &[Report], options: &Options) -> String {
     }
     format!("Look at:\n  {}", words.join("\n  "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failing_above_the_smallest_is_bad_where_it_was_asked() {
+        let trace = Trace::decode(b"# stratalloc-trace 1\na 0 512 0\n").unwrap();
+        let plan = Plan { threads: 1, passes: 1, skip_empty_cache: false, manner: Manner::Plain, bandwidth: None };
+        let found = |fails_above: &[f64]| MinCapacity {
+            bytes: 1 << 30,
+            ratio: 1.0,
+            robust_ratio: 1.1,
+            tried_above: 40,
+            fails_above: fails_above.to_vec(),
+        };
+        for (fails_above, must_be_robust, good) in
+            [(&[1.075][..], true, false), (&[1.075], false, true), (&[], true, true)]
+        {
+            let mut report = Report::new(&trace, &plan, Ok(Measured::default()));
+            report.set_min_capacity(&found(fails_above), must_be_robust);
+            assert_eq!(report.is_good(), good, "{fails_above:?}");
+        }
+    }
+}
