@@ -126,7 +126,7 @@ impl Allocator {
         Some(id)
     }
 
-    /// Best fit: the smallest that is large enough, of equals the lowest. It is taken out.
+    /// Best fit: the smallest that is large enough, of equals that in the eldest segment. It is taken out.
     fn find_free(&mut self, request: &Request) -> Option<BlockId> {
         let counts = self.collects_garbage();
         let settings = &self.settings;

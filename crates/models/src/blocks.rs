@@ -1,7 +1,7 @@
 //! Blocks and the two sets in which a pool keeps those that are free. A block is a number; its neighbours in the segment are links.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Bound, Index, IndexMut};
+use std::collections::BTreeSet;
+use std::ops::{Index, IndexMut};
 
 /// A block, as an index into [`Blocks`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +13,8 @@ pub(crate) struct Block {
     pub(crate) stream: u16,
     pub(crate) address: u64,
     pub(crate) size: u64,
+    /// How many segments had been taken when its own was: of free blocks of one size, the one in the eldest segment serves.
+    pub(crate) born: u64,
     pub(crate) small: bool,
     pub(crate) allocated: bool,
     /// Whether there is memory behind it. False in expandable segments only.
@@ -45,6 +47,7 @@ impl Block {
 pub(crate) struct Blocks {
     all: Vec<Block>,
     unused: Vec<BlockId>,
+    births: u64,
 }
 
 impl Index<BlockId> for Blocks {
@@ -62,7 +65,7 @@ impl IndexMut<BlockId> for Blocks {
 }
 
 impl Blocks {
-    pub(crate) fn add(&mut self, block: Block) -> BlockId {
+    fn add(&mut self, block: Block) -> BlockId {
         match self.unused.pop() {
             Some(id) => {
                 self[id] = block;
@@ -81,10 +84,12 @@ impl Blocks {
 
     /// A whole segment as one block without neighbours.
     pub(crate) fn add_segment(&mut self, stream: u16, address: u64, size: u64, small: bool) -> BlockId {
+        self.births += 1;
         self.add(Block {
             stream,
             address,
             size,
+            born: self.births,
             small,
             allocated: false,
             mapped: true,
@@ -113,32 +118,34 @@ impl Blocks {
     }
 }
 
-/// The key of a free block: best fit is the first at or after (stream, size, 0).
-type BySize = (u16, u64, u64);
+/// The key of a free block, by stream, size, age of its segment and address: best fit is the first at or after (stream, size).
+type BySize = (u16, u64, u64, u64, BlockId);
+
+const FIRST: BlockId = BlockId(0);
 
 /// What is free of one kind of request.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    free: BTreeMap<BySize, BlockId>,
+    free: BTreeSet<BySize>,
     unmapped: BTreeSet<(u16, u64, BlockId)>,
     /// How often it was searched, counted only where ages matter.
     pub(crate) searches: u64,
 }
 
-fn by_size(block: &Block) -> BySize {
-    (block.stream, block.size, block.address)
+fn by_size(blocks: &Blocks, id: BlockId) -> BySize {
+    let block = &blocks[id];
+    (block.stream, block.size, block.born, block.address, id)
 }
 
 impl Pool {
     pub(crate) fn insert(&mut self, blocks: &mut Blocks, id: BlockId) {
         blocks[id].free_since = self.searches;
-        let before = self.free.insert(by_size(&blocks[id]), id);
-        debug_assert!(before.is_none());
+        self.free.insert(by_size(blocks, id));
     }
 
     pub(crate) fn remove(&mut self, blocks: &Blocks, id: BlockId) {
-        let removed = self.free.remove(&by_size(&blocks[id]));
-        debug_assert_eq!(removed, Some(id));
+        let removed = self.free.remove(&by_size(blocks, id));
+        debug_assert!(removed);
     }
 
     pub(crate) fn insert_unmapped(&mut self, blocks: &Blocks, id: BlockId) {
@@ -161,22 +168,21 @@ impl Pool {
 
     /// The free blocks of a stream from `size` bytes up, the smallest first.
     pub(crate) fn from_size(&self, stream: u16, size: u64) -> impl Iterator<Item = BlockId> {
-        self.free.range((stream, size, 0)..=(stream, u64::MAX, u64::MAX)).map(|(_, &id)| id)
+        self.free.range((stream, size, 0, 0, FIRST)..).take_while(move |key| key.0 == stream).map(|key| key.4)
     }
 
     /// The free blocks before `size` bytes of a stream, the largest first, those of other streams behind.
     pub(crate) fn below_size(&self, stream: u16, size: u64) -> impl Iterator<Item = BlockId> {
-        self.free.range((Bound::Unbounded, Bound::Excluded((stream, size, 0)))).rev().map(|(_, &id)| id)
+        self.free.range(..(stream, size, 0, 0, FIRST)).rev().map(|key| key.4)
     }
 
     /// All free blocks.
     pub(crate) fn all(&self) -> impl Iterator<Item = BlockId> {
-        self.free.values().copied()
+        self.free.iter().map(|key| key.4)
     }
 
     /// What is not mapped of a stream's segments, by address.
     pub(crate) fn all_unmapped(&self, stream: u16) -> impl Iterator<Item = BlockId> {
-        let first = (stream, 0, BlockId(0));
-        self.unmapped.range(first..).take_while(move |entry| entry.0 == stream).map(|entry| entry.2)
+        self.unmapped.range((stream, 0, FIRST)..).take_while(move |entry| entry.0 == stream).map(|entry| entry.2)
     }
 }

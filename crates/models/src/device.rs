@@ -1,6 +1,6 @@
 //! The device under a model: so many bytes, addresses, a count of calls, and a clock for events.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::Machine;
 
@@ -65,7 +65,6 @@ pub(crate) struct Device {
     used: u64,
     /// Free addresses, by start, with their ends.
     free: BTreeMap<u64, u64>,
-    given: VecDeque<u64>,
     pub(crate) now: u64,
     event_lag: u64,
     pub(crate) calls: Calls,
@@ -77,7 +76,6 @@ impl Device {
             capacity: machine.capacity,
             used: 0,
             free: BTreeMap::from([(BASE, u64::MAX)]),
-            given: machine.segments.iter().copied().collect(),
             now: 0,
             event_lag: machine.event_lag_ns,
             calls: Calls::default(),
@@ -113,7 +111,7 @@ impl Device {
     /// `cudaMalloc`.
     pub(crate) fn malloc(&mut self, size: u64) -> Option<u64> {
         self.calls.mem_alloc += 1;
-        self.take(size).then(|| self.given.pop_front().unwrap_or_else(|| self.place(size)))
+        self.take(size).then(|| self.place(size))
     }
 
     /// `cudaFree`.
@@ -160,10 +158,6 @@ impl Device {
 
     fn unplace(&mut self, mut start: u64, size: u64) {
         let mut end = start + size;
-        if start < BASE || self.free.range(..end).next_back().is_some_and(|(_, &free_end)| free_end > start) {
-            // One of the addresses that were given, which were never taken out.
-            return;
-        }
         if let Some((&before, &before_end)) = self.free.range(..start).next_back()
             && before_end == start
         {

@@ -5,9 +5,8 @@
 //! taken from the driver and what goes back, events of recorded streams. `tests/golden.rs` holds the models to recordings of torch 2.15's own
 //! allocator, byte by byte after every operation. What is not modelled: private pools of graphs, several devices, time on the device.
 //!
-//! One thing is not the allocator's choice: among free blocks of one size, the lowest address serves, and where segments lie is up to the
-//! driver. The models place them as the software device does, at the lowest address with room; [`Machine::segments`] gives them other
-//! addresses.
+//! Where the driver places segments makes no difference: among free blocks of one size, torch 2.15 takes the one in the segment that it has
+//! had for longest, and only within a segment the lowest address.
 
 #![forbid(unsafe_code)]
 
@@ -42,7 +41,7 @@ impl Policy {
 }
 
 /// The device under a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
     /// Its memory, in bytes.
     pub capacity: u64,
@@ -50,14 +49,12 @@ pub struct Machine {
     pub event_lag_ns: u64,
     /// Virtual time that passes with each operation.
     pub op_ns: u64,
-    /// The addresses of the native policy's segments in the order in which they are taken; beyond these, the lowest that are free.
-    pub segments: Vec<u64>,
 }
 
 impl Machine {
     /// A device with so much memory, whose events complete at once.
     pub fn new(capacity: u64) -> Machine {
-        Machine { capacity, event_lag_ns: 0, op_ns: 300, segments: Vec::new() }
+        Machine { capacity, event_lag_ns: 0, op_ns: 300 }
     }
 }
 

@@ -73,12 +73,12 @@ pub enum SettingsError {
 /// The keys that are modelled, with what is allowed.
 const KEYS: [(&str, &str); 7] = [
     ("expandable_segments", "True or False"),
-    ("max_split_size_mb", "a number of MiB above 20"),
-    ("max_non_split_rounding_mb", "a number of MiB above 20"),
+    ("max_split_size_mb", "a number of MiB from 20 on"),
+    ("max_non_split_rounding_mb", "a number of MiB from 20 on"),
     ("garbage_collection_threshold", "a number between 0 and 1"),
     ("per_process_memory_fraction", "a number from 0 to 1"),
     ("large_segment_size_mb", "a number of MiB from 20 on"),
-    ("roundup_power2_divisions", "a power of two, or a list such as [256:1,512:2,>:4] with sizes in MiB"),
+    ("roundup_power2_divisions", "0, a power of two, or a list such as [256:1,512:2,>:4] with sizes in MiB"),
 ];
 
 /// These are torch's too, and change nothing of what is modelled.
@@ -156,8 +156,8 @@ impl Settings {
                     _ => return None,
                 }
             }
-            "max_split_size_mb" => self.max_split_size = mib(21)?,
-            "max_non_split_rounding_mb" => self.max_non_split_rounding = mib(21)?,
+            "max_split_size_mb" => self.max_split_size = mib(20)?,
+            "max_non_split_rounding_mb" => self.max_non_split_rounding = mib(20)?,
             "garbage_collection_threshold" => self.gc_threshold = part().filter(|&part| part > 0.0 && part < 1.0)?,
             "per_process_memory_fraction" => self.memory_fraction = Some(part()?),
             "large_segment_size_mb" => self.large_segment = mib(20)?,
@@ -198,28 +198,89 @@ impl Settings {
     }
 }
 
-/// One number for all sizes, or a list of `size:number` in MiB, of which the first holds for smaller sizes too, and `>` for all above.
+/// One number for all sizes, or a list of `size:number` in MiB: the first holds for smaller sizes too, and `>` for all above the last; what is
+/// between two is left as it is, which is torch's reading.
 fn divisions(value: &str) -> Option<[u64; INTERVALS]> {
-    let number = |text: &str| text.trim().parse::<u64>().ok().filter(|n| n.is_power_of_two());
+    let power = |text: &str| text.trim().parse::<u64>().ok().filter(|n| n.is_power_of_two());
+    let count_of = |text: &str| if text.trim() == "0" { Some(0) } else { power(text) };
     let Some(list) = value.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) else {
-        return Some([number(value)?; INTERVALS]);
+        return Some([count_of(value)?; INTERVALS]);
     };
     let mut all = [0; INTERVALS];
-    let mut from = None;
+    let mut last = None;
     for entry in list.split(',') {
         let (size, count) = entry.split_once(':')?;
-        let count = number(count)?;
-        let last = from.unwrap_or(0);
+        let count = count_of(count)?;
         if size.trim() == ">" {
-            all[last..].fill(count);
+            all[last.unwrap_or(0) + 1..].fill(count);
             continue;
         }
-        let index = (number(size)?.ilog2() as usize).min(INTERVALS - 1);
-        if from.is_none() {
+        let index = (power(size)?.ilog2() as usize).min(INTERVALS - 1);
+        if last.is_none() {
             all[..index].fill(count);
         }
         all[index] = count;
-        from = Some(index);
+        last = Some(index);
     }
     Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `torch.cuda.memory._snapshot()["allocator_settings"]` has them.
+    #[test]
+    fn divisions_are_as_torch_reads_them() {
+        for (text, expected) in [
+            ("[4:2,64:16,>:4]", [2, 2, 2, 0, 0, 0, 16, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
+            ("[256:1,512:2,1024:4,>:8]", [1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 4, 8, 8, 8, 8, 8]),
+            ("[64:8,16:4]", [8, 8, 8, 8, 4, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ("[>:4]", [0, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
+            ("4", [4; 16]),
+            ("[4:0]", [0; 16]),
+        ] {
+            let settings: Settings = format!("roundup_power2_divisions:{text}").parse().unwrap();
+            assert_eq!(settings.power2_divisions, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = "expandable_segments:True, max_split_size_mb:128,max_non_split_rounding_mb:40,garbage_collection_threshold:0.8,\
+            per_process_memory_fraction:0.5,large_segment_size_mb:32,backend:native,pinned_use_background_threads:True";
+        let settings: Settings = text.parse().unwrap();
+        assert!(settings.expandable);
+        assert_eq!((settings.max_split_size, settings.max_non_split_rounding), (128 * MIB, 40 * MIB));
+        assert_eq!((settings.gc_threshold, settings.memory_fraction), (0.8, Some(0.5)));
+        assert_eq!(settings.large_segment, 32 * MIB);
+        assert_eq!("".parse(), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn refusals_name_key_and_value() {
+        for (text, words) in [
+            ("expandable_segments", "key:value"),
+            ("expandable_segments:true", "True or False"),
+            ("max_split_size_mb:19", "from 20 on"),
+            ("garbage_collection_threshold:1.0", "between 0 and 1"),
+            ("per_process_memory_fraction:nan", "from 0 to 1"),
+            ("roundup_power2_divisions:3", "a power of two"),
+            ("roundup_power2_divisions:[4", "a power of two"),
+            ("roundup_power2_divisions:[4:2,]", "a power of two"),
+            ("backend:cudaMallocAsync", "unknown key 'backend'"),
+            ("expandable:True", "unknown key 'expandable'"),
+        ] {
+            let error = text.parse::<Settings>().unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_rounded_within_a_doubling() {
+        let settings: Settings = "roundup_power2_divisions:4".parse().unwrap();
+        let sizes = [1, 512, 513, 1200, 2048, 2049, 5 << 20, (5 << 20) + 1, 8 << 20];
+        let rounded = sizes.map(|bytes| settings.round(bytes));
+        assert_eq!(rounded, [512, 512, 1024, 1536, 2048, 2560, 5 << 20, 6 << 20, 8 << 20]);
+    }
 }

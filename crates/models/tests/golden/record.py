@@ -1,4 +1,4 @@
-"""Records what PyTorch's own allocator does with a trace: how many bytes it holds after each operation, and where its segments lie.
+"""Records what PyTorch's own allocator does with a trace: how many bytes it holds after each operation.
 
 Run on the torch 2.15.0 wheel over the stand-in libraries, with addresses only, so that large devices cost nothing:
 
@@ -8,15 +8,22 @@ Run on the torch 2.15.0 wheel over the stand-in libraries, with addresses only, 
 Every run is a process of its own, since torch reads its settings once.
 """
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 
 PAGE = 2 << 20
-# What is set, and the capacity: a multiple of the peak of live bytes, or 80 GiB.
+CALLS = [
+    "cuMemAlloc", "cuMemFree", "cuMemAddressReserve", "cuMemAddressFree", "cuMemCreate", "cuMemRelease", "cuMemMap", "cuMemSetAccess",
+    "cuMemUnmap", "cuStreamSynchronize", "cuEventRecord", "cuEventQuery", "cuEventSynchronize",
+]
+# What is set, and the capacity: a multiple of the peak of live bytes, a number of GiB, or more than can be used.
 RUNS = [
     ("", None),
     ("expandable_segments:True", None),
+    ("", "80"),
     ("", 1.02),
     ("expandable_segments:True", 1.02),
 ]
@@ -27,8 +34,8 @@ MORE = {
         ("max_split_size_mb:21,max_non_split_rounding_mb:40", 1.06),
         ("roundup_power2_divisions:8", None),
         ("roundup_power2_divisions:[4:2,64:16,>:4],expandable_segments:True", 1.1),
-        ("per_process_memory_fraction:0.5,garbage_collection_threshold:0.75", None),
-        ("per_process_memory_fraction:0.45,garbage_collection_threshold:0.6,max_split_size_mb:128", None),
+        ("per_process_memory_fraction:0.5,garbage_collection_threshold:0.75", "80"),
+        ("per_process_memory_fraction:0.45,garbage_collection_threshold:0.6,max_split_size_mb:128", "80"),
         ("large_segment_size_mb:40", 1.1),
         ("large_segment_size_mb:64,expandable_segments:True", 1.03),
     ],
@@ -84,16 +91,14 @@ def replay(ops):
 
 
 def changes(ops, history, emptied, out_of_memory):
-    """(index, bytes held) wherever an operation has changed them, and the segments' addresses."""
-    held, found, segments, events = 0, [], [], iter(history)
+    """(index, bytes held) wherever an operation has changed them."""
+    held, found, events = 0, [], iter(history)
     step = {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_unmap": -1}
 
     def take(event):
         nonlocal held
         if event["action"] in step:
             held += step[event["action"]] * event["size"]
-            if event["action"] == "segment_alloc":
-                segments.append(event["addr"])
             return 1
         return 0
 
@@ -113,22 +118,18 @@ def changes(ops, history, emptied, out_of_memory):
             found.append((index, held))
         if index == out_of_memory:
             break
-    return found, segments
+    return found
 
 
 def one(trace, conf, capacity):
     ops = operations(trace)
     history, emptied, out_of_memory, stats = replay(ops)
-    found, segments = changes(ops, history, emptied, out_of_memory)
+    found = changes(ops, history, emptied, out_of_memory)
     print(f"run {capacity} {conf or '-'}")
     if out_of_memory is not None:
         print(f"oom {out_of_memory}")
     print(f"peak {stats['reserved_bytes.all.peak']}")
     print(f"retries {stats['num_alloc_retries']}")
-    last = 0
-    for address in segments:
-        print(f"s {address - last}")
-        last = address
     op, held = 0, 0
     for index, now in found:
         print(f"r {index - op} {now - held}")
@@ -140,11 +141,18 @@ def main(trace, output):
     text = f"# made by crates/models/tests/golden/record.py {os.path.basename(trace)} on torch 2.15.0\n"
     name = os.path.basename(trace).removesuffix(".trace.zst")
     for conf, part in RUNS + MORE.get(name, []):
-        capacity = int(peak * part) // PAGE * PAGE if part else 80 << 30
+        if part is None:
+            part = "512"
+        capacity = int(part) << 30 if isinstance(part, str) else int(peak * part) // PAGE * PAGE
         environment = dict(os.environ, SOFTCUDA_BACKING="none", SOFTCUDA_MEMORY=f"{capacity}B", PYTORCH_ALLOC_CONF=conf)
         environment.pop("PYTORCH_CUDA_ALLOC_CONF", None)
         command = [sys.executable, __file__, trace, conf, str(capacity)]
-        text += subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
+        with tempfile.NamedTemporaryFile() as report:
+            environment["SOFTCUDA_REPORT"] = report.name
+            text += subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
+            calls = json.load(report)["calls"]
+        for name in CALLS:
+            text += f"c {name} {calls.get(name, 0) + calls.get(name + '_v2', 0)}\n"
     subprocess.run(["zstd", "-19", "-q", "-f", "-o", output], input=text, check=True, text=True)
 
 
