@@ -51,10 +51,6 @@ impl Builder {
         self.live.contains_key(&address)
     }
 
-    pub(super) fn live_bytes(&self) -> u64 {
-        self.live_bytes
-    }
-
     /// An allocation. Nothing may be live at its address.
     pub(super) fn alloc(&mut self, address: u64, bytes: u64, stream: u64) -> Result<(), ImportFault> {
         let stream = self.stream(stream);

@@ -92,7 +92,11 @@ pub enum ImportFault {
     Read(String),
     #[error("{bytes} bytes are too many: at most {MAX_FILE} are read")]
     TooLarge { bytes: u64 },
-    #[error("neither a trace ('{}'), nor a PyTorch snapshot (a pickle of protocol 2 to 5), nor an RMM log ('{}')", crate::FIRST_LINE, rmm::HEADER)]
+    #[error(
+        "neither a trace ('{}'), nor a PyTorch snapshot (a pickle of protocol 2 to 5), nor an RMM log ('{}')",
+        crate::FIRST_LINE,
+        rmm::HEADER
+    )]
     Unknown,
     #[error("{0}")]
     Trace(TraceError),

@@ -110,7 +110,8 @@ pub(super) fn import(bytes: &[u8], name: &str) -> Result<Imported, ImportFault> 
                 builder.failed(call.bytes, call.stream)?;
             }
             other => {
-                let what = format!("'{}' is no action; there are allocate, allocate failure and free", other.escape_debug());
+                let what =
+                    format!("'{}' is no action; there are allocate, allocate failure and free", other.escape_debug());
                 return Err(ImportFault::Line { line: number, what });
             }
         }
