@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::blocks::{BlockId, Blocks, Pool};
-use crate::device::Device;
+use crate::device::{Call, Device};
 use crate::expandable::Segment;
 use crate::settings::{LARGE_ABOVE, MIN_BLOCK, Settings};
 
@@ -245,7 +245,7 @@ impl Allocator {
         let streams: Vec<u16> = self.events.keys().copied().collect();
         for stream in streams {
             while let Some(&(done, id)) = self.events.get(&stream).and_then(VecDeque::front) {
-                self.device.calls.event_query += 1;
+                self.device.call(Call::EventQuery, 0);
                 if done > self.device.now {
                     break;
                 }
@@ -259,7 +259,7 @@ impl Allocator {
     /// Waits for all events.
     pub(crate) fn synchronize_events(&mut self) {
         for (done, id) in std::mem::take(&mut self.events).into_values().flatten() {
-            self.device.calls.event_synchronize += 1;
+            self.device.call(Call::EventSynchronize, 0);
             self.device.now = self.device.now.max(done);
             self.event_done(id);
         }

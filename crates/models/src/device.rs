@@ -4,55 +4,64 @@ use std::collections::BTreeMap;
 
 use crate::Machine;
 
+/// A call of the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    MemAlloc,
+    MemFree,
+    MemAddressReserve,
+    MemAddressFree,
+    MemCreate,
+    MemRelease,
+    MemMap,
+    MemSetAccess,
+    MemUnmap,
+    StreamSynchronize,
+    EventRecord,
+    EventQuery,
+    EventSynchronize,
+}
+
+/// The CUDA names, in the order of [`Call`].
+const NAMES: [&str; 13] = [
+    "cuMemAlloc",
+    "cuMemFree",
+    "cuMemAddressReserve",
+    "cuMemAddressFree",
+    "cuMemCreate",
+    "cuMemRelease",
+    "cuMemMap",
+    "cuMemSetAccess",
+    "cuMemUnmap",
+    "cuStreamSynchronize",
+    "cuEventRecord",
+    "cuEventQuery",
+    "cuEventSynchronize",
+];
+
 /// Calls of the driver by kind, failed ones included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "each is the CUDA driver's call of that name")]
-pub struct Calls {
-    pub mem_alloc: u64,
-    pub mem_free: u64,
-    pub mem_address_reserve: u64,
-    pub mem_address_free: u64,
-    pub mem_create: u64,
-    pub mem_release: u64,
-    pub mem_map: u64,
-    pub mem_set_access: u64,
-    pub mem_unmap: u64,
-    pub stream_synchronize: u64,
-    pub event_record: u64,
-    pub event_query: u64,
-    pub event_synchronize: u64,
-}
+pub struct Calls([u64; NAMES.len()]);
 
 impl Calls {
     /// Each kind by its CUDA name.
-    pub fn by_name(&self) -> [(&'static str, u64); 13] {
-        [
-            ("cuMemAlloc", self.mem_alloc),
-            ("cuMemFree", self.mem_free),
-            ("cuMemAddressReserve", self.mem_address_reserve),
-            ("cuMemAddressFree", self.mem_address_free),
-            ("cuMemCreate", self.mem_create),
-            ("cuMemRelease", self.mem_release),
-            ("cuMemMap", self.mem_map),
-            ("cuMemSetAccess", self.mem_set_access),
-            ("cuMemUnmap", self.mem_unmap),
-            ("cuStreamSynchronize", self.stream_synchronize),
-            ("cuEventRecord", self.event_record),
-            ("cuEventQuery", self.event_query),
-            ("cuEventSynchronize", self.event_synchronize),
-        ]
+    pub fn by_name(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        NAMES.into_iter().zip(self.0)
+    }
+
+    /// How often `name` was called, by its CUDA name.
+    pub fn count(&self, name: &str) -> u64 {
+        self.by_name().find(|call| call.0 == name).map_or(0, |call| call.1)
     }
 
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.by_name().iter().map(|(_, count)| count).sum()
+        self.0.iter().sum()
     }
 
-    /// Those after which everything that was submitted has been waited for: `cudaFree` waits for the device, and an unmapping for its
-    /// stream.
+    /// Those that wait for work on the device: `cuMemFree` for all of it, the others for a stream or an event.
     pub fn waits(&self) -> u64 {
-        self.mem_free + self.stream_synchronize + self.event_synchronize
+        [Call::MemFree, Call::StreamSynchronize, Call::EventSynchronize].iter().map(|&call| self.0[call as usize]).sum()
     }
 }
 
@@ -67,7 +76,10 @@ pub(crate) struct Device {
     free: BTreeMap<u64, u64>,
     pub(crate) now: u64,
     event_lag: u64,
+    cost: fn(&'static str, u64) -> u64,
     pub(crate) calls: Calls,
+    /// What the calls took.
+    pub(crate) driver_ns: u64,
 }
 
 impl Device {
@@ -78,7 +90,9 @@ impl Device {
             free: BTreeMap::from([(BASE, u64::MAX)]),
             now: 0,
             event_lag: machine.event_lag_ns,
+            cost: machine.cost,
             calls: Calls::default(),
+            driver_ns: 0,
         }
     }
 
@@ -94,9 +108,17 @@ impl Device {
         self.now += ns;
     }
 
+    /// Counts a call about so many bytes, and lets its time pass.
+    pub(crate) fn call(&mut self, call: Call, size: u64) {
+        self.calls.0[call as usize] += 1;
+        let ns = (self.cost)(NAMES[call as usize], size);
+        self.driver_ns += ns;
+        self.now += ns;
+    }
+
     /// Records an event: the time at which it is seen to complete.
     pub(crate) fn record_event(&mut self) -> u64 {
-        self.calls.event_record += 1;
+        self.call(Call::EventRecord, 0);
         self.now + self.event_lag
     }
 
@@ -110,38 +132,38 @@ impl Device {
 
     /// `cudaMalloc`.
     pub(crate) fn malloc(&mut self, size: u64) -> Option<u64> {
-        self.calls.mem_alloc += 1;
+        self.call(Call::MemAlloc, size);
         self.take(size).then(|| self.place(size))
     }
 
     /// `cudaFree`.
     pub(crate) fn free(&mut self, address: u64, size: u64) {
-        self.calls.mem_free += 1;
+        self.call(Call::MemFree, size);
         self.used -= size;
         self.unplace(address, size);
     }
 
     /// `cuMemCreate`. Whether there was room.
     pub(crate) fn create(&mut self, size: u64) -> bool {
-        self.calls.mem_create += 1;
+        self.call(Call::MemCreate, size);
         self.take(size)
     }
 
     /// `cuMemRelease`.
     pub(crate) fn release(&mut self, size: u64) {
-        self.calls.mem_release += 1;
+        self.call(Call::MemRelease, size);
         self.used -= size;
     }
 
     /// `cuMemAddressReserve`.
     pub(crate) fn reserve(&mut self, size: u64) -> u64 {
-        self.calls.mem_address_reserve += 1;
+        self.call(Call::MemAddressReserve, size);
         self.place(size)
     }
 
     /// `cuMemAddressFree`.
     pub(crate) fn unreserve(&mut self, address: u64, size: u64) {
-        self.calls.mem_address_free += 1;
+        self.call(Call::MemAddressFree, size);
         self.unplace(address, size);
     }
 

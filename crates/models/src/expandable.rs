@@ -2,6 +2,7 @@
 
 use crate::allocator::{Allocator, Request};
 use crate::blocks::{Block, BlockId};
+use crate::device::Call;
 
 /// One reservation. Pages are mapped one handle each, so that the blocks say which are there.
 #[derive(Debug, Clone, Copy)]
@@ -80,8 +81,8 @@ impl Allocator {
                 return false;
             }
         }
-        self.device.calls.mem_map += pages;
-        self.device.calls.mem_set_access += 1;
+        (0..pages).for_each(|_| self.device.call(Call::MemMap, page));
+        self.device.call(Call::MemSetAccess, pages * page);
         self.forget(id);
         let mapped = pages * page;
         if mapped < self.blocks[id].size {
@@ -111,9 +112,11 @@ impl Allocator {
             return;
         }
         let pages = (end - begin) / segment.page;
-        self.device.calls.stream_synchronize += 1;
-        self.device.calls.mem_unmap += pages;
-        (0..pages).for_each(|_| self.device.release(segment.page));
+        self.device.call(Call::StreamSynchronize, 0);
+        for _ in 0..pages {
+            self.device.call(Call::MemUnmap, segment.page);
+            self.device.release(segment.page);
+        }
         self.forget(id);
         let (before, after) = (begin - offset, last - end);
         let mut middle = id;

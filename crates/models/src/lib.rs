@@ -41,7 +41,7 @@ impl Policy {
 }
 
 /// The device under a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Machine {
     /// Its memory, in bytes.
     pub capacity: u64,
@@ -49,12 +49,14 @@ pub struct Machine {
     pub event_lag_ns: u64,
     /// Virtual time that passes with each operation.
     pub op_ns: u64,
+    /// Virtual time of a driver call, by its CUDA name and the bytes that it is about.
+    pub cost: fn(&'static str, u64) -> u64,
 }
 
 impl Machine {
-    /// A device with so much memory, whose events complete at once.
+    /// A device with so much memory, whose events complete at once and whose calls take no time.
     pub fn new(capacity: u64) -> Machine {
-        Machine { capacity, event_lag_ns: 0, op_ns: 300 }
+        Machine { capacity, event_lag_ns: 0, op_ns: 300, cost: |_, _| 0 }
     }
 }
 
@@ -84,6 +86,8 @@ pub struct Outcome {
     pub reserved: u64,
     /// Calls of the driver.
     pub calls: Calls,
+    /// What they took, on the virtual clock.
+    pub driver_ns: u64,
     /// Requests that were tried again after everything cached had been given back.
     pub retries: u64,
     /// How often the allocator waited for all events, and gave back what it had cached; `empty_cache` does so too.
@@ -142,6 +146,7 @@ pub fn replay_with(
         peak_reserved: allocator.peak_reserved(),
         reserved: allocator.reserved(),
         calls: allocator.device.calls,
+        driver_ns: allocator.device.driver_ns,
         retries: allocator.retries,
         releases: allocator.releases,
         out_of_memory,

@@ -73,7 +73,7 @@ fn difference(trace: &Trace, run: &Run) -> Option<String> {
     });
     let seen = (outcome.out_of_memory.map(|oom| oom.op), outcome.peak_reserved, outcome.retries);
     let torch = (run.out_of_memory, run.peak, run.retries);
-    if let Some((name, count)) = outcome.calls.by_name().iter().find(|(name, count)| !run.has(name, *count)) {
+    if let Some((name, count)) = outcome.calls.by_name().find(|(name, count)| !run.has(name, *count)) {
         first.get_or_insert(format!("{count} calls of {name}, torch {:?}", run.calls));
     }
     if run.changes.last().is_none_or(|change| change.1 != outcome.reserved) {

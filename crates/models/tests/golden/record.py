@@ -8,6 +8,7 @@ Run on the torch 2.15.0 wheel over the stand-in libraries, with addresses only, 
 Every run is a process of its own, since torch reads its settings once.
 """
 
+import ctypes
 import json
 import os
 import subprocess
@@ -67,6 +68,8 @@ def replay(ops):
     streams = [torch.cuda.default_stream()] + [torch.cuda.Stream() for _ in range(count - 1)]
     torch.cuda.memory._record_memory_history("all", context=None, stacks="python", max_entries=10_000_000)
     live, emptied, current, out_of_memory = {}, {}, 0, None
+    # Never freed: what the program gives up when it ends is no operation of the trace.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(live))
     for index, op in enumerate(ops):
         if op[0] == "a":
             if int(op[3]) != current:
