@@ -49,6 +49,8 @@ pub struct Machine {
     pub event_lag_ns: u64,
     /// Virtual time that passes with each operation.
     pub op_ns: u64,
+    /// Whether the trace's `empty_cache` calls are left out.
+    pub skip_empty_cache: bool,
     /// Virtual time of a driver call, by its CUDA name and the bytes that it is about.
     pub cost: fn(&'static str, u64) -> u64,
 }
@@ -56,7 +58,7 @@ pub struct Machine {
 impl Machine {
     /// A device with so much memory, whose events complete at once and whose calls take no time.
     pub fn new(capacity: u64) -> Machine {
-        Machine { capacity, event_lag_ns: 0, op_ns: 300, cost: |_, _| 0 }
+        Machine { capacity, event_lag_ns: 0, op_ns: 300, skip_empty_cache: false, cost: |_, _| 0 }
     }
 }
 
@@ -137,8 +139,8 @@ pub fn replay_with(
             // The ids of a trace are dense, so that they are indices.
             Op::Free { id } => allocator.free(blocks[id as usize]),
             Op::Record { id, stream } => allocator.record_stream(blocks[id as usize], stream),
-            Op::EmptyCache => allocator.empty_cache(),
-            Op::Marker { .. } => {}
+            Op::EmptyCache if !machine.skip_empty_cache => allocator.empty_cache(),
+            Op::EmptyCache | Op::Marker { .. } => {}
         }
         after(op, allocator.reserved());
     }

@@ -35,7 +35,7 @@ pub(super) fn find(trace: &Trace, setup: &Setup, plan: &Plan, say: &dyn Fn(Strin
     let manner = if plan.manner == Manner::Checked { Manner::Plain } else { plan.manner };
     let plan = Plan { threads: 1, passes: 1, manner, ..plan.clone() };
     let peak = trace.peak_live_bytes.max(1);
-    let completes = |capacity: u64| {
+    seek(trace.peak_live_bytes, |capacity| {
         say(format!("on {:.4} times the peak of live bytes", capacity as f64 / peak as f64));
         let setup = Setup { capacity, checker: false, ..setup.clone() };
         match measure_once(trace, &setup, &plan) {
@@ -43,9 +43,16 @@ pub(super) fn find(trace: &Trace, setup: &Setup, plan: &Plan, say: &dyn Fn(Strin
             Err(Failure { error: Error::OutOfMemory(_) | Error::NeverFits { .. }, .. }) => Ok(false),
             Err(failure) => Err(failure),
         }
-    };
+    })
+}
 
-    let bytes = smallest(peak, completes)?;
+/// Seeks the smallest capacity on which something `completes` whose peak of live bytes is `peak`.
+pub(crate) fn seek<E: From<Error>>(
+    peak: u64,
+    mut completes: impl FnMut(u64) -> Result<bool, E>,
+) -> Result<MinCapacity, E> {
+    let peak = peak.max(1);
+    let bytes = smallest(peak, &mut completes)?;
     let mut robust = bytes;
     let mut fails_above = Vec::new();
     for percent in (1..=12).chain([15, 20, 25, 30]) {
@@ -65,7 +72,7 @@ pub(super) fn find(trace: &Trace, setup: &Setup, plan: &Plan, say: &dyn Fn(Strin
 }
 
 /// The smallest multiple of a page, to within [`STEP`], that `completes`. Goes up from the peak in steps that double, then bisects.
-fn smallest(peak: u64, mut completes: impl FnMut(u64) -> Result<bool, Failure>) -> Result<u64, Failure> {
+pub(crate) fn smallest<E: From<Error>>(peak: u64, mut completes: impl FnMut(u64) -> Result<bool, E>) -> Result<u64, E> {
     let start = peak.next_multiple_of(PAGE);
     let step = ((peak as f64 * STEP) as u64 / PAGE * PAGE).max(PAGE);
     let most = start.saturating_mul(MOST).saturating_add(ALLOWANCE);
@@ -77,7 +84,7 @@ fn smallest(peak: u64, mut completes: impl FnMut(u64) -> Result<bool, Failure>) 
         stride *= 2;
         if works > most {
             // Not even there: say so with the error of one last try.
-            return completes(most).and_then(|done| if done { Ok(most) } else { Err(gives_up(most)) });
+            return completes(most).and_then(|done| if done { Ok(most) } else { Err(E::from(gives_up(most))) });
         }
     }
     while works - fails > step {
@@ -91,8 +98,8 @@ fn smallest(peak: u64, mut completes: impl FnMut(u64) -> Result<bool, Failure>) 
     Ok(works)
 }
 
-fn gives_up(capacity: u64) -> Failure {
-    Failure::from(Error::NeverFits { size: capacity, capacity, limit: None })
+fn gives_up(capacity: u64) -> Error {
+    Error::NeverFits { size: capacity, capacity, limit: None }
 }
 
 #[cfg(test)]
@@ -103,7 +110,7 @@ mod tests {
     fn the_smallest_is_found_to_within_a_step() {
         const PEAK: u64 = 10 << 30;
         for needed in [PEAK, PEAK + PAGE, PEAK + (PEAK >> 5) + 12345, 3 * PEAK] {
-            let found = smallest(PEAK, |capacity| Ok(capacity >= needed)).unwrap();
+            let found = smallest(PEAK, |capacity| Ok::<_, Error>(capacity >= needed)).unwrap();
             assert!(found >= needed && (found - needed) as f64 <= STEP * PEAK as f64, "{needed}: {found}");
             assert_eq!(found % PAGE, 0);
         }
@@ -111,6 +118,6 @@ mod tests {
 
     #[test]
     fn it_gives_up_in_the_end() {
-        assert!(smallest(1, |_| Ok(false)).is_err());
+        assert!(smallest(1, |_| Ok::<_, Error>(false)).is_err());
     }
 }

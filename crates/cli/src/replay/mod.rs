@@ -2,10 +2,12 @@
 
 mod follow;
 mod min_capacity;
+pub(crate) mod once;
 mod passes;
 mod report;
 
 pub use min_capacity::MinCapacity;
+pub(crate) use min_capacity::{seek, smallest};
 pub use report::Report;
 
 use std::io::Write;
@@ -15,17 +17,26 @@ use indicatif::{ProgressBar, ProgressStyle};
 use stratalloc::units::ByteSize;
 
 use crate::engine::{Latency, Setup, configuration};
+use crate::policy::{self, Policy};
 use crate::trace::Trace;
-use crate::{Failed, Finish};
+use crate::{Failed, Finish, import};
 use follow::Manner;
 use passes::Plan;
 
 /// What `replay` is told.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Traces to replay, plain or zstd-compressed
+    /// Traces to replay, plain or zstd-compressed; PyTorch snapshots and RMM logs, which are imported first
     #[arg(required = true, value_name = "TRACE")]
     pub traces: Vec<PathBuf>,
+
+    /// Whose policy: stratalloc, or the models of PyTorch's, native and expandable; of several, side by side, the memory and the driver calls
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "stratalloc")]
+    pub policy: Vec<Policy>,
+
+    /// Settings of PyTorch's allocator, for its models, as in PYTORCH_ALLOC_CONF
+    #[arg(long, value_name = "SETTINGS")]
+    pub torch_conf: Option<String>,
 
     /// Memory of the device [default: 80GiB for each thread]
     #[arg(long, value_name = "SIZE")]
@@ -92,7 +103,10 @@ impl Options {
 pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     let setup = options.setup()?;
     // All of them first: a bad file is known before minutes are spent on the good ones.
-    let traces: Vec<Trace> = options.traces.iter().map(|path| Trace::load(path)).collect::<Result<_, _>>()?;
+    let traces = import::load_all(&options.traces)?;
+    if options.policy != [Policy::Stratalloc] {
+        return policy::run(options, &setup, &traces, out);
+    }
     let progress = Progress::new(traces.len());
     let rows: Vec<Report> = traces.iter().map(|trace| replay(trace, options, &setup, &progress)).collect();
     progress.finish();
