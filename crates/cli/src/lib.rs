@@ -3,6 +3,9 @@
 //! | module | what |
 //! |---|---|
 //! | [`trace`] | the format of recorded traces: a strict decoder and a writer |
+//! | [`import`] | PyTorch snapshots and RMM logs as traces |
+//! | [`policy`] | traces under PyTorch's policies and ours, side by side |
+//! | [`tune`] | which settings suit a trace |
 //! | [`replay`] | traces against the allocator: time, fragmentation, driver calls, smallest device |
 //! | [`mod@bench`] | pairs and churn beside mimalloc and offset-allocator |
 //! | [`doctor`] | what this machine has and what the allocator would use |
@@ -14,9 +17,12 @@ mod bare;
 pub mod bench;
 pub mod doctor;
 pub mod engine;
+pub mod import;
+pub mod policy;
 pub mod replay;
 pub mod run;
 pub mod table;
+pub mod tune;
 
 pub use stratalloc_trace as trace;
 
@@ -48,6 +54,10 @@ enum Command {
     Doctor(doctor::Options),
     /// Start a CUDA program on this allocator, as it is
     Run(run::Options),
+    /// Make a trace of a PyTorch snapshot or an RMM log
+    Import(import::Options),
+    /// Search for the settings that suit a trace
+    Tune(tune::Options),
 }
 
 /// What is printed when nothing is asked.
@@ -59,6 +69,10 @@ stratalloc: one allocator for GPU memory. What this command can do:
   stratalloc replay --min-capacity *.trace.zst    find the smallest device on which traces complete
   stratalloc replay --checker step.trace.zst      replay with the order of all accesses checked
   stratalloc replay --threads 2 --json a.trace    two threads on one allocator, figures as JSON
+  stratalloc replay --policy native,expandable,stratalloc snapshot.pickle
+                                                  would it have fitted? under PyTorch's policies and ours
+  stratalloc import snapshot.pickle -o a.trace    make a trace of a PyTorch snapshot or an RMM log
+  stratalloc tune step.trace.zst                  search for the settings that suit a trace
   stratalloc bench --seconds 20                   time it beside mimalloc and offset-allocator
   stratalloc run --limit 0.8 -- python train.py   start a CUDA program on this allocator, with a limit
 
@@ -107,6 +121,12 @@ impl From<trace::TraceError> for Failed {
     }
 }
 
+impl From<trace::import::ImportError> for Failed {
+    fn from(error: trace::import::ImportError) -> Failed {
+        Failed::from(error.to_string())
+    }
+}
+
 impl From<stratalloc::error::ConfigError> for Failed {
     fn from(error: stratalloc::error::ConfigError) -> Failed {
         Failed::from(format!("in the configuration: {error}"))
@@ -128,6 +148,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Bench(options)) => bench::run(options, &mut out),
         Some(Command::Doctor(options)) => doctor::run(options, &mut out),
         Some(Command::Run(options)) => run::run(options, &mut out),
+        Some(Command::Import(options)) => import::run(options, &mut out),
+        Some(Command::Tune(options)) => tune::run(options, &mut out),
         None => out.write_all(OVERVIEW.as_bytes()).map(|()| Finish::Good).map_err(Failed::from),
     };
     match finish.and_then(|finish| Ok(out.flush().map(|()| finish)?)) {

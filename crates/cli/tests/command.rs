@@ -198,6 +198,20 @@ fn stall_and_pressure_are_in_the_json() {
 }
 
 #[test]
+fn policies_take_pressure_and_refuse_a_device_that_lags() {
+    let path = file("pressed.trace", &GOOD.replace("a 0 3000000 0", "a 0 300000000 0"));
+    let output = stratalloc(&["replay", &path, "--policy", "expandable,stratalloc", "--pressure", "1.05"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(stdout(&output).contains("fits on 1.05 times its peak"), "{}", stdout(&output));
+    let too_tight = stratalloc(&["replay", &path, "--policy", "expandable", "--pressure", "0.9"]);
+    assert_eq!(too_tight.status.code(), Some(1));
+    for refused in [&["--gpu-bandwidth", "2TB/s"][..], &["--min-capacity", "--capacities", "2"]] {
+        let output = stratalloc(&[&["replay", &path, "--policy", "native"], refused].concat());
+        assert_one_error(&output, &["--policy stratalloc", refused[refused.len() - 2]]);
+    }
+}
+
+#[test]
 fn single_allocations_are_in_the_json() {
     let path = file("single.trace", GOOD);
     let row = &json(&stratalloc(&["replay", &path, "--json"]))[0];

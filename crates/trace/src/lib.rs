@@ -17,6 +17,7 @@
 
 mod decode;
 mod encode;
+pub mod import;
 mod record;
 
 pub use decode::{Fault, TraceError};

@@ -56,7 +56,7 @@ fn above(smallest: u64, count: Option<u32>) -> Vec<u64> {
     capacities
 }
 
-/// Seeks the smallest capacity, and tries `count` or the usual number above it: one pass on a fresh device each time.
+/// Seeks the smallest capacity of a trace: one pass on a fresh device each time.
 pub(super) fn find(
     trace: &Trace,
     setup: &Setup,
@@ -67,7 +67,7 @@ pub(super) fn find(
     let manner = if plan.manner == Manner::Checked { Manner::Plain } else { plan.manner };
     let plan = Plan { threads: 1, passes: 1, manner, ..plan.clone() };
     let peak = trace.peak_live_bytes.max(1);
-    let completes = |capacity: u64| {
+    seek(trace.peak_live_bytes, count, |capacity| {
         say(format!("on {:.4} times the peak of live bytes", capacity as f64 / peak as f64));
         let setup = Setup { capacity, checker: false, ..setup.clone() };
         match measure_once(trace, &setup, &plan) {
@@ -75,9 +75,18 @@ pub(super) fn find(
             Err(Failure { error: Error::OutOfMemory(_) | Error::NeverFits { .. }, .. }) => Ok(false),
             Err(failure) => Err(failure),
         }
-    };
+    })
+}
 
-    let bytes = smallest(peak, completes)?;
+/// Seeks the smallest capacity on which something `completes` whose peak of live bytes is `peak`, and tries `count` or the usual
+/// number above it.
+pub(crate) fn seek<E: From<Error>>(
+    peak: u64,
+    count: Option<u32>,
+    mut completes: impl FnMut(u64) -> Result<bool, E>,
+) -> Result<MinCapacity, E> {
+    let peak = peak.max(1);
+    let bytes = smallest(peak, &mut completes)?;
     let mut robust = bytes;
     let mut fails_above = Vec::new();
     let larger = above(bytes, count);
@@ -96,7 +105,7 @@ pub(super) fn find(
 }
 
 /// The smallest multiple of a page, to within [`STEP`], that `completes`. Goes up from the peak in steps that double, then bisects.
-fn smallest(peak: u64, mut completes: impl FnMut(u64) -> Result<bool, Failure>) -> Result<u64, Failure> {
+pub(crate) fn smallest<E: From<Error>>(peak: u64, mut completes: impl FnMut(u64) -> Result<bool, E>) -> Result<u64, E> {
     let start = peak.next_multiple_of(PAGE);
     let step = ((peak as f64 * STEP) as u64 / PAGE * PAGE).max(PAGE);
     let most = start.saturating_mul(MOST).saturating_add(ALLOWANCE);
@@ -108,7 +117,7 @@ fn smallest(peak: u64, mut completes: impl FnMut(u64) -> Result<bool, Failure>) 
         stride *= 2;
         if works > most {
             // Not even there: say so with the error of one last try.
-            return completes(most).and_then(|done| if done { Ok(most) } else { Err(gives_up(most)) });
+            return completes(most).and_then(|done| if done { Ok(most) } else { Err(E::from(gives_up(most))) });
         }
     }
     while works - fails > step {
@@ -122,8 +131,8 @@ fn smallest(peak: u64, mut completes: impl FnMut(u64) -> Result<bool, Failure>) 
     Ok(works)
 }
 
-fn gives_up(capacity: u64) -> Failure {
-    Failure::from(Error::NeverFits { size: capacity, capacity, limit: None })
+fn gives_up(capacity: u64) -> Error {
+    Error::NeverFits { size: capacity, capacity, limit: None }
 }
 
 #[cfg(test)]
@@ -134,7 +143,7 @@ mod tests {
     fn the_smallest_is_found_to_within_a_step() {
         const PEAK: u64 = 10 << 30;
         for needed in [PEAK, PEAK + PAGE, PEAK + (PEAK >> 5) + 12345, 3 * PEAK] {
-            let found = smallest(PEAK, |capacity| Ok(capacity >= needed)).unwrap();
+            let found = smallest(PEAK, |capacity| Ok::<_, Error>(capacity >= needed)).unwrap();
             assert!(found >= needed && (found - needed) as f64 <= STEP * PEAK as f64, "{needed}: {found}");
             assert_eq!(found % PAGE, 0);
         }
@@ -148,7 +157,7 @@ mod tests {
             let ratio = capacity as f64 / PEAK as f64;
             (1.01..1.02).contains(&ratio) || ratio >= 1.05
         };
-        let found = smallest(PEAK, |capacity| Ok(works(capacity))).unwrap();
+        let found = smallest(PEAK, |capacity| Ok::<_, Error>(works(capacity))).unwrap();
         let step = (PEAK as f64 * STEP) as u64;
         assert!(works(found) && !works(found - step), "{found}");
     }
@@ -165,6 +174,6 @@ mod tests {
 
     #[test]
     fn it_gives_up_in_the_end() {
-        assert!(smallest(1, |_| Ok(false)).is_err());
+        assert!(smallest(1, |_| Ok::<_, Error>(false)).is_err());
     }
 }

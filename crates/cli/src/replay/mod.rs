@@ -4,6 +4,7 @@ mod bandwidth;
 mod columns;
 mod follow;
 mod min_capacity;
+pub(crate) mod once;
 mod passes;
 mod percentiles;
 mod report;
@@ -11,6 +12,7 @@ mod report;
 pub use bandwidth::Bandwidth;
 pub use columns::Columns;
 pub use min_capacity::MinCapacity;
+pub(crate) use min_capacity::{seek, smallest};
 pub use percentiles::Percentiles;
 pub use report::Report;
 
@@ -21,17 +23,26 @@ use indicatif::{ProgressBar, ProgressStyle};
 use stratalloc::units::{ByteSize, PAGE};
 
 use crate::engine::{Latency, Setup, configuration};
+use crate::policy::{self, Policy};
 use crate::trace::Trace;
-use crate::{Failed, Finish};
+use crate::{Failed, Finish, import};
 use follow::Manner;
 use passes::Plan;
 
 /// What `replay` is told.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Traces to replay, plain or zstd-compressed
+    /// Traces to replay, plain or zstd-compressed; PyTorch snapshots and RMM logs, which are imported first
     #[arg(required = true, value_name = "TRACE")]
     pub traces: Vec<PathBuf>,
+
+    /// Whose policy: stratalloc, or the models of PyTorch's, native and expandable; of several, side by side, the memory and the driver calls
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "stratalloc")]
+    pub policy: Vec<Policy>,
+
+    /// Settings of PyTorch's allocator, for its models, as in PYTORCH_ALLOC_CONF
+    #[arg(long, value_name = "SETTINGS")]
+    pub torch_conf: Option<String>,
 
     /// Memory of the device [default: 80GiB for each thread]
     #[arg(long, value_name = "SIZE")]
@@ -114,6 +125,14 @@ impl Options {
     }
 }
 
+impl Options {
+    /// The setup with the capacity that is meant for a trace.
+    pub(crate) fn for_trace(&self, setup: &Setup, trace: &Trace) -> Setup {
+        let under = |factor| under_pressure(trace, factor, self.threads);
+        Setup { capacity: self.pressure.map_or(setup.capacity, under), ..setup.clone() }
+    }
+}
+
 fn pressure(text: &str) -> Result<f64, String> {
     let factor = text.parse().ok().filter(|factor| (0.5..=100.0).contains(factor));
     factor.ok_or_else(|| format!("'{text}' is not a number from 0.5 to 100, such as 1.02"))
@@ -129,7 +148,10 @@ fn under_pressure(trace: &Trace, factor: f64, threads: u32) -> u64 {
 pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     let setup = options.setup()?;
     // All of them first: a bad file is known before minutes are spent on the good ones.
-    let traces: Vec<Trace> = options.traces.iter().map(|path| Trace::load(path)).collect::<Result<_, _>>()?;
+    let traces = import::load_all(&options.traces)?;
+    if options.policy != [Policy::Stratalloc] {
+        return policy::run(options, &setup, &traces, out);
+    }
     let progress = Progress::new(traces.len());
     let rows: Vec<Report> = traces.iter().map(|trace| replay(trace, options, &setup, &progress)).collect();
     progress.finish();
@@ -150,11 +172,7 @@ fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) 
         (false, None, 0) => Manner::Plain,
         (false, None, _) => Manner::Paced,
     };
-    let mut setup = setup.clone();
-    if let Some(factor) = options.pressure {
-        setup.capacity = under_pressure(trace, factor, options.threads);
-    }
-    let setup = &setup;
+    let setup = &options.for_trace(setup, trace);
     let plan = Plan {
         threads: options.threads as usize,
         passes: options.repeat as usize,
