@@ -55,7 +55,10 @@ impl Pool {
                     Ok((addr, size)) => _ = state.zones[zone].add_segment(addr, size, home),
                     // Address space, too, can be had from pools that are no more.
                     Err(error) if error.is_out_of_memory() && self.bury(state) => {}
-                    Err(error) if error.is_out_of_memory() => return Ok(None),
+                    Err(error) if error.is_out_of_memory() => {
+                        state.refusal = Some(error);
+                        return Ok(None);
+                    }
                     Err(error) => return Err(error),
                 }
                 continue;
