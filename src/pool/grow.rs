@@ -187,9 +187,8 @@ impl Pool {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
-        // A 64th of the device at a time for what is smaller than that, so that segments stay few.
         let shared = !matches!(want.kind, Kind::Dedicated { .. });
-        let wanted = if shared { least.max((self.capacity >> 6).min(64 << 20)) } else { least };
+        let wanted = if shared { least.max(self.plain_least()) } else { least };
         if trim
             && magazines.drain(self, state, Drain::All) > 0
             && let Some(block) = self.search(state, want)?
@@ -216,6 +215,11 @@ impl Pool {
             }
         }
         Ok(None)
+    }
+
+    /// Plain segments are to be a 64th of the device, so that they stay few.
+    pub(super) fn plain_least(&self) -> u64 {
+        (self.capacity >> 6).min(64 << 20)
     }
 
     fn plain_segment(&self, state: &mut PoolState, bytes: u64) -> Climb<Option<u64>> {

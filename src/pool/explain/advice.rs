@@ -141,7 +141,7 @@ impl Scene<'_> {
         let mut list = Vec::new();
         let serves = |assume: &Assume<'_>| self.serves(self.want, assume, self.room());
         if refused && serves(&self.as_is()) {
-            list.push(advice(OomRemedy::Retry, 0, true));
+            return vec![advice(OomRemedy::Retry, 0, true)];
         }
         self.add_waiting(&mut list);
         self.add_wishes(told, &mut list);

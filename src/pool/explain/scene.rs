@@ -189,15 +189,21 @@ impl Scene<'_> {
 
     /// Pieces of so many bytes that would be served now, one after the other.
     pub(super) fn pieces(&self, piece: u64) -> u64 {
-        let (zone, _, _) = self.want.range();
+        let (zone, _, alignment) = self.want.range();
         let runs = self.map.runs(self.pool, self.state, &self.as_is());
-        let in_place: u64 = runs.iter().filter(|run| run.zone == zone).map(|run| (run.end - run.addr) / piece).sum();
+        let apart = align_up(piece, alignment).unwrap_or(u64::MAX);
+        let fit = |run: &Run| run.end.saturating_sub(align_up(run.addr, alignment).unwrap_or(u64::MAX)) / apart;
+        let in_place: u64 = runs.iter().filter(|run| run.zone == zone).map(fit).sum();
         // Where a stretch serves in its place, its chunks do not serve elsewhere as well.
         let elsewhere: Vec<Run> = runs.into_iter().filter(|run| run.zone != zone).collect();
-        let piece = align_up(piece, if self.vmm { self.state.space.unit() } else { PAGE }).unwrap_or(u64::MAX);
-        let mapped =
-            if self.want.may_grow { self.supply(self.want, &elsewhere, false, self.room()) / piece } else { 0 };
-        in_place + mapped
+        let slack = if !self.vmm && alignment > GRANULE { alignment } else { 0 };
+        let (least, unit) = match self.vmm {
+            true => (piece, self.state.space.unit()),
+            false => ((piece + slack).max(self.pool.plain_least()), PAGE),
+        };
+        let mapped = align_up(least, unit).unwrap_or(u64::MAX);
+        let supply = self.supply(self.want, &elsewhere, false, self.room());
+        in_place + if self.want.may_grow { supply / mapped } else { 0 }
     }
 
     /// The live blocks in a range.
