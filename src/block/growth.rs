@@ -40,6 +40,19 @@ impl Arena {
         chunk: u64,
         usable: impl Fn(Owner) -> bool,
     ) -> Option<Growth> {
+        self.plan_roomy_growth(home, size, alignment, chunk, 0, usable)
+    }
+
+    /// [`Arena::plan_growth`] where the hole has `least` bytes of room.
+    pub fn plan_roomy_growth(
+        &self,
+        home: Owner,
+        size: u64,
+        alignment: u64,
+        chunk: u64,
+        least: u64,
+        usable: impl Fn(Owner) -> bool,
+    ) -> Option<Growth> {
         // Free nodes in a row count together: of one owner they never stand side by side, but `usable` may name several.
         let beside = |from: NodeId, step: fn(&Node) -> NodeId| {
             let mut bytes = 0;
@@ -59,6 +72,9 @@ impl Arena {
         for id in self.holes.get(home.0 as usize)?.iter(&self.nodes) {
             let hole = &self.nodes[id as usize];
             let room = hole.size;
+            if room < least {
+                continue;
+            }
             let first = hole.addr - beside(hole.prev, |node| node.prev);
             let last = hole.end() + beside(hole.next, |node| node.next);
             // From the left: the request starts as low as it can.

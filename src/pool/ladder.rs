@@ -142,7 +142,7 @@ impl Pool {
         if !want.may_grow {
             return Ok(None);
         }
-        if magazines.drain(self, state, Drain::All) > 0
+        if (magazines.drain(self, state, Drain::All) > 0) | self.retire_empty(state)
             && let Some(found) = found(self.search(state, want)?, Rung::Merge)
         {
             return Ok(Some(found));
@@ -152,7 +152,7 @@ impl Pool {
             return Ok(Some(found));
         }
         state.tried(want.lane, Rung::Stitch);
-        if may_ask && self.settle(state)? {
+        if may_ask && self.settle(state)? | (self.release_dedicated(state, want.range().1)? > 0) {
             self.absorb(state, want);
             state.tried(want.lane, Rung::Wait);
             if let Some(found) = found(self.search(state, want)?, Rung::Wait) {

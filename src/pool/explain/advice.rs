@@ -192,7 +192,9 @@ impl Scene<'_> {
         }
         if self.capturing {
             let bytes = clocks.iter().map(|&(_, bytes)| bytes).sum();
-            list.push(advice(OomRemedy::EndCapture, bytes, serves(&self.at_best())));
+            // One that may not grow does not wait either, and what it would find then is not known.
+            let suffices = self.want.may_grow && serves(&self.at_best());
+            list.push(advice(OomRemedy::EndCapture, bytes, suffices));
         }
     }
 
@@ -202,7 +204,7 @@ impl Scene<'_> {
         let others = [
             (OomRemedy::LowerAlignment(GRANULE), self.with_alignment(GRANULE).filter(|_| alignment > GRANULE)),
             (OomRemedy::DropPersistent, self.not_persistent()),
-            (OomRemedy::DropDedicated, self.not_dedicated(told.request.size)),
+            (OomRemedy::DropDedicated, self.not_dedicated(told.request.size, told.request.persistent)),
         ];
         for (remedy, want) in others {
             if want.is_some_and(|want| self.serves(want, &self.as_is(), self.room())) {

@@ -98,6 +98,8 @@ pub(super) struct Assume<'a> {
     pub(super) waited: Waited<'a>,
     /// Threads' magazines were emptied.
     pub(super) drained: bool,
+    /// What is free elsewhere has to go back to the device, to be taken again as plain memory.
+    pub(super) gives_back: bool,
     /// Free memory was given back to the device, whatever kind it is of.
     pub(super) emptied: bool,
     /// This private pool was released.
@@ -224,7 +226,14 @@ impl Map {
             return match assume.waited {
                 Waited::All => Use::Movable,
                 Waited::Clocks(clocks) if clocks.contains(&state.lanes.get(lane).clock) => Use::Movable,
-                _ if lane == assume.lane => Use::Movable,
+                // Chunks are mapped once more in stream order; to give them back, the stream has to have passed them.
+                _ if lane == assume.lane => {
+                    if assume.gives_back {
+                        Use::InPlace
+                    } else {
+                        Use::Movable
+                    }
+                }
                 _ => Use::No,
             };
         };
@@ -278,6 +287,8 @@ impl Map {
         match range.what {
             What::Free { owner, .. } if Owner(owner) == Owner::SHARED => Use::Movable,
             What::Free { owner, passed } => match Map::lane_serves(state, assume, owner) {
+                // During a capture, what streams have passed is not made everyone's.
+                Use::No if state.private.capturing() => Use::No,
                 Use::InPlace | Use::No if passed && state.lanes.get(owner).private.is_none() => Use::Movable,
                 other => other,
             },

@@ -24,7 +24,9 @@ impl Scene<'_> {
     pub(super) fn as_is(&self) -> Assume<'static> {
         let waited = if self.want.may_grow && !self.capturing { Waited::All } else { Waited::Nothing };
         let drained = self.want.may_grow || self.want.range().0 == SMALL;
-        Assume { lane: self.want.lane, waited, drained, emptied: false, released: None, freed: Freed::Nothing }
+        let gives_back = self.is_plain(self.want);
+        let (emptied, released, freed) = (false, None, Freed::Nothing);
+        Assume { lane: self.want.lane, waited, drained, gives_back, emptied, released, freed }
     }
 
     /// All that the whole ladder does outside of captures.
@@ -53,7 +55,9 @@ impl Scene<'_> {
 
     /// What can be mapped anew: free chunks from elsewhere, the reserve, and what `room` gives.
     pub(super) fn supply(&self, want: Want, runs: &[Run], emptied: bool, room: u64) -> u64 {
-        let (mut chunks, mut plain) = (self.state.space.reserve_bytes(), 0);
+        // A chunk that is still mapped somewhere cannot be given back, and nothing is known to be over during a capture.
+        let stays = self.is_plain(want) && self.capturing;
+        let (mut chunks, mut plain) = (if stays { 0 } else { self.state.space.reserve_bytes() }, 0);
         for run in runs {
             match self.map.ranges[run.first].plain {
                 // Chunks do not take the place of plain segments that are free, unless those are given back.
@@ -136,19 +140,15 @@ impl Scene<'_> {
         Some(Want { kind: Kind::Range { size, alignment, persistent: false }, ..self.want })
     }
 
-    pub(super) fn not_dedicated(&self, size: u64) -> Option<Want> {
+    pub(super) fn not_dedicated(&self, size: u64, persistent: bool) -> Option<Want> {
         if !matches!(self.want.kind, Kind::Dedicated { .. }) {
             return None;
         }
-        Some(Want { kind: Scene::plain_kind(size), ..self.want })
-    }
-
-    /// How a request for nothing but bytes is served.
-    fn plain_kind(size: u64) -> Kind {
-        match size <= CLASS_SIZE_MAX {
+        let kind = match size <= CLASS_SIZE_MAX {
             true => Kind::Slot(ClassId::for_size(size)),
-            false => Kind::Range { size: block_granules(size) * GRANULE, alignment: GRANULE, persistent: false },
-        }
+            false => Kind::Range { size: block_granules(size) * GRANULE, alignment: GRANULE, persistent },
+        };
+        Some(Want { kind, ..self.want })
     }
 
     /// The largest block that a lending pool could give a request of this stream.
