@@ -81,12 +81,14 @@ impl Arena {
             let Some(start) = align_up(first, alignment) else { continue };
             let Some(end) = start.checked_add(size).filter(|&end| end <= last) else { continue };
             let bytes = align_up(end.saturating_sub(hole.addr).max(1), chunk).unwrap_or(u64::MAX).min(room);
-            offer(Growth { at: hole.addr, bytes, start, end, room, upwards: true });
+            // What is free between the request and the hole stays, or the two would not meet.
+            offer(Growth { at: hole.addr, bytes, start, end: end.max(hole.addr), room, upwards: true });
             // From the right: it ends as high as it can.
             let start = align_down(last - size, alignment);
             let bytes = align_up(hole.end().saturating_sub(start).max(1), chunk).unwrap_or(u64::MAX);
             if last > hole.end() && bytes <= room && start + size > hole.end() - bytes {
-                offer(Growth { at: hole.end() - bytes, bytes, start, end: start + size, room, upwards: false });
+                let (start, end) = (start.min(hole.end()), start + size);
+                offer(Growth { at: hole.end() - bytes, bytes, start, end, room, upwards: false });
             }
         }
         best
