@@ -73,12 +73,12 @@ impl Scene<'_> {
         }
     }
 
-    /// Whether a free stretch can hold the request where it lies.
+    /// Whether a free stretch can hold the request where it lies: at any alignment, since no search is made for one that happens to be aligned.
     pub(super) fn holds(want: Want, zone: usize, addr: u64, end: u64) -> bool {
         let (wanted, size, alignment) = want.range();
         match want.kind {
             Kind::Dedicated { .. } => zone == wanted && end - addr == size,
-            _ => zone == wanted && align_up(addr, alignment).is_some_and(|at| at.saturating_add(size) <= end),
+            _ => zone == wanted && size.saturating_add(alignment - GRANULE) <= end - addr,
         }
     }
 
@@ -124,8 +124,7 @@ impl Scene<'_> {
             return false;
         }
         self.map.ranges.iter().filter(|range| range.zone == LARGE).any(|range| {
-            self.map.serves(self.pool, self.state, assume, range) != Use::No
-                && align_up(range.addr, alignment).is_some_and(|at| at + size <= range.end())
+            self.map.serves(self.pool, self.state, assume, range) != Use::No && size + alignment - GRANULE <= range.size
         })
     }
 
@@ -171,7 +170,7 @@ impl Scene<'_> {
             Kind::Dedicated { .. } => PAGE,
             Kind::Slot(_) => return 0,
         };
-        let in_place = |run: &Run| run.end.saturating_sub(align_up(run.addr, alignment).unwrap_or(u64::MAX));
+        let in_place = |run: &Run| (run.end - run.addr).saturating_sub(alignment - GRANULE);
         let best = match self.want.kind {
             Kind::Dedicated { .. } => 0,
             _ => runs.iter().filter(|run| run.zone == zone).map(in_place).max().unwrap_or(0),
@@ -192,7 +191,7 @@ impl Scene<'_> {
         let (zone, _, alignment) = self.want.range();
         let runs = self.map.runs(self.pool, self.state, &self.as_is());
         let apart = align_up(piece, alignment).unwrap_or(u64::MAX);
-        let fit = |run: &Run| run.end.saturating_sub(align_up(run.addr, alignment).unwrap_or(u64::MAX)) / apart;
+        let fit = |run: &Run| (run.end - run.addr).saturating_sub(alignment - GRANULE) / apart;
         let in_place: u64 = runs.iter().filter(|run| run.zone == zone).map(fit).sum();
         // Where a stretch serves in its place, its chunks do not serve elsewhere as well.
         let elsewhere: Vec<Run> = runs.into_iter().filter(|run| run.zone != zone).collect();
