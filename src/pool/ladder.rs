@@ -152,13 +152,15 @@ impl Pool {
             return Ok(Some(found));
         }
         state.tried(want.lane, Rung::Stitch);
-        if may_ask && self.settle(state)? | (self.release_dedicated(state, want.range().1)? > 0) {
+        if may_ask {
+            let has_changed = self.settle(state)? | (self.release_dedicated(state, want.range().1)? > 0);
             self.absorb(state, want);
             state.tried(want.lane, Rung::Wait);
+            // Also where nothing was left to wait for: the search for more may have found that streams are done.
             if let Some(found) = found(self.search(state, want)?, Rung::Wait) {
                 return Ok(Some(found));
             }
-            if let Some((block, _)) = self.grow(state, want, magazines, true)? {
+            if has_changed && let Some((block, _)) = self.grow(state, want, magazines, true)? {
                 return Ok(Some((block, Rung::Wait)));
             }
         }

@@ -4,7 +4,7 @@ use super::map::{Assume, Waited};
 use super::scene::Scene;
 use crate::block::Owner;
 use crate::driver::DriverErrorKind;
-use crate::error::{DriverError, OomAdvice, OomBlock, OomCause, OomExplanation, OomRemedy};
+use crate::error::{DriverError, OomAdvice, OomBlock, OomCause, OomExplanation, OomRemedy, OomRequest};
 use crate::pool::directory::ZONES;
 use crate::pool::{Kind, LARGE, SMALL, SMALL_MAX};
 use crate::units::{GRANULE, PAGE, align_down, align_up};
@@ -200,12 +200,18 @@ impl Scene<'_> {
 
     /// Wishes beside the size.
     fn add_wishes(&self, told: &OomExplanation, list: &mut Vec<OomAdvice>) {
-        let (_, _, alignment) = self.want.range();
-        let others = [
-            (OomRemedy::LowerAlignment(GRANULE), self.with_alignment(GRANULE).filter(|_| alignment > GRANULE)),
-            (OomRemedy::DropPersistent, self.not_persistent()),
-            (OomRemedy::DropDedicated, self.not_dedicated(told.request.size, told.request.persistent)),
-        ];
+        let OomRequest { size, persistent, .. } = told.request;
+        let unaligned = Some(self.unaligned(size, persistent));
+        let others = match self.want.kind {
+            Kind::Dedicated { .. } => vec![(OomRemedy::DropDedicated, unaligned)],
+            Kind::Range { alignment, .. } if alignment > GRANULE => {
+                vec![
+                    (OomRemedy::LowerAlignment(GRANULE), unaligned),
+                    (OomRemedy::DropPersistent, self.not_persistent()),
+                ]
+            }
+            _ => vec![(OomRemedy::DropPersistent, self.not_persistent())],
+        };
         for (remedy, want) in others {
             if want.is_some_and(|want| self.serves(want, &self.as_is(), self.room())) {
                 list.push(advice(remedy, 0, true));

@@ -128,26 +128,18 @@ impl Scene<'_> {
         })
     }
 
-    /// The same request with other wishes.
-    pub(super) fn with_alignment(&self, alignment: u64) -> Option<Want> {
-        let Kind::Range { size, persistent, .. } = self.want.kind else { return None };
-        Some(Want { kind: Kind::Range { size, alignment, persistent }, ..self.want })
+    /// The same request with no wish but the size, and maybe the lifetime: how it is served then.
+    pub(super) fn unaligned(&self, size: u64, persistent: bool) -> Want {
+        let kind = match size <= CLASS_SIZE_MAX {
+            true => Kind::Slot(ClassId::for_size(size)),
+            false => Kind::Range { size: block_granules(size) * GRANULE, alignment: GRANULE, persistent },
+        };
+        Want { kind, ..self.want }
     }
 
     pub(super) fn not_persistent(&self) -> Option<Want> {
         let Kind::Range { size, alignment, persistent: true } = self.want.kind else { return None };
         Some(Want { kind: Kind::Range { size, alignment, persistent: false }, ..self.want })
-    }
-
-    pub(super) fn not_dedicated(&self, size: u64, persistent: bool) -> Option<Want> {
-        if !matches!(self.want.kind, Kind::Dedicated { .. }) {
-            return None;
-        }
-        let kind = match size <= CLASS_SIZE_MAX {
-            true => Kind::Slot(ClassId::for_size(size)),
-            false => Kind::Range { size: block_granules(size) * GRANULE, alignment: GRANULE, persistent },
-        };
-        Some(Want { kind, ..self.want })
     }
 
     /// The largest block that a lending pool could give a request of this stream.
