@@ -67,6 +67,8 @@ stratalloc: one allocator for GPU memory. What this command can do:
   stratalloc doctor                               say what this machine has and what would be used
   stratalloc replay step.trace.zst                replay a recorded trace: ns an operation, fragmentation
   stratalloc replay --min-capacity *.trace.zst    find the smallest device on which traces complete
+  stratalloc replay --gpu-bandwidth 2TB/s --pressure 1.02 step.trace.zst
+                                                  on a device that lags and has 2 % to spare: stall and waits
   stratalloc replay --checker step.trace.zst      replay with the order of all accesses checked
   stratalloc replay --threads 2 --json a.trace    two threads on one allocator, figures as JSON
   stratalloc replay --policy native,expandable,stratalloc snapshot.pickle
