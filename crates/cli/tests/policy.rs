@@ -84,6 +84,12 @@ fn settings_of_torch_reach_its_models() {
     assert_eq!(reserved(""), 64 << 20);
     let output = stratalloc(&["replay", "--policy", "native", "--torch-conf", "max_split:64", &trace]);
     assert!(stderr(&output).starts_with("error: in --torch-conf: unknown key 'max_split'"), "{output:?}");
+    let folder = temporary("changes");
+    let output = stratalloc(&["replay", "--policy", "native", "--changes", &folder, &trace]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(fs::read_to_string(format!("{folder}/split.native.reserved")).unwrap(), format!("0 {}\n", 64 << 20));
+    let output = stratalloc(&["replay", "--changes", &folder, &trace]);
+    assert!(stderr(&output).contains("for --policy native and expandable"), "{output:?}");
     let output = stratalloc(&["replay", "--policy", "native", "--checker", &trace]);
     assert!(stderr(&output).contains("for --policy stratalloc alone"), "{output:?}");
 }
