@@ -1,8 +1,9 @@
 //! `replay --policy`, `import` and `tune` as a user meets them.
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -84,6 +85,12 @@ fn settings_of_torch_reach_its_models() {
     assert_eq!(reserved(""), 64 << 20);
     let output = stratalloc(&["replay", "--policy", "native", "--torch-conf", "max_split:64", &trace]);
     assert!(stderr(&output).starts_with("error: in --torch-conf: unknown key 'max_split'"), "{output:?}");
+    let folder = temporary("changes");
+    let output = stratalloc(&["replay", "--policy", "native", "--changes", &folder, &trace]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(fs::read_to_string(format!("{folder}/split.native.reserved")).unwrap(), format!("0 {}\n", 64 << 20));
+    let output = stratalloc(&["replay", "--changes", &folder, &trace]);
+    assert!(stderr(&output).contains("for --policy native and expandable"), "{output:?}");
     let output = stratalloc(&["replay", "--policy", "native", "--checker", &trace]);
     assert!(stderr(&output).contains("for --policy stratalloc alone"), "{output:?}");
 }
@@ -103,6 +110,19 @@ fn a_snapshot_is_replayed_and_imported() {
         assert!(stdout(&output).contains("2 streams\nfrom a PyTorch snapshot; 2 allocated before"), "{output:?}");
         let ops = |trace: &str| json(&["replay", "--repeat", "1", "--json", trace])[0]["ops"].clone();
         assert_eq!(ops(&trace), ops(&data("native.trace")));
+    }
+}
+
+#[test]
+fn traces_and_snapshots_may_come_from_a_pipe() {
+    for (name, ops) in [("native.trace", 56), ("native.pickle", 56)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stratalloc"));
+        command.args(["replay", "--repeat", "1", "--json", "/dev/stdin"]).env_remove("STRATALLOC_CONF");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&fs::read(data(name)).unwrap()).unwrap();
+        let rows: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
+        assert_eq!(rows[0]["ops"], ops, "{name}");
     }
 }
 

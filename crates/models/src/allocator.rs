@@ -132,7 +132,7 @@ impl Allocator {
         let settings = &self.settings;
         let (blocks, pool) = (&self.blocks, if request.small { &mut self.small } else { &mut self.large });
         pool.searches += u64::from(counts);
-        let mut fitting = pool.from_size(request.stream, request.size).peekable();
+        let mut fitting = pool.at_least(request.stream, request.size).peekable();
         let mut id = fitting.next()?;
         if blocks[id].segment.is_some() {
             // The last block before unmapped addresses counts as large as it can grow: others, if a little larger, serve first.

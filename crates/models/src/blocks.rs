@@ -167,12 +167,12 @@ impl Pool {
     }
 
     /// The free blocks of a stream from `size` bytes up, the smallest first.
-    pub(crate) fn from_size(&self, stream: u16, size: u64) -> impl Iterator<Item = BlockId> {
+    pub(crate) fn at_least(&self, stream: u16, size: u64) -> impl Iterator<Item = BlockId> {
         self.free.range((stream, size, 0, 0, FIRST)..).take_while(move |key| key.0 == stream).map(|key| key.4)
     }
 
     /// The free blocks before `size` bytes of a stream, the largest first, those of other streams behind.
-    pub(crate) fn below_size(&self, stream: u16, size: u64) -> impl Iterator<Item = BlockId> {
+    pub(crate) fn below(&self, stream: u16, size: u64) -> impl Iterator<Item = BlockId> {
         self.free.range(..(stream, size, 0, 0, FIRST)).rev().map(|key| key.4)
     }
 

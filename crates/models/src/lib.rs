@@ -16,6 +16,8 @@ mod device;
 mod expandable;
 mod release;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 pub use device::Calls;
 pub use settings::{Settings, SettingsError};

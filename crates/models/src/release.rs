@@ -46,7 +46,7 @@ impl Allocator {
         }
         let wanted = request.size.max(limit);
         let pool = if request.small { &self.small } else { &self.large };
-        let one = pool.from_size(request.stream, wanted).next();
+        let one = pool.at_least(request.stream, wanted).next();
         if let Some(id) = one.filter(|&id| self.blocks[id].segment.is_none()) {
             self.release(id);
             return true;
@@ -54,7 +54,7 @@ impl Allocator {
         let blocks = &self.blocks;
         let is_wanted = |id: &BlockId| blocks[*id].size >= limit && blocks[*id].stream == request.stream;
         // Where one is there after all, it lies in an expandable segment, and what follows begins before it.
-        let candidates: Vec<BlockId> = pool.below_size(request.stream, wanted).take_while(is_wanted).collect();
+        let candidates: Vec<BlockId> = pool.below(request.stream, wanted).take_while(is_wanted).collect();
         let mut released = 0;
         for id in candidates {
             if released >= wanted {

@@ -3,7 +3,9 @@
 
 mod report;
 
+use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use stratalloc::driver::metered::CallKind;
 use stratalloc::driver::soft::LatencyModel;
@@ -71,7 +73,7 @@ pub(crate) fn run(options: &Options, setup: &Setup, traces: &[Trace], out: &mut 
     Ok(if rows.iter().all(|row| row.fits) { Finish::Good } else { Finish::Bad })
 }
 
-fn row(trace: &Trace, policy: Policy, options: &Options, setup: &Setup, torch: &Settings) -> Result<Row, Error> {
+fn row(trace: &Trace, policy: Policy, options: &Options, setup: &Setup, torch: &Settings) -> Result<Row, Failed> {
     let mut row = Row::new(trace, policy);
     if policy == Policy::Stratalloc {
         match once(trace, setup, options.skip_empty_cache) {
@@ -81,7 +83,7 @@ fn row(trace: &Trace, policy: Policy, options: &Options, setup: &Setup, torch: &
                 row.set_calls(calls.iter().map(|(&name, call)| (name, call.count)).collect(), seen.spent.driver_ns);
             }
             Err(stopped) if stopped.is_out_of_memory() => row.set_failure(trace, stopped.op, stopped.error.to_string()),
-            Err(stopped) => return Err(stopped.error),
+            Err(stopped) => return Err(stopped.error.into()),
         }
         if options.min_capacity {
             row.set_min_capacity(&seek(trace.peak_live_bytes, None, |capacity| {
@@ -102,7 +104,11 @@ fn row(trace: &Trace, policy: Policy, options: &Options, setup: &Setup, torch: &
         cost: cost(setup.latency),
         ..Machine::new(setup.capacity)
     };
-    let outcome = replay_with(trace, &settings, &machine, |_, _| {});
+    let mut changes = Changes::default();
+    let outcome = replay_with(trace, &settings, &machine, |op, reserved| changes.note(op, reserved));
+    if let Some(folder) = &options.changes {
+        changes.write(folder, &trace.name, policy)?;
+    }
     row.set_retries(outcome.retries);
     match outcome.out_of_memory {
         None => {
@@ -116,6 +122,31 @@ fn row(trace: &Trace, policy: Policy, options: &Options, setup: &Setup, torch: &
         row.set_min_capacity(&seek(trace.peak_live_bytes, None, |capacity| Ok::<_, Error>(fits(capacity)))?);
     }
     Ok(row)
+}
+
+/// What is held after each operation that changed it, as text.
+#[derive(Default)]
+struct Changes {
+    lines: String,
+    held: u64,
+}
+
+impl Changes {
+    fn note(&mut self, op: usize, held: u64) {
+        if held != self.held {
+            self.held = held;
+            self.lines += &format!("{op} {held}\n");
+        }
+    }
+
+    fn write(&self, folder: &Path, trace: &str, policy: Policy) -> Result<(), Failed> {
+        // A trace may be called anything.
+        let file = format!("{}.{}.reserved", trace.replace(['/', '\0'], "_"), policy.name());
+        let path = folder.join(file);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&path, &self.lines))
+            .map_err(|error| Failed::from(format!("{}: cannot be written: {error}", path.display())))
+    }
 }
 
 /// What a driver call costs under a latency model, by its CUDA name.

@@ -44,6 +44,10 @@ pub struct Options {
     #[arg(long, value_name = "SETTINGS")]
     pub torch_conf: Option<String>,
 
+    /// Write every change of what PyTorch's models hold: FOLDER/TRACE.POLICY.reserved, with lines `operation bytes`
+    #[arg(long, value_name = "FOLDER")]
+    pub changes: Option<PathBuf>,
+
     /// Memory of the device [default: 80GiB for each thread]
     #[arg(long, value_name = "SIZE")]
     pub capacity: Option<ByteSize>,
@@ -151,6 +155,9 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     let traces = import::load_all(&options.traces)?;
     if options.policy != [Policy::Stratalloc] {
         return policy::run(options, &setup, &traces, out);
+    }
+    if options.changes.is_some() || options.torch_conf.is_some() {
+        return Err(Failed::from("--changes and --torch-conf are for --policy native and expandable".to_owned()));
     }
     let progress = Progress::new(traces.len());
     let rows: Vec<Report> = traces.iter().map(|trace| replay(trace, options, &setup, &progress)).collect();

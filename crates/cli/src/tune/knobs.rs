@@ -17,6 +17,7 @@ const fn knob(key: &'static str, values: &'static [&'static str]) -> Knob {
 
 /// In the order in which they are tried: what changes most comes first.
 const KNOBS: &[Knob] = &[
+    knob("thrifty", &["false", "true"]),
     knob("chunk_max", &["2MiB", "4MiB", "8MiB", "16MiB", "32MiB", "64MiB", "128MiB"]),
     knob("chunk", &["2MiB", "4MiB", "8MiB", "16MiB", "32MiB", "64MiB"]),
     knob("gc_threshold", &["0.6", "0.7", "0.8", "0.9", "1"]),

@@ -18,7 +18,7 @@ use crate::table::{Table, digits};
 use crate::trace::Trace;
 use crate::{Failed, Finish, import};
 use knobs::{Knob, knobs};
-use search::{Goal, Score, Tried, search};
+use search::{Goal, Score, Tried, search, too_dear};
 
 /// What `tune` is told.
 #[derive(Debug, Clone, clap::Args)]
@@ -202,6 +202,11 @@ fn for_people(all: &[Tried], best: usize, base: &str, options: &Options, out: &m
         }
         return Ok(());
     };
+    if let Some((dear, times)) = too_dear(all, best, options.sought.goal()) {
+        let (sought, other) =
+            if options.sought == Sought::Speed { ("faster", "memory") } else { ("smaller", "driver time") };
+        writeln!(out, "{} is {sought} and takes {times:.1} times the {other}: --slack allows it.", dear.text())?;
+    }
     if best == 0 {
         writeln!(
             out,

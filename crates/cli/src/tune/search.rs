@@ -21,8 +21,19 @@ pub(super) enum Goal {
     Speed,
 }
 
-/// How much better something has to be to be worth a setting.
+impl Goal {
+    /// What is sought, and the other.
+    fn sought(self, score: Score) -> (f64, f64) {
+        match self {
+            Goal::Memory => (score.memory, score.driver_ns),
+            Goal::Speed => (score.driver_ns, score.memory),
+        }
+    }
+}
+
+/// How much better what is sought has to be to be worth a setting; and how much the other, where what is sought stays as it is.
 const WORTH: f64 = 0.001;
+const OTHER_WORTH: f64 = 0.05;
 
 /// Driver time below this is never too much: it is less than a thousandth of any step.
 const NEGLIGIBLE_NS: f64 = 1e6;
@@ -83,19 +94,25 @@ pub(super) fn search<E>(
     }
 }
 
+/// The best of those that were tried and cost too much of the other, if one is worth more than the best that was found: with how many times
+/// the other it wants.
+pub(super) fn too_dear(all: &[Tried], best: usize, goal: Goal) -> Option<(&Tried, f64)> {
+    let (base, best) = (all[0].score?, all[best].score?);
+    let better = all.iter().filter(|tried| tried.score.is_some_and(|score| is_better(score, best, None, goal, 1.0)));
+    let sought = |tried: &&Tried| tried.score.map_or(f64::INFINITY, |score| goal.sought(score).0);
+    let found = better.min_by(|a, b| sought(a).total_cmp(&sought(b)))?;
+    Some((found, goal.sought(found.score?).1 / goal.sought(base).1))
+}
+
 /// Whether `new` is worth more than `old`, within what the unchanged configuration bounds: of what is not sought, at most `slack` times as
 /// much as there.
 fn is_better(new: Score, old: Score, base: Option<Score>, goal: Goal, slack: f64) -> bool {
-    let ours = |score: Score| match goal {
-        Goal::Memory => (score.memory, score.driver_ns),
-        Goal::Speed => (score.driver_ns, score.memory),
-    };
     let allowed = base.map_or(f64::INFINITY, |base| match goal {
         Goal::Memory => (base.driver_ns * slack).max(NEGLIGIBLE_NS),
         Goal::Speed => base.memory * slack,
     });
-    let ((new, new_other), (old, old_other)) = (ours(new), ours(old));
-    let improves = new < old * (1.0 - WORTH) || (new <= old && new_other < old_other * (1.0 - WORTH));
+    let ((new, new_other), (old, old_other)) = (goal.sought(new), goal.sought(old));
+    let improves = new < old * (1.0 - WORTH) || (new <= old && new_other < old_other * (1.0 - OTHER_WORTH));
     improves && new_other <= allowed
 }
 
@@ -134,6 +151,15 @@ mod tests {
         assert_eq!(all, ["", "a:2", "a:3", "a:2,b:y", "b:y", "a:3,b:y"]);
         let (_, best) = found(Goal::Memory, 10.0, of);
         assert_eq!(best, "a:3");
+    }
+
+    #[test]
+    fn what_is_better_and_too_dear_is_told() {
+        let tried = |memory, driver_ns| Tried { settings: Vec::new(), score: Some(Score { memory, driver_ns }) };
+        let all = [tried(1.1, 100e6), tried(1.05, 110e6), tried(1.01, 900e6), tried(1.04, 300e6)];
+        let (found, times) = too_dear(&all, 1, Goal::Memory).unwrap();
+        assert_eq!((found, times), (&all[2], 9.0));
+        assert_eq!(too_dear(&all, 2, Goal::Memory), None);
     }
 
     #[test]

@@ -131,10 +131,10 @@ pub fn load(path: &Path, device: Option<usize>) -> Result<Imported, ImportError>
     let mut start = Vec::new();
     file.by_ref().take(SNIFFED as u64).read_to_end(&mut start).map_err(unreadable)?;
     if let Kind::Trace = kind_of(&start) {
-        // Read as a stream: it may be compressed, and far larger than the file.
-        return match Trace::load(path) {
+        // Read on as a stream: it may be compressed, and far larger than the file; or a pipe, which cannot be opened twice.
+        return match crate::decode::read(start.as_slice().chain(file), &crate::name_of(path)) {
             Ok(trace) => Ok(Imported { trace, notes: Notes::default() }),
-            Err(error) => Err(ImportError { path: None, fault: ImportFault::Trace(error) }),
+            Err(error) => Err(ImportError { path: None, fault: ImportFault::Trace(error.in_file(path)) }),
         };
     }
     let length = file.metadata().map_err(unreadable)?.len();

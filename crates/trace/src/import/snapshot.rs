@@ -126,7 +126,8 @@ fn before(
                 seen.insert(event.address);
             }
             Action::FreeRequested => {
-                if !live.remove(&event.address) && seen.insert(event.address) && event.size > 0 {
+                let was_live = live.remove(&event.address);
+                if seen.insert(event.address) && !was_live && event.size > 0 {
                     before.push((event.address, event.size, event.stream));
                 }
             }
