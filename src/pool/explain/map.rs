@@ -147,8 +147,7 @@ pub(super) struct Map {
 impl Map {
     pub(super) fn new(pool: &Pool, state: &PoolState, is_brief: bool) -> Map {
         let shift = if is_brief { BRIEF_SHIFT } else { 0 };
-        let mut map = Map::default();
-        map.pending = state.pending.waiting().collect();
+        let mut map = Map { pending: state.pending.waiting().collect(), ..Map::default() };
         let by_node = map.look_at_slabs(pool, state, SLOTS_MAX >> shift);
         for (zone, arena) in state.zones.iter().enumerate() {
             for head in arena.heads() {
