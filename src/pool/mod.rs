@@ -98,6 +98,10 @@ pub(crate) struct PoolState {
     zones: [Arena; ZONES],
     space: Space,
     ghosts: Ghosts,
+    /// The most bytes that were in use when memory was taken from the device.
+    needed: u64,
+    /// How often memory was given back on request.
+    emptied: u32,
     slabs: Slabs,
     lanes: Lanes,
     events: EventPool,
@@ -134,6 +138,8 @@ impl Pool {
             zones: Default::default(),
             space,
             ghosts: Ghosts::default(),
+            needed: 0,
+            emptied: 0,
             slabs: Slabs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
