@@ -2,11 +2,13 @@
 
 mod allocation;
 mod builder;
+mod defrag;
 mod private;
 mod request;
 
 pub use allocation::{Allocation, Buffer, OwnedAllocation, Plain};
 pub use builder::{Builder, DeviceSpec};
+pub use defrag::{DefragReport, PassLimits, Quiescent};
 pub use private::Restored;
 pub use request::{AllocFlags, AllocRequest, Lifetime, Tag};
 

@@ -11,6 +11,7 @@
 //! | `trim` | moving free chunks, and giving them back |
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
+//! | `mesh` | pages of slabs that share memory |
 //!
 //! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
 //! they are never on the hot path, and no driver calls back.
@@ -19,6 +20,7 @@ mod checkpoint;
 mod directory;
 mod ladder;
 mod lanes;
+mod mesh;
 mod pending;
 mod private;
 mod slabs;
@@ -32,6 +34,7 @@ pub(crate) use checkpoint::Moved;
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
+pub(crate) use mesh::{Bounds, MeshPage, MeshSet, Meshed};
 pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
@@ -211,7 +214,7 @@ impl Pool {
         let header = self.directory.header(block);
         header.set_life(life::FREE);
         match place(block) {
-            Place::Node(zone, node) => state.zones[zone].release(node, Owner(header.lane()), stamp),
+            Place::Node(zone, node) => _ = state.zones[zone].release(node, Owner(header.lane()), stamp),
             Place::Slot(slab, slot) => {
                 if let Some(retired) = state.slabs.release(slab, slot) {
                     state.put_page(retired);
@@ -223,7 +226,8 @@ impl Pool {
     /// Changes the limit on reserved memory; gives free memory back where there is more than that.
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
         // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
-        let held: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let held = used - state.space.shared_bytes();
         let worth_it = state.private.capturing() || held.saturating_sub(magazines.held()) <= limit;
         if state.space.physical_bytes() > limit && worth_it {
             self.empty(state, magazines, limit)?;
@@ -281,6 +285,11 @@ impl Pool {
         state.private.mark_capture(begins)
     }
 
+    /// Whether a capture is under way: no event may be recorded or asked for, and nothing waited for.
+    pub(crate) fn capturing(&self, state: &PoolState) -> bool {
+        state.private.capturing()
+    }
+
     /// Whether requests may go to a private pool, so that every one of them has to ask.
     pub(crate) fn routing(&self, state: &PoolState) -> bool {
         state.private.routing()
@@ -329,6 +338,7 @@ impl Pool {
         stats.limit = state.limit;
         stats.chunks = state.space.chunk_count();
         stats.chunk_size = state.space.chunk_size();
+        stats.meshed = state.space.shared_bytes();
         let largest = |zone: &Arena| zone.owners().map(|owner| zone.largest_free(owner)).max();
         stats.largest_free = state.zones.iter().filter_map(largest).max().unwrap_or(0);
         let calls = self.driver.calls();
@@ -366,6 +376,10 @@ impl Pool {
         let mapped = state.space.mapped_bytes();
         if in_arenas != mapped {
             return Err(format!("{in_arenas} bytes used or free in arenas, {mapped} mapped"));
+        }
+        if state.slabs.shared_pages() * PAGE != state.space.shared_bytes() {
+            let (pages, bytes) = (state.slabs.shared_pages(), state.space.shared_bytes());
+            return Err(format!("{pages} pages of slabs share memory, {bytes} bytes mapped so"));
         }
         if state.slabs.count() * PAGE > state.zones[SMALL].used_bytes() {
             return Err(format!("{} slabs in {} used bytes", state.slabs.count(), state.zones[SMALL].used_bytes()));

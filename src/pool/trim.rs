@@ -24,6 +24,7 @@ impl Pool {
         if !state.private.capturing() {
             self.advance(state)?;
         }
+        self.part_passed(state)?;
         let chunk = state.space.chunk_size();
         let vmm = self.driver.properties().vmm;
         // What can go: whole chunks of free nodes, or whole plain segments.
@@ -77,6 +78,7 @@ impl Pool {
 
     /// Frees the pages of empty slabs. Returns whether there were any.
     fn retire_empty(&self, state: &mut PoolState) -> bool {
+        state.slabs.part(|lane| state.lanes.stamp(lane));
         let retired = state.slabs.retire_empty();
         retired.iter().for_each(|&retired| state.put_page(retired));
         !retired.is_empty()

@@ -3,7 +3,9 @@
 //!
 //! Conservation: [`Space::physical_bytes`] == chunk size * (mapped + stuck + reserve) + bytes of plain segments.
 
-use std::collections::BTreeMap;
+mod mesh;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,6 +37,10 @@ pub struct Space {
     plain: BTreeMap<u64, u64>,
     physical: u64,
     cleanup_failures: u64,
+    /// Addresses in use whose chunk is counted at another address.
+    shared: BTreeSet<u64>,
+    /// Addresses in use that the driver left without a mapping.
+    broken: BTreeSet<u64>,
 }
 
 impl Space {
@@ -51,6 +57,8 @@ impl Space {
             plain: BTreeMap::new(),
             physical: 0,
             cleanup_failures: 0,
+            shared: BTreeSet::new(),
+            broken: BTreeSet::new(),
         }
     }
 
@@ -218,7 +226,7 @@ impl Space {
     /// Checks the conservation equation.
     pub fn validate(&self) -> Result<(), String> {
         let found: usize = self.reservations.iter().map(|r| r.chunks.iter().flatten().count()).sum();
-        if found as u64 != self.mapped {
+        if found as u64 != self.mapped + self.shared.len() as u64 {
             return Err(format!("{found} chunks mapped, {} counted", self.mapped));
         }
         let chunks = (self.mapped + self.stuck.len() as u64) * self.chunk_size + self.reserve_bytes();
@@ -228,7 +236,7 @@ impl Space {
 
     /// Bytes of chunks mapped now.
     pub fn mapped_bytes(&self) -> u64 {
-        self.mapped * self.chunk_size + self.plain.values().sum::<u64>()
+        self.mapped * self.chunk_size + self.shared_bytes() + self.plain.values().sum::<u64>()
     }
 }
 
@@ -250,8 +258,10 @@ impl Drop for Space {
                 }
                 place += run.len();
             }
-            for &chunk in reservation.chunks.iter().flatten() {
-                let _ = self.driver.release(chunk);
+            for (place, chunk) in reservation.chunks.iter().enumerate() {
+                if let Some(chunk) = chunk.filter(|_| !self.shared.contains(&addr(place).0)) {
+                    let _ = self.driver.release(chunk);
+                }
             }
         }
         for (&addr, &chunk) in &self.stuck {

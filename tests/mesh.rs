@@ -1,0 +1,384 @@
+//! Pages of small blocks that come to share memory: nothing changes for whoever holds a pointer, under the checker, with bytes compared, and
+//! with each driver call failing in turn.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::rig::{KIB, MIB, Rng, allocator_on, check, check_empties, pattern, request};
+use stratalloc::driver::fault::{CallKind, Fault, FaultDriver, When};
+use stratalloc::driver::soft::{Access, Backing, SoftDevice};
+use stratalloc::driver::{Driver, DriverErrorKind};
+use stratalloc::{
+    AllocRequest, Allocator, BlockState, ByteSize, DefragReport, DevicePtr, Error, PassLimits, PoolId, Quiescent, Result, StreamId,
+};
+
+const PAGE: u64 = 2 * MIB;
+
+/// Blocks with known bytes, on a device under the checker.
+struct Scene {
+    device: Arc<SoftDevice>,
+    driver: Arc<FaultDriver<SoftDevice>>,
+    allocator: Allocator,
+    streams: Vec<StreamId>,
+    /// Size, stream and seed of the bytes.
+    blocks: BTreeMap<u64, (u64, usize, u64)>,
+    rng: Rng,
+}
+
+impl Scene {
+    fn new(capacity: u64, seed: u64, text: &str) -> Scene {
+        let device = SoftDevice::builder(capacity).backing(Backing::Memfd).seed(seed).checker(true).build().unwrap();
+        let driver = Arc::new(FaultDriver::new(device.clone()));
+        let allocator = allocator_on(driver.clone(), text);
+        let streams = (0..3).map(|_| device.create_stream().unwrap()).collect();
+        Scene { device, driver, allocator, streams, blocks: BTreeMap::new(), rng: Rng(seed) }
+    }
+
+    fn alloc(&mut self, size: u64, stream: usize) {
+        let ptr = self.allocator.raw_alloc(request(size, self.streams[stream])).unwrap();
+        self.adopt(ptr, size, stream);
+    }
+
+    fn adopt(&mut self, ptr: DevicePtr, size: u64, stream: usize) {
+        self.device.note_alloc(ptr, size, self.streams[stream]);
+        self.blocks.insert(ptr.0, (size, stream, 0));
+        self.fill(ptr);
+    }
+
+    /// Writes new bytes to a block.
+    fn fill(&mut self, ptr: DevicePtr) {
+        let seed = self.rng.bits();
+        let block = self.blocks.get_mut(&ptr.0).unwrap();
+        block.2 = seed;
+        self.device.write(ptr, &pattern(seed, block.0 as usize), self.streams[block.1]).unwrap();
+    }
+
+    fn free(&mut self, ptr: u64) {
+        let (size, ..) = self.blocks.remove(&ptr).unwrap();
+        self.device.note_free(DevicePtr(ptr), size);
+        self.allocator.raw_free(DevicePtr(ptr)).unwrap();
+    }
+
+    /// Frees blocks until so many of 100 are left, at random.
+    fn thin(&mut self, percent: u64) {
+        let all: Vec<u64> = self.blocks.keys().copied().collect();
+        all.into_iter().for_each(|ptr| if !self.rng.percent(percent) { self.free(ptr) });
+    }
+
+    fn defragment(&self, limits: PassLimits) -> Result<DefragReport> {
+        self.device.allocator_copies(true);
+        let report = self.allocator.quiesce(0).and_then(|quiescent| quiescent.defragment(limits));
+        self.device.allocator_copies(false);
+        report
+    }
+
+    /// Every block has its bytes, the structures are sound, and no access was out of order.
+    #[track_caller]
+    fn verify(&self) {
+        for (&ptr, &(size, stream, seed)) in &self.blocks {
+            let mut found = vec![0; size as usize];
+            self.device.read(&mut found, DevicePtr(ptr), self.streams[stream]).unwrap();
+            assert!(found == pattern(seed, size as usize), "the {size} bytes at {ptr:#x} have changed");
+        }
+        let stats = check(&self.allocator, 0);
+        let live: u64 = self.blocks.values().map(|block| block.0).sum();
+        assert_eq!(stats.live.current, live);
+        self.no_reports();
+        let snapshot = self.allocator.snapshot(0).unwrap();
+        let found: BTreeMap<u64, u64> = (snapshot.segments.iter().flat_map(|segment| &segment.blocks))
+            .filter(|block| block.state == BlockState::Live)
+            .map(|block| (block.ptr.0, block.requested))
+            .collect();
+        assert!(found.iter().map(|(&ptr, &size)| (ptr, size)).eq(self.blocks.iter().map(|(&ptr, b)| (ptr, b.0))));
+        let mapped: u64 = snapshot.segments.iter().map(|segment| segment.size).sum();
+        let aliased: u64 = snapshot.segments.iter().map(|segment| segment.aliased).sum();
+        assert_eq!(mapped - aliased + stats.reserve, stats.reserved.current, "{stats:#?}");
+        assert_eq!(aliased, stats.meshed);
+    }
+
+    #[track_caller]
+    fn no_reports(&self) {
+        if let Some(report) = self.device.reports().first() {
+            panic!("{report}");
+        }
+    }
+
+    #[track_caller]
+    fn ends_clean(mut self) {
+        let all: Vec<u64> = self.blocks.keys().copied().collect();
+        all.into_iter().for_each(|ptr| self.free(ptr));
+        check_empties(&self.allocator, 0);
+        assert_eq!(self.allocator.stats(0).unwrap().meshed, 0);
+        self.no_reports();
+        let Scene { device, allocator, .. } = self;
+        drop(allocator);
+        let leaks = device.leaks();
+        assert_eq!((leaks.chunks, leaks.mappings, leaks.reservations), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_quarter_live_at_random_gives_40_percent_of_the_pages_back() {
+    for (size, pages) in [(64 * KIB, 100), (32 * KIB, 250)] {
+        let mut scene = Scene::new(pages * 2 * PAGE, size, "");
+        (0..pages * PAGE / size).for_each(|_| scene.alloc(size, 0));
+        scene.thin(25);
+        scene.verify();
+        let before = check(&scene.allocator, 0);
+        let report = scene.defragment(PassLimits::default()).unwrap();
+        let after = check(&scene.allocator, 0);
+        assert_eq!(report.pages, pages);
+        assert!(report.meshed * 100 >= pages * 40, "{size}: {report:?}");
+        assert_eq!((report.released, after.meshed), (report.meshed * PAGE, report.meshed * PAGE));
+        assert_eq!(before.reserved.current - after.reserved.current, report.released);
+        assert_eq!(before.live, after.live);
+        assert!(report.copied <= after.live.current / 2, "the emptier page is copied: {report:?}");
+        scene.verify();
+        // Writing through every pointer disturbs no other block.
+        let all: Vec<u64> = scene.blocks.keys().copied().collect();
+        all.into_iter().for_each(|ptr| scene.fill(DevicePtr(ptr)));
+        scene.verify();
+        // Nothing is found a second time.
+        let again = scene.defragment(PassLimits::default()).unwrap();
+        assert!(again.meshed * 10 < report.meshed, "{again:?} after {report:?}");
+        scene.verify();
+        scene.ends_clean();
+    }
+}
+
+#[test]
+fn shared_memory_hands_out_each_slot_once() {
+    let mut scene = Scene::new(512 * MIB, 5, "");
+    (0..20 * 32).for_each(|_| scene.alloc(64 * KIB, 0));
+    scene.thin(20);
+    let report = scene.defragment(PassLimits::default()).unwrap();
+    assert!(report.meshed > 5, "{report:?}");
+    // All free slots are handed out; the checker watches physical bytes. Only then does the pool grow.
+    let reserved = check(&scene.allocator, 0).reserved.current;
+    let free = reserved / (64 * KIB) - scene.blocks.len() as u64;
+    (0..free).for_each(|_| scene.alloc(64 * KIB, 0));
+    assert_eq!(check(&scene.allocator, 0).reserved.current, reserved, "each free slot serves");
+    scene.alloc(64 * KIB, 0);
+    assert_eq!(check(&scene.allocator, 0).reserved.current, reserved + PAGE, "none serves twice");
+    scene.verify();
+    scene.ends_clean();
+}
+
+#[test]
+fn an_address_whose_blocks_are_gone_goes_and_the_group_with_the_last_but_one() {
+    for first_goes in [true, false] {
+        let mut scene = Scene::new(64 * MIB, 1, "magazine:0");
+        (0..64).for_each(|_| scene.alloc(64 * KIB, 0));
+        let all: Vec<u64> = scene.blocks.keys().copied().collect();
+        let (low, high) = all.split_at(32);
+        // The first page keeps its even slots, the second its odd ones, and the first is the fuller one.
+        low.iter().step_by(2).for_each(|&ptr| scene.free(ptr));
+        high.iter().skip(1).step_by(2).chain([&high[0]]).for_each(|&ptr| scene.free(ptr));
+        let report = scene.defragment(PassLimits::default()).unwrap();
+        assert_eq!((report.pages, report.meshed, report.released), (2, 1, PAGE), "{report:?}");
+        scene.verify();
+        let (going, staying) = if first_goes { (low, high) } else { (high, low) };
+        let gone: Vec<u64> = going.iter().copied().filter(|ptr| scene.blocks.contains_key(ptr)).collect();
+        gone.iter().for_each(|&ptr| scene.free(ptr));
+        assert_eq!(scene.allocator.empty_cache(0).unwrap(), 0, "the memory is the other page's");
+        assert_eq!(check(&scene.allocator, 0).meshed, 0);
+        let segments = scene.allocator.snapshot(0).unwrap().segments;
+        assert!(segments.iter().all(|segment| !(segment.ptr.0..segment.ptr.0 + segment.size).contains(&going[0])));
+        scene.verify();
+        // All slots are the other slab's now.
+        let left = 32 - scene.blocks.len();
+        (0..left).for_each(|_| scene.alloc(64 * KIB, 0));
+        assert_eq!(check(&scene.allocator, 0).reserved.current, PAGE);
+        assert!(scene.blocks.keys().all(|ptr| (staying[0]..staying[0] + PAGE).contains(ptr)));
+        scene.verify();
+        scene.ends_clean();
+    }
+}
+
+#[test]
+fn streams_share_pages_and_keep_their_order() {
+    for seed in 0..12 {
+        let mut scene = Scene::new(512 * MIB, seed, "");
+        for stream in 0..3 {
+            (0..16 * 64).for_each(|_| scene.alloc(32 * KIB, stream));
+        }
+        scene.thin(12);
+        let report = scene.defragment(PassLimits::default()).unwrap();
+        assert!(report.meshed > 20, "{report:?}");
+        // Kernels of all streams use their blocks, which are freed and handed out again while these run.
+        for _ in 0..600 {
+            let stream = scene.rng.index(3);
+            if scene.rng.percent(50) {
+                let index = scene.rng.index(scene.blocks.len());
+                let (&ptr, &(size, home, _)) = scene.blocks.iter().nth(index).unwrap();
+                scene.device.launch(scene.streams[home], &[Access::write(DevicePtr(ptr), size)], 5_000).unwrap();
+                scene.fill(DevicePtr(ptr));
+                scene.free(ptr);
+            } else {
+                scene.alloc(32 * KIB, stream);
+            }
+        }
+        scene.verify();
+        scene.allocator.empty_cache(0).unwrap();
+        scene.verify();
+        let report = scene.defragment(PassLimits::default()).unwrap();
+        assert!(report.pages > 0);
+        scene.verify();
+        scene.ends_clean();
+    }
+}
+
+#[test]
+fn limits_bound_a_pass() {
+    let mut scene = Scene::new(512 * MIB, 3, "");
+    (0..60 * 32).for_each(|_| scene.alloc(64 * KIB, 0));
+    scene.thin(20);
+    let none = scene.defragment(PassLimits { bytes: ByteSize(0), ..PassLimits::default() }).unwrap();
+    assert_eq!((none.meshed, none.copied, none.released), (0, 0, 0));
+    assert!(none.pages > 30);
+    let some = scene.defragment(PassLimits { bytes: ByteSize::mib(2), ..PassLimits::default() }).unwrap();
+    assert!(0 < some.copied && some.copied <= 2 * MIB, "{some:?}");
+    scene.verify();
+    let rest = scene.defragment(PassLimits { time: Duration::from_nanos(1), ..PassLimits::default() }).unwrap();
+    assert_eq!(rest.meshed, 0, "no time");
+    let rest = scene.defragment(PassLimits::default()).unwrap();
+    assert!(rest.meshed > some.meshed, "{rest:?}");
+    scene.verify();
+    scene.ends_clean();
+}
+
+#[test]
+fn magazines_and_blocks_that_wait_for_streams_are_in_nobodys_way() {
+    let mut scene = Scene::new(512 * MIB, 4, "magazine:0.5");
+    (0..20 * 32).for_each(|_| scene.alloc(64 * KIB, 0));
+    let (other, blocks): (_, Vec<u64>) = (scene.streams[1], scene.blocks.keys().copied().collect());
+    for &ptr in blocks.iter().step_by(7) {
+        scene.allocator.record_stream(DevicePtr(ptr), other).unwrap();
+    }
+    scene.thin(25);
+    let report = scene.defragment(PassLimits::default()).unwrap();
+    let stats = check(&scene.allocator, 0);
+    assert!(report.meshed > 5 && stats.magazines == 0 && stats.pending == 0, "{report:?} {stats:#?}");
+    scene.verify();
+    scene.ends_clean();
+}
+
+#[test]
+fn private_pools_captures_and_large_chunks_are_left_alone() {
+    let mut scene = Scene::new(512 * MIB, 6, "");
+    let (pool, stream) = (PoolId(0, 1), scene.streams[0]);
+    scene.allocator.begin_private_pool(0, pool, move |other| other == stream).unwrap();
+    (0..20 * 32).for_each(|_| scene.alloc(64 * KIB, 0));
+    assert!(matches!(scene.allocator.quiesce(0), Err(Error::Capturing { .. })));
+    // SAFETY: nothing was submitted but copies, which the streams have done by the time of the next call.
+    let assumed = unsafe { Quiescent::assume(&scene.allocator, 0) }.unwrap();
+    assert!(matches!(assumed.defragment(PassLimits::default()), Err(Error::Capturing { .. })));
+    scene.allocator.end_private_pool(0, pool).unwrap();
+    scene.thin(25);
+    assert_eq!(scene.defragment(PassLimits::default()).unwrap(), DefragReport::default());
+    scene.allocator.release_private_pool(0, pool).unwrap();
+    let report = scene.defragment(PassLimits::default()).unwrap();
+    assert!(report.meshed > 5, "nobody's graphs use it any more: {report:?}");
+    scene.verify();
+    scene.ends_clean();
+
+    let mut scene = Scene::new(512 * MIB, 6, "chunk:4MiB");
+    (0..20 * 32).for_each(|_| scene.alloc(64 * KIB, 0));
+    scene.thin(25);
+    assert_eq!(scene.defragment(PassLimits::default()).unwrap().meshed, 0);
+    scene.verify();
+    assert!(unsafe { Quiescent::assume(&scene.allocator, 3) }.is_err());
+    scene.ends_clean();
+}
+
+#[test]
+fn without_virtual_memory_management_nothing_is_meshed() {
+    let device = SoftDevice::builder(256 * MIB).vmm(false).build().unwrap();
+    let allocator = allocator_on(device, "");
+    let blocks: Vec<_> = (0..320).map(|_| allocator.raw_alloc(AllocRequest::new(64 * KIB)).unwrap()).collect();
+    blocks.iter().step_by(3).for_each(|&ptr| allocator.raw_free(ptr).unwrap());
+    let report = allocator.quiesce(0).unwrap().defragment(PassLimits::default()).unwrap();
+    assert_eq!(report, DefragReport::default());
+    check(&allocator, 0);
+}
+
+/// A few pages that can be meshed.
+fn meshable(seed: u64) -> Scene {
+    let mut scene = Scene::new(64 * MIB, seed, "");
+    (0..6 * 32).for_each(|_| scene.alloc(64 * KIB, 0));
+    scene.thin(12);
+    // Freed and waited for, so that what fails below is what meshing does.
+    scene.allocator.empty_cache(0).unwrap();
+    scene
+}
+
+#[test]
+fn any_one_call_may_fail() {
+    let scene = meshable(9);
+    let before = scene.driver.calls();
+    let report = scene.defragment(PassLimits::default()).unwrap();
+    let calls = scene.driver.calls() - before;
+    assert!(report.meshed >= 3 && calls > 10, "{report:?} in {calls} calls");
+    scene.ends_clean();
+    for kind in [DriverErrorKind::OutOfMemory, DriverErrorKind::Other] {
+        for n in 1..=calls {
+            let scene = meshable(9);
+            let before = check(&scene.allocator, 0);
+            scene.driver.inject(Fault { when: When::Nth(n), kind, only: None });
+            let result = scene.defragment(PassLimits::default());
+            assert!(scene.driver.failures() > 0, "call {n}");
+            scene.driver.clear();
+            scene.verify();
+            let after = check(&scene.allocator, 0);
+            let releases = after.cleanup_failures - before.cleanup_failures;
+            assert!(result.is_err() || releases > 0, "call {n}: {result:?}");
+            // What was not done then is done now.
+            scene.defragment(PassLimits::default()).unwrap();
+            scene.verify();
+            assert_eq!(check(&scene.allocator, 0).meshed, report.meshed * PAGE, "call {n}");
+            scene.ends_clean();
+        }
+    }
+}
+
+#[test]
+fn a_device_that_fails_for_good_loses_no_bytes_once_it_recovers() {
+    let calls = {
+        let scene = meshable(9);
+        let before = scene.driver.calls();
+        scene.defragment(PassLimits::default()).unwrap();
+        scene.driver.calls() - before
+    };
+    for n in 1..=calls {
+        let scene = meshable(9);
+        scene.driver.inject(Fault { when: When::From(n), kind: DriverErrorKind::Other, only: None });
+        // From the release of the last chunks on, failures are counted, not reported.
+        let _ = scene.defragment(PassLimits::default());
+        check(&scene.allocator, 0);
+        scene.driver.clear();
+        // A page that was left without a mapping gets it back before anything else.
+        scene.defragment(PassLimits::default()).unwrap();
+        scene.verify();
+        scene.ends_clean();
+    }
+}
+
+#[test]
+fn failures_while_a_shared_page_is_given_up_are_survived() {
+    for only in [CallKind::Unmap, CallKind::Release] {
+        for n in 1..6 {
+            let mut scene = meshable(9);
+            scene.defragment(PassLimits::default()).unwrap();
+            let all: Vec<u64> = scene.blocks.keys().copied().collect();
+            all.into_iter().for_each(|ptr| scene.free(ptr));
+            scene.driver.inject(Fault { when: When::Nth(n), kind: DriverErrorKind::Other, only: Some(only) });
+            let _ = scene.allocator.empty_cache(0);
+            scene.driver.clear();
+            check(&scene.allocator, 0);
+            scene.ends_clean();
+        }
+    }
+}
