@@ -76,6 +76,8 @@ impl Pool {
         state.space.heal()?;
         self.settle(state)?;
         self.part_passed(state)?;
+        // A chunk with older mappings could not be given back.
+        self.retire_ghosts(state, usize::MAX);
         let (numbers, pages) = self.mesh_pages(state);
         let mut meshed = Meshed { pages: pages.len() as u64, ..Meshed::default() };
         let (mut pairs, mut bytes) = (Vec::new(), 0);
@@ -90,7 +92,7 @@ impl Pool {
         let reserve = state.space.reserve_bytes();
         let mut done = Ok(());
         for batch in pairs.chunks(BATCH) {
-            if done.is_ok() && self.driver.clock_ns().saturating_sub(start) <= bounds.time_ns {
+            if done.is_ok() && self.driver.clock_ns().saturating_sub(start) < bounds.time_ns {
                 done = self.mesh_batch(state, batch, &mut meshed);
             }
         }
@@ -110,7 +112,7 @@ impl Pool {
                 continue;
             }
             let private = state.lanes.get(lane).private.is_some();
-            if !private && (group.is_some() || state.space.is_own_chunk(slab.addr, PAGE)) {
+            if !private && (group.is_some() || state.space.is_front(slab.addr, PAGE)) {
                 by_group.extend(group.map(|group| (group, pages.len())));
                 numbers.push(number);
                 let (class, slots) = (slab.class.index(), slab.class.slots());

@@ -22,7 +22,7 @@ impl Pool {
                 let mut open: Option<SegmentInfo> = None;
                 for id in arena.from(head) {
                     let node = arena.node(id);
-                    if node.state == State::Hole {
+                    if matches!(node.state, State::Hole | State::Ghost) {
                         segments.extend(open.take());
                         continue;
                     }
@@ -39,7 +39,7 @@ impl Pool {
                     match slabs.get(&id).filter(|_| zone == SMALL && node.state == State::Used) {
                         Some(&(number, slab)) => {
                             self.push_slots(state, segment, number, slab);
-                            segment.aliased += state.space.aliased_bytes(slab.addr);
+                            segment.aliased += if state.space.is_shared(slab.addr) { PAGE } else { 0 };
                         }
                         None => self.push_node(state, segment, zone, id, node),
                     }
