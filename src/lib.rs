@@ -18,8 +18,9 @@ pub mod units;
 mod vm;
 
 pub use allocator::{
-    AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, DefragReport, DeviceSpec, Lifetime, OomAction,
-    OomObserver, OwnedAllocation, PassLimits, Plain, Quiescent, Restored, Tag,
+    AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, CompactReport, Compaction, DefragReport,
+    DeviceSpec, Lifetime, Movable, Move, OomAction, OomObserver, OwnedAllocation, PassLimits, Pinned, Plain, Quiescent,
+    Restored, Tag,
 };
 pub use config::{Config, Limit};
 pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, Result};

@@ -3,7 +3,8 @@
 use super::DeviceCache;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::pool::{Bounds, MeshPage, MeshSet, Meshed};
+use crate::pool::{Bounds, CompactView, MeshPage, MeshSet, Meshed, MoveTo, Moving};
+use crate::units::DevicePtr;
 
 impl DeviceCache {
     /// Waits for the device.
@@ -21,5 +22,29 @@ impl DeviceCache {
         let meshed = self.with_all_drained(&mut state, |state| self.pool.mesh(state, plan, bounds));
         self.check_invariants(&state);
         meshed
+    }
+
+    /// Takes places for blocks that are to move, out of those at these addresses, each with its alignment.
+    pub(crate) fn begin_moves(
+        &self,
+        movable: &[(DevicePtr, u64)],
+        plan: &dyn Fn(&CompactView) -> Vec<MoveTo>,
+    ) -> Result<Vec<Moving>> {
+        let mut state = self.pool.lock();
+        let moving = self.with_all_drained(&mut state, |state| self.pool.begin_moves(state, movable, plan));
+        self.check_invariants(&state);
+        moving
+    }
+
+    /// Blocks have moved, or stay after all: what they leave goes back.
+    pub(crate) fn end_moves<'a>(
+        &self,
+        moved: impl Iterator<Item = &'a Moving>,
+        stay: impl Iterator<Item = &'a Moving>,
+    ) {
+        let mut state = self.pool.lock();
+        moved.for_each(|moving| self.pool.finish_move(&mut state, moving));
+        stay.for_each(|moving| self.pool.abort_move(&mut state, moving));
+        self.check_invariants(&state);
     }
 }

@@ -78,9 +78,7 @@ mod tests {
         let live = |page: usize, slot: u32| scatter(seed ^ ((page as u64) << 32 | u64::from(slot))) % 100 < percent;
         let page = |page: usize| {
             let mut taken = vec![0u64; slots.div_ceil(64) as usize].into_boxed_slice();
-            (0..slots)
-                .filter(|&slot| live(page, slot))
-                .for_each(|slot| taken[slot as usize / 64] |= 1 << (slot % 64));
+            (0..slots).filter(|&slot| live(page, slot)).for_each(|slot| taken[slot as usize / 64] |= 1 << (slot % 64));
             MeshPage { class: 0, members: 1, slots, taken }
         };
         (0..pages).map(page).collect()

@@ -73,7 +73,6 @@ impl Pool {
             return Err(Error::Capturing { what: "letting pages share memory" });
         }
         let start = self.driver.clock_ns();
-        state.space.heal()?;
         self.settle(state)?;
         self.part_passed(state)?;
         // A chunk with older mappings could not be given back.
@@ -126,13 +125,26 @@ impl Pool {
     fn mesh_batch(&self, state: &mut PoolState, pairs: &[(u32, u32)], meshed: &mut Meshed) -> Climb<()> {
         let copies = |&(keep, give): &(u32, u32)| copies(state.slabs.slab(keep).addr, state.slabs.slab(give));
         let ops: Vec<CopyOp> = pairs.iter().flat_map(copies).collect();
-        // Any stream will do, since nothing is unfinished on any; this one cannot have been destroyed.
-        self.driver.copy(&ops, StreamId::DEFAULT)?;
-        // Before the sources are unmapped. What is used by whom later comes after this, too, since the host has seen it.
-        self.driver.synchronize_stream(StreamId::DEFAULT)?;
+        // Any stream will do, since nothing is unfinished on any; this one cannot have been destroyed. The wait is for the sources, which are
+        // unmapped; and whatever is done with the copies comes after it.
+        let copied = self.driver.copy(&ops, StreamId::DEFAULT);
+        let copied = copied.and_then(|()| self.driver.synchronize_stream(StreamId::DEFAULT));
+        if copied.is_err() && self.driver.synchronize_device().is_err() {
+            for &(keep, give) in pairs {
+                let pages = state.slabs.members(keep);
+                state.slabs.freeze(&pages);
+                state.slabs.freeze(&[give]);
+            }
+        }
+        copied?;
         for &(keep, give) in pairs {
             let (kept, given) = (state.slabs.slab(keep).addr, state.slabs.slab(give).addr);
-            state.space.share(kept, given)?;
+            if let Err(error) = state.space.share(kept, given) {
+                if state.space.is_broken(given) {
+                    state.slabs.freeze(&[give]);
+                }
+                return Err(error);
+            }
             meshed.copied += state.slabs.slab(give).taken_bytes();
             state.slabs.join(keep, give);
             meshed.meshed += 1;

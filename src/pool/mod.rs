@@ -14,11 +14,13 @@
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
 //! | `mesh` | pages of slabs that share memory |
+//! | `compact` | blocks that are moved for owners who follow them |
 //!
 //! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
 //! they are never on the hot path, and no driver calls back.
 
 mod checkpoint;
+mod compact;
 mod directory;
 mod grow;
 mod ladder;
@@ -35,6 +37,9 @@ use std::sync::Arc;
 
 pub use checkpoint::Checkpoint;
 pub(crate) use checkpoint::Moved;
+pub(crate) use compact::{CompactView, MovableBlock, MoveTo, Moving};
+#[cfg(test)]
+pub(crate) use compact::{Gap, SlabGaps};
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;

@@ -13,12 +13,20 @@ struct Entry {
     group: Option<u32>,
     /// Of a group's slab that is empty and to leave: when its lane used it last. It serves nobody any more.
     leaving: Option<u64>,
+    /// Whether a copy that nobody has seen the end of may still touch its page, or the page has lost its memory: nothing of it is handed out
+    /// or given up until that is over.
+    frozen: bool,
 }
 
 impl Entry {
     /// Whether it is listed as one with free slots.
     fn is_partial(&self) -> bool {
-        !self.slab.is_full() && self.leaving.is_none()
+        !self.slab.is_full() && self.leaving.is_none() && !self.frozen
+    }
+
+    /// Whether its page can go.
+    fn is_idle(&self) -> bool {
+        self.slab.is_empty() && self.group.is_none() && !self.frozen
     }
 }
 
@@ -48,6 +56,8 @@ pub(super) struct Slabs {
     partial: Vec<[Vec<u32>; ClassId::COUNT]>,
     groups: Vec<Vec<u32>>,
     vacant_groups: Vec<u32>,
+    /// Whether any slab is frozen.
+    frozen: bool,
 }
 
 impl Slabs {
@@ -59,7 +69,7 @@ impl Slabs {
     /// Adds the slab with the number [`Slabs::next_number`].
     pub(super) fn add(&mut self, addr: u64, class: ClassId, lane: LaneId, node: NodeId) -> u32 {
         let number = self.next_number();
-        let entry = Entry { slab: Slab::new(addr, class), lane, node, group: None, leaving: None };
+        let entry = Entry { slab: Slab::new(addr, class), lane, node, group: None, leaving: None, frozen: false };
         if self.vacant.pop().is_some() {
             self.list[number as usize] = Some(entry);
         } else {
@@ -98,12 +108,12 @@ impl Slabs {
         let entry = self.entry(number);
         let (lane, class, was_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
         entry.slab.release(slot);
-        let is_empty = entry.slab.is_empty() && entry.group.is_none();
+        let (is_idle, joins) = (entry.is_idle(), was_full && entry.is_partial());
         let partial = self.partial_mut(lane, class);
-        if was_full {
+        if joins {
             partial.push(number);
         }
-        if is_empty && self.partial[lane as usize][class.index()].len() > 1 { self.retire(number) } else { None }
+        if is_idle && self.partial[lane as usize][class.index()].len() > 1 { self.retire(number) } else { None }
     }
 
     fn retire(&mut self, number: u32) -> Option<Retired> {
@@ -116,8 +126,7 @@ impl Slabs {
 
     /// Retires every empty slab whose page is its own.
     pub(super) fn retire_empty(&mut self) -> Vec<Retired> {
-        let is_own = |entry: &Entry| entry.slab.is_empty() && entry.group.is_none();
-        let is_empty = |n: &u32| self.list[*n as usize].as_ref().is_some_and(is_own);
+        let is_empty = |n: &u32| self.list[*n as usize].as_ref().is_some_and(Entry::is_idle);
         let empty: Vec<u32> = (0..self.list.len() as u32).filter(is_empty).collect();
         empty.into_iter().filter_map(|number| self.retire(number)).collect()
     }
@@ -143,6 +152,16 @@ impl Slabs {
     /// A slab.
     pub(super) fn slab(&self, number: u32) -> &Slab {
         &self.list[number as usize].as_ref().expect("the number of a slab").slab
+    }
+
+    /// A slab's lane.
+    pub(super) fn lane(&self, number: u32) -> LaneId {
+        self.list[number as usize].as_ref().expect("the number of a slab").lane
+    }
+
+    /// Whether a slab has its page to itself, and nothing unfinished of ours touches it.
+    pub(super) fn is_own(&self, number: u32) -> bool {
+        self.list[number as usize].as_ref().is_some_and(|entry| entry.group.is_none() && !entry.frozen)
     }
 
     /// The slabs whose pages share memory with this one's, itself among them.
@@ -193,17 +212,46 @@ impl Slabs {
         }
     }
 
-    /// Empty slabs of groups serve nobody any more, and leave when their lane has passed the stamp that it gives now.
-    pub(super) fn part(&mut self, mut stamp: impl FnMut(LaneId) -> u64) {
+    /// A copy to or from the pages of these slabs may still run, or a page has no memory.
+    pub(super) fn freeze(&mut self, numbers: &[u32]) {
+        for &number in numbers {
+            self.frozen = true;
+            self.entry(number).frozen = true;
+            self.relist(number);
+        }
+    }
+
+    /// Whether any slab is frozen.
+    pub(super) fn any_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// No copy runs any more, and all pages have memory.
+    pub(super) fn thaw(&mut self) {
+        self.frozen = false;
+        let is_frozen = |n: &u32| self.list[*n as usize].as_ref().is_some_and(|entry| entry.frozen);
+        let frozen: Vec<u32> = (0..self.list.len() as u32).filter(is_frozen).collect();
+        for number in frozen {
+            self.entry(number).frozen = false;
+            self.relist(number);
+        }
+    }
+
+    /// Empty slabs of groups serve nobody any more, and leave when their lane has passed the stamp that it gives now. Returns whether there
+    /// were any.
+    pub(super) fn part(&mut self, mut stamp: impl FnMut(LaneId) -> u64) -> bool {
+        let mut any = false;
         for group in 0..self.groups.len() {
             for member in self.groups[group].clone() {
                 let entry = self.entry(member);
                 if entry.slab.is_empty() && entry.leaving.is_none() {
                     entry.leaving = Some(stamp(entry.lane));
                     self.relist(member);
+                    any = true;
                 }
             }
         }
+        any
     }
 
     /// A slab that may leave its group.
@@ -211,7 +259,7 @@ impl Slabs {
         let members = self.groups.iter().flat_map(|group| group.iter().map(move |&member| (group, member)));
         let may_leave = |number: u32| {
             let entry = self.list[number as usize].as_ref()?;
-            entry.leaving.filter(|&stamp| passed(entry.lane, stamp)).map(|_| entry.slab.addr)
+            entry.leaving.filter(|&stamp| !entry.frozen && passed(entry.lane, stamp)).map(|_| entry.slab.addr)
         };
         let (group, number, addr) = members.filter_map(|(group, n)| Some((group, n, may_leave(n)?))).next()?;
         Some(Leaver { number, addr, heir: self.heir(group, number).map(|heir| self.slab(heir).addr) })
@@ -226,7 +274,7 @@ impl Slabs {
 
     /// Takes a slab out of its group and away: [`Slabs::leaver`] has named it. With the last but one, the group is no more.
     pub(super) fn leave(&mut self, number: u32) -> Option<(Retired, u64)> {
-        let Entry { slab, lane, node, group, leaving } = self.list[number as usize].take()?;
+        let Entry { slab, lane, node, group, leaving, .. } = self.list[number as usize].take()?;
         self.vacant.push(number);
         let members = std::mem::take(&mut self.groups[group? as usize]);
         let heir = self.heir(&members, number);
@@ -275,7 +323,9 @@ impl Slabs {
             if listed != entry.is_partial() {
                 return Err(format!("slab {number} has {} free slots, listed: {listed}", entry.slab.free_slots()));
             }
-            if entry.group.is_none() && (entry.leaving.is_some() || entry.slab.owned() != Slab::new(0, entry.slab.class).owned()) {
+            if entry.group.is_none()
+                && (entry.leaving.is_some() || entry.slab.owned() != Slab::new(0, entry.slab.class).owned())
+            {
                 return Err(format!("slab {number} has no group: {entry:?}"));
             }
             partial += usize::from(listed);

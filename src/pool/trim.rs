@@ -69,14 +69,19 @@ impl Pool {
 
     /// Frees the pages of empty slabs. Returns whether there were any.
     fn retire_empty(&self, state: &mut PoolState) -> bool {
-        state.slabs.part(|lane| state.lanes.stamp(lane));
+        let parted = state.slabs.part(|lane| state.lanes.stamp(lane));
         let retired = state.slabs.retire_empty();
         retired.iter().for_each(|&retired| state.put_page(retired));
-        !retired.is_empty()
+        parted || !retired.is_empty()
     }
 
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
     pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
+        if state.slabs.any_frozen() {
+            self.driver.synchronize_device()?;
+            state.space.heal()?;
+            state.slabs.thaw();
+        }
         self.retire_empty(state);
         let mut waited = !state.dissolved.is_empty();
         if waited {

@@ -21,6 +21,11 @@ impl Space {
         self.mappings.get(&addr).is_some_and(is_it)
     }
 
+    /// Whether blocks are served from this address, and the driver has left it without memory.
+    pub fn is_broken(&self, addr: u64) -> bool {
+        self.broken.contains(&addr)
+    }
+
     /// Serves what was served from the front at `give` from the chunk at `keep`, of the same size; the chunk that was there goes to the
     /// reserve. No unfinished work touches either address, and what is in use at `give` has been copied. Where that fails, all is as
     /// it was; where the driver even fails to put back what it undid, [`Space::heal`] does that later.
@@ -92,6 +97,10 @@ impl Space {
                 None => return Err(format!("shared mapping at {addr:#x}: {chunk:?}")),
             }
         }
-        if bytes == self.shared_bytes { Ok(()) } else { Err(format!("{bytes} bytes shared, {} counted", self.shared_bytes)) }
+        if bytes == self.shared_bytes {
+            Ok(())
+        } else {
+            Err(format!("{bytes} bytes shared, {} counted", self.shared_bytes))
+        }
     }
 }

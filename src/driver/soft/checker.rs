@@ -203,7 +203,10 @@ impl Checker {
         }
         let moving = std::mem::take(&mut self.moving);
         for extent in extents {
-            self.owners.assign(extent.phys, extent.phys + extent.size, Owner::Live(place));
+            match place.what {
+                OpKind::Fill => self.owners.assign(extent.phys, extent.phys + extent.size, Owner::Live(place)),
+                _ => self.owners.remove(extent.phys, extent.phys + extent.size),
+            }
             for (from, to, owner) in &moving {
                 let (from, to) = (*from.max(&at), *to.min(&(at + extent.size)));
                 if from < to {
@@ -284,6 +287,12 @@ impl Checker {
         }
         self.check_order(place, extents);
         self.remember(place, extents);
+    }
+
+    /// Nobody owns anything, as far as is known from now on.
+    pub(super) fn forget_owners(&mut self) {
+        self.owners = IntervalMap::default();
+        self.moving.clear();
     }
 
     /// A block is freed on its home stream. Work of other streams may still be running on it, so this is checked against

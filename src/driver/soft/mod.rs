@@ -218,6 +218,13 @@ impl SoftDevice {
         }
     }
 
+    /// Tells the checker that what it was told about owners no longer holds: the allocator's own copies were made, and then not used.
+    pub fn forget_owners(&self) {
+        if let Some(checker) = &mut self.state.lock().checker {
+            checker.forget_owners();
+        }
+    }
+
     /// What the checker has found: the first thousand reports.
     pub fn reports(&self) -> Vec<Report> {
         self.state.lock().checker.as_ref().map_or_else(Vec::new, |checker| checker.reports().to_vec())
