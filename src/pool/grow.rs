@@ -43,19 +43,36 @@ impl Pool {
         if !self.driver.properties().vmm || matches!(want.kind, Kind::Dedicated { .. }) {
             return self.grow_plain(state, want, magazines, last);
         }
+        let grown = self.grow_in(state, want, last, 0)?;
+        if grown.is_some() || !last {
+            return Ok(grown);
+        }
+        // The hole with the least to map may have no room for the chunks that are free.
+        let (_, size, alignment) = want.range();
+        self.grow_in(state, want, last, size + alignment + self.config.chunk_max.0.max(state.space.unit()))
+    }
+
+    /// [`Pool::grow`] in a hole of at least so many bytes.
+    fn grow_in(&self, state: &mut PoolState, want: Want, last: bool, roomy: u64) -> Climb<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let unit = state.space.unit();
         let growth = loop {
-            let Some(growth) = state.zones[zone].plan_growth(home, size, alignment, unit, usable) else {
-                let Some(least) = align_up(size + alignment, unit) else { return Ok(None) };
+            let zones = &mut state.zones;
+            let Some(growth) = zones[zone].plan_roomy_growth(home, size, alignment, unit, roomy, usable) else {
+                let Some(least) = align_up((size + alignment).max(roomy), unit) else { return Ok(None) };
                 match state.space.reserve_segment(self.segment_size(zone, want.lane, private), least) {
                     Ok((addr, size)) => _ = state.zones[zone].add_segment(addr, size, home),
                     // Address space, too, can be had from pools that are no more.
                     Err(error) if error.is_out_of_memory() && self.bury(state) => {}
-                    Err(error) if error.is_out_of_memory() => return Ok(None),
+                    Err(error) if error.is_out_of_memory() => {
+                        if roomy == 0 {
+                            state.refusal = Some(error);
+                        }
+                        return Ok(None);
+                    }
                     Err(error) => return Err(error),
                 }
                 continue;
@@ -184,9 +201,8 @@ impl Pool {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
-        // A 64th of the device at a time for what is smaller than that, so that segments stay few.
         let shared = !matches!(want.kind, Kind::Dedicated { .. });
-        let wanted = if shared { least.max((self.capacity >> 6).min(64 << 20)) } else { least };
+        let wanted = if shared { least.max(self.plain_least()) } else { least };
         if trim
             && magazines.drain(self, state, Drain::All) > 0
             && let Some(block) = self.search(state, want)?
@@ -205,6 +221,8 @@ impl Pool {
                     return Ok(self.enter(state, want, node)?.map(|block| (block, Rung::NewChunk)));
                 }
                 let freed = if trim { self.harvest(state, bytes)? } else { 0 };
+                // A chunk that is still mapped somewhere stays the device's.
+                let _ = trim && self.retire_ghosts(state, usize::MAX);
                 // Chunks in the reserve are no plain memory: they go back to the device first.
                 let reserve = state.space.reserve_bytes();
                 if state.space.release_reserve(reserve.saturating_sub(bytes)) == 0 && freed == 0 {
@@ -213,6 +231,11 @@ impl Pool {
             }
         }
         Ok(None)
+    }
+
+    /// Plain segments are to be a 64th of the device, so that they stay few.
+    pub(super) fn plain_least(&self) -> u64 {
+        (self.capacity >> 6).min(64 << 20)
     }
 
     fn plain_segment(&self, state: &mut PoolState, bytes: u64) -> Climb<Option<u64>> {

@@ -11,6 +11,7 @@
 //! | `grow` | more memory where a request is |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `trim` | giving free chunks back |
+//! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
 //! | `mesh` | pages of slabs that share memory |
@@ -22,6 +23,7 @@
 mod checkpoint;
 mod compact;
 mod directory;
+mod explain;
 mod grow;
 mod ladder;
 mod lanes;
@@ -41,12 +43,14 @@ pub(crate) use compact::{CompactView, MovableBlock, MoveTo, Moving};
 #[cfg(test)]
 pub(crate) use compact::{Gap, SlabGaps};
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
+pub(crate) use explain::Asked;
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
 pub(crate) use mesh::{Bounds, MeshPage, MeshSet, Meshed};
 pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
+use explain::Notes;
 use lanes::Lanes;
 use pending::Pending;
 use private::PrivatePools;
@@ -58,7 +62,7 @@ use crate::config::Config;
 use crate::driver::Driver;
 use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
-use crate::error::{DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+use crate::error::{DriverError, DriverErrorKind, Error, Result};
 use crate::stream::EventPool;
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::{Event, EventKind, Peak, Rung, Stats, TraceRing};
@@ -115,6 +119,8 @@ pub(crate) struct PoolState {
     out_of_memory: u64,
     /// What the driver said when it had no memory for the request that is being served.
     refusal: Option<DriverError>,
+    /// What the rungs of the last climb did.
+    notes: Notes,
     /// Driver calls that failed where the caller had nothing to do with it.
     failures: u64,
 }
@@ -147,6 +153,7 @@ impl Pool {
             rungs: [0; Rung::ALL.len()],
             out_of_memory: 0,
             refusal: None,
+            notes: Notes::default(),
             failures: 0,
         };
         let directory = Directory::new(capacity)?;
@@ -320,25 +327,6 @@ impl Pool {
         state.limit
     }
 
-    /// What an error says of the state of the pool.
-    #[cold]
-    pub(crate) fn shortage(&self, state: &mut PoolState, size: u64, live: u64, driver: Option<DriverError>) -> Error {
-        state.out_of_memory += 1;
-        let owners = || state.zones.iter().flat_map(|zone| zone.owners().map(move |owner| zone.largest_free(owner)));
-        Error::OutOfMemory(Box::new(OutOfMemory {
-            size,
-            device: self.device,
-            capacity: self.capacity,
-            limit: (state.limit < self.capacity).then_some(state.limit),
-            reserved: state.space.physical_bytes(),
-            live,
-            pending: state.pending.bytes(),
-            cached: state.zones.iter().map(Arena::free_bytes_total).sum::<u64>() + state.space.reserve_bytes(),
-            largest_free: owners().max().unwrap_or(0),
-            driver: driver.or_else(|| state.refusal.take()),
-        }))
-    }
-
     /// Fills in what the pool knows.
     pub(crate) fn add_stats(&self, state: &PoolState, stats: &mut Stats) {
         stats.reserved.current = state.space.physical_bytes();
@@ -404,6 +392,18 @@ impl Pool {
 }
 
 impl PoolState {
+    /// Bytes that a lane may use where they lie, or have mapped anew.
+    fn at_hand(&self, lane: LaneId) -> u64 {
+        let free = |zone: &Arena| zone.free_bytes(Owner(lane)) + zone.free_bytes(Owner::SHARED);
+        self.zones.iter().map(free).sum::<u64>() + self.space.reserve_bytes()
+    }
+
+    /// Notes that a rung has been tried, and what it gained.
+    fn tried(&mut self, lane: LaneId, rung: Rung) {
+        let at_hand = self.at_hand(lane);
+        self.notes.tried(rung, at_hand, self.refusal.is_some());
+    }
+
     /// Gives a retired slab's page back to its lane.
     fn put_page(&mut self, Retired { node, lane }: Retired) {
         let stamp = self.lanes.stamp(lane);
