@@ -1,4 +1,4 @@
-//! Defragmentation: letting pages of small blocks share memory.
+//! Defragmentation: letting pages and chunks that are used in part share memory.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Allocator;
 use crate::defrag;
 use crate::error::Result;
-use crate::pool::Bounds;
+use crate::pool::{Bounds, Meshed};
 use crate::units::ByteSize;
 
 /// Says that a device is quiescent: no unfinished work touches memory of the allocator, and none will be submitted that does while this value
@@ -39,19 +39,20 @@ impl<'a> Quiescent<'a> {
         self.device
     }
 
-    /// Gives memory of small blocks back to the device while all pointers stay what they are: where the live blocks of two 2 MiB pages lie at
-    /// different places, those of one are copied to the other, and both addresses are mapped to the same memory. When the blocks of one
-    /// page have all been freed, its address goes; when all places are taken, later blocks get pages of their own.
+    /// Gives memory back to the device while all pointers stay what they are: where what is in use in two pages of small blocks, or in two chunks
+    /// of larger ones, lies at different places, that of one is copied to the other, and both addresses are mapped to the same memory. When all
+    /// blocks at one address have been freed, it goes; when all places are taken, later blocks get memory of their own.
     ///
-    /// Does nothing where the device has no virtual memory management, and with pages in chunks of more than 2 MiB. Memory that is registered with
-    /// another device, such as a network card, must not be among the small blocks: ask for it with
-    /// [`AllocFlags::DEDICATED`](super::AllocFlags::DEDICATED). Fails during a capture.
+    /// Does nothing where the device has no virtual memory management, and leaves private pools alone. Memory that is registered with another device,
+    /// such as a network card, must not be moved: ask for it with [`AllocFlags::DEDICATED`](super::AllocFlags::DEDICATED). Fails
+    /// during a capture.
     ///
     /// Where the driver fails, what was done before stays done, and the page that it failed for is as it was.
     pub fn defragment(&self, limits: PassLimits) -> Result<DefragReport> {
-        let plan = |pages: &[_]| defrag::mesh(pages, MEMBERS_MAX, SEED);
+        let plan = |pages: &[_]| defrag::mesh(pages, SEED);
         let done = self.allocator.device(self.device)?.mesh(&plan, limits.bounds())?;
-        Ok(DefragReport { pages: done.pages, meshed: done.meshed, copied: done.copied, released: done.released })
+        let Meshed { pages, meshed, chunks, paired, copied, released } = done;
+        Ok(DefragReport { pages, meshed, chunks, paired, copied, released })
     }
 }
 
@@ -84,6 +85,10 @@ pub struct DefragReport {
     pub pages: u64,
     /// Pages that share another page's memory now.
     pub meshed: u64,
+    /// Chunks of larger blocks, used in part, that were looked at.
+    pub chunks: u64,
+    /// Chunks that share another one's memory now.
+    pub paired: u64,
     /// Bytes copied.
     pub copied: u64,
     /// Bytes given back to the device.
@@ -98,7 +103,5 @@ impl Allocator {
     }
 }
 
-/// Addresses that one page of memory may have.
-const MEMBERS_MAX: usize = 16;
 /// Of the order in which pages are tried. Any number will do, and a replay finds the same.
 const SEED: u64 = 1;

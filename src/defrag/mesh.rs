@@ -10,8 +10,7 @@ use crate::pool::{MeshPage, MeshSet};
 const PROBES: usize = 4096;
 
 /// Sets of pages that can share one page's memory. The first of each set keeps its memory: one that is shared already, or else the fullest.
-/// `members_max` bounds the addresses that one page of memory is mapped at.
-pub(crate) fn mesh(pages: &[MeshPage], members_max: usize, seed: u64) -> Vec<MeshSet> {
+pub(crate) fn mesh(pages: &[MeshPage], seed: u64) -> Vec<MeshSet> {
     let mut order: Vec<usize> = (0..pages.len()).collect();
     order.sort_by_cached_key(|&page| {
         let MeshPage { class, members, .. } = pages[page];
@@ -21,7 +20,7 @@ pub(crate) fn mesh(pages: &[MeshPage], members_max: usize, seed: u64) -> Vec<Mes
     for class in order.chunk_by(|&a, &b| pages[a].class == pages[b].class) {
         let mut open: Vec<Open> = Vec::new();
         for &page in class {
-            let MeshPage { ref taken, members, slots, .. } = pages[page];
+            let MeshPage { ref taken, members, members_max, slots, .. } = pages[page];
             let live = live(&pages[page]);
             let fits = |set: &&mut Open| {
                 set.members < members_max
@@ -79,7 +78,7 @@ mod tests {
         let page = |page: usize| {
             let mut taken = vec![0u64; slots.div_ceil(64) as usize].into_boxed_slice();
             (0..slots).filter(|&slot| live(page, slot)).for_each(|slot| taken[slot as usize / 64] |= 1 << (slot % 64));
-            MeshPage { class: 0, members: 1, slots, taken }
+            MeshPage { class: 0, members: 1, members_max: 16, slots, taken }
         };
         (0..pages).map(page).collect()
     }
@@ -88,7 +87,7 @@ mod tests {
         sets.iter().map(|set| set.len() - 1).sum()
     }
 
-    fn check(pages: &[MeshPage], sets: &[MeshSet], members_max: usize) {
+    fn check(pages: &[MeshPage], sets: &[MeshSet]) {
         let mut seen = vec![false; pages.len()];
         for set in sets {
             let mut all = vec![0u64; pages[set[0]].taken.len()];
@@ -101,7 +100,7 @@ mod tests {
                 }
             }
             assert!(set[1..].iter().all(|&page| pages[page].members == 1), "what is shared already stays");
-            assert!(pages[set[0]].members + set.len() - 1 <= members_max);
+            assert!(pages[set[0]].members + set.len() - 1 <= pages[set[0]].members_max);
         }
     }
 
@@ -112,11 +111,11 @@ mod tests {
             let mut pages = random(60, slots, [2, 10, 25, 50][seed as usize % 4], seed);
             for (index, page) in pages.iter_mut().enumerate() {
                 page.class = index % 3;
-                page.members = 1 + index % 4;
+                (page.members, page.members_max) = (1 + index % 4, 6);
             }
-            let sets = mesh(&pages, 6, seed);
-            check(&pages, &sets, 6);
-            assert_eq!(sets, mesh(&pages, 6, seed), "the same seed gives the same sets");
+            let sets = mesh(&pages, seed);
+            check(&pages, &sets);
+            assert_eq!(sets, mesh(&pages, seed), "the same seed gives the same sets");
         }
     }
 
@@ -125,8 +124,8 @@ mod tests {
         // 64 KiB and 32 KiB slots. DESIGN.md says why smaller ones are hopeless at this occupancy.
         for (slots, pages, least) in [(32, 256, 46), (64, 2000, 45)] {
             let pages = random(pages, slots, 25, 7);
-            let sets = mesh(&pages, 2, 1);
-            check(&pages, &sets, 2);
+            let sets = mesh(&pages, 1);
+            check(&pages, &sets);
             let percent = 100 * released(&sets) / pages.len();
             assert!(percent >= least, "{slots} slots: {percent} % of the pages released");
         }
@@ -134,19 +133,20 @@ mod tests {
 
     #[test]
     fn few_live_slots_let_many_pages_share_one() {
-        let pages = random(500, 4096, 0, 3);
-        assert_eq!(released(&mesh(&pages, 500, 1)), 499, "pages with nothing live fit anywhere");
+        let mut pages = random(500, 4096, 0, 3);
+        pages.iter_mut().for_each(|page| page.members_max = 500);
+        assert_eq!(released(&mesh(&pages, 1)), 499, "pages with nothing live fit anywhere");
         let pages = random(500, 64, 3, 3);
-        let sets = mesh(&pages, 16, 1);
-        check(&pages, &sets, 16);
+        let sets = mesh(&pages, 1);
+        check(&pages, &sets);
         assert!(released(&sets) > 400, "{}", released(&sets));
     }
 
     #[test]
     fn full_pages_and_pages_alike_stay_apart() {
-        assert_eq!(mesh(&random(50, 64, 100, 1), 16, 1), Vec::<MeshSet>::new());
+        assert_eq!(mesh(&random(50, 64, 100, 1), 1), Vec::<MeshSet>::new());
         let alike: Vec<MeshPage> = (0..50).map(|_| random(1, 64, 25, 9).remove(0)).collect();
-        assert_eq!(mesh(&alike, 16, 1), Vec::<MeshSet>::new());
-        assert_eq!(mesh(&[], 16, 1), Vec::<MeshSet>::new());
+        assert_eq!(mesh(&alike, 1), Vec::<MeshSet>::new());
+        assert_eq!(mesh(&[], 1), Vec::<MeshSet>::new());
     }
 }

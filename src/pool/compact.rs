@@ -200,6 +200,8 @@ impl Pool {
                             let lane = state.slabs.lane(number);
                             view.slabs.push(SlabGaps { page: slab.addr, size: slab.class.size(), lane, free });
                         }
+                        // Part of its memory is served elsewhere: it cannot be emptied.
+                        (State::Ghost, _) => view.fixed.push((addr, addr + size)),
                         (State::Free, _) if !private => {
                             let lane = (owner != Owner::SHARED).then_some(owner.0);
                             view.gaps.push(Gap { addr, end: addr + size, zone, lane });

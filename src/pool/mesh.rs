@@ -27,6 +27,8 @@ pub(crate) struct MeshPage {
     pub(crate) class: usize,
     /// How many slabs share it already.
     pub(crate) members: usize,
+    /// How many may.
+    pub(crate) members_max: usize,
     /// How many slots it has.
     pub(crate) slots: u32,
     /// Those that are taken, a bit each.
@@ -51,12 +53,18 @@ pub(crate) struct Meshed {
     pub(crate) pages: u64,
     /// Pages that share another's memory now.
     pub(crate) meshed: u64,
+    /// Chunks of larger blocks, used in part, that were looked at.
+    pub(crate) chunks: u64,
+    /// Those of them that share another's memory now.
+    pub(crate) paired: u64,
     /// Bytes copied.
     pub(crate) copied: u64,
     /// Bytes given back to the device.
     pub(crate) released: u64,
 }
 
+/// Addresses that one page of small blocks may have.
+const MEMBERS_MAX: usize = 16;
 /// Pages that are copied before the copies are waited for.
 const BATCH: usize = 64;
 
@@ -95,6 +103,9 @@ impl Pool {
                 done = self.mesh_batch(state, batch, &mut meshed);
             }
         }
+        if done.is_ok() {
+            done = self.mesh_chunks(state, plan, (start, bounds), &mut meshed);
+        }
         meshed.released = state.space.release_reserve(reserve);
         Ok(done.map(|()| meshed)?)
     }
@@ -115,7 +126,7 @@ impl Pool {
                 by_group.extend(group.map(|group| (group, pages.len())));
                 numbers.push(number);
                 let (class, slots) = (slab.class.index(), slab.class.slots());
-                pages.push(MeshPage { class, members: 1, slots, taken });
+                pages.push(MeshPage { class, members: 1, members_max: MEMBERS_MAX, slots, taken });
             }
         }
         (numbers, pages)
@@ -152,8 +163,9 @@ impl Pool {
         Ok(())
     }
 
-    /// Slabs that are empty and share a page leave it, as far as their streams have passed what was freed there.
+    /// Slabs that are empty and share a page leave it, as far as their streams have passed what was freed there; so with larger chunks.
     pub(super) fn part_passed(&self, state: &mut PoolState) -> Climb<()> {
+        self.part_pairs(state)?;
         while let Some(leaver) = state.slabs.leaver(|lane, stamp| state.lanes.has_passed(lane, stamp)) {
             if let Some(heir) = leaver.heir {
                 state.space.unshare(leaver.addr, heir)?;

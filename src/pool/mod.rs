@@ -15,6 +15,7 @@
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
 //! | `mesh` | pages of slabs that share memory |
+//! | `pairs` | larger chunks that share memory |
 //! | `compact` | blocks that are moved for owners who follow them |
 //!
 //! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
@@ -28,6 +29,7 @@ mod grow;
 mod ladder;
 mod lanes;
 mod mesh;
+mod pairs;
 mod pending;
 mod private;
 mod slabs;
@@ -52,6 +54,7 @@ pub(crate) use private::StreamFilter;
 use directory::{Place, ZONES, place};
 use explain::Notes;
 use lanes::Lanes;
+use pairs::Pairs;
 use pending::Pending;
 use private::PrivatePools;
 use slabs::{Retired, Slabs};
@@ -107,6 +110,7 @@ pub(crate) struct PoolState {
     space: Space,
     ghosts: Ghosts,
     slabs: Slabs,
+    pairs: Pairs,
     lanes: Lanes,
     events: EventPool,
     pending: Pending,
@@ -143,6 +147,7 @@ impl Pool {
             space,
             ghosts: Ghosts::default(),
             slabs: Slabs::default(),
+            pairs: Pairs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
             pending: Pending::default(),
@@ -246,7 +251,7 @@ impl Pool {
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
         // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
         let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
-        let held = used - state.space.shared_bytes();
+        let held = used - state.slabs.shared_pages() * PAGE;
         let worth_it = state.private.capturing() || held.saturating_sub(magazines.held()) <= limit;
         if state.space.physical_bytes() > limit && worth_it {
             self.empty(state, magazines, limit)?;
@@ -374,12 +379,16 @@ impl Pool {
         state.pending.validate()?;
         let in_arenas: u64 = state.zones.iter().map(|zone| zone.used_bytes() + zone.free_bytes_total()).sum();
         let mapped = state.space.mapped_bytes();
-        if in_arenas != mapped {
-            return Err(format!("{in_arenas} bytes used or free in arenas, {mapped} mapped"));
+        let ghosts = state.pairs.ghost_bytes();
+        if in_arenas + ghosts != mapped {
+            return Err(format!(
+                "{in_arenas} bytes used or free in arenas, {ghosts} of pairs are ghosts, {mapped} mapped"
+            ));
         }
-        if state.slabs.shared_pages() * PAGE != state.space.shared_bytes() {
-            let (pages, bytes) = (state.slabs.shared_pages(), state.space.shared_bytes());
-            return Err(format!("{pages} pages of slabs share memory, {bytes} bytes mapped so"));
+        let (pages, pairs) = (state.slabs.shared_pages(), state.pairs.shared_bytes());
+        if pages * PAGE + pairs != state.space.shared_bytes() {
+            let bytes = state.space.shared_bytes();
+            return Err(format!("{pages} pages of slabs and {pairs} bytes of pairs share memory, {bytes} mapped so"));
         }
         if state.slabs.count() * PAGE > state.zones[SMALL].used_bytes() {
             return Err(format!("{} slabs in {} used bytes", state.slabs.count(), state.zones[SMALL].used_bytes()));

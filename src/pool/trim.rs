@@ -82,10 +82,11 @@ impl Pool {
 
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
     pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
-        if state.slabs.any_frozen() {
+        if state.slabs.any_frozen() || state.pairs.any_unfinished() {
             self.driver.synchronize_device()?;
             state.space.heal()?;
             state.slabs.thaw();
+            self.finish_pairs(state);
         }
         self.retire_empty(state);
         let mut waited = !state.dissolved.is_empty();

@@ -93,7 +93,8 @@ impl Scene {
         let mapped: u64 = snapshot.segments.iter().map(|segment| segment.size).sum();
         let aliased: u64 = snapshot.segments.iter().map(|segment| segment.aliased).sum();
         assert_eq!(mapped - aliased + stats.reserve, stats.reserved.current, "{stats:#?}");
-        assert_eq!(aliased, stats.meshed);
+        // Of pairs of chunks, each byte is shown where it is served.
+        assert!(aliased <= stats.meshed, "{stats:#?}");
     }
 
     #[track_caller]

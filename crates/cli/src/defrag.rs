@@ -4,7 +4,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use stratalloc::units::ByteSize;
+use stratalloc::DefragReport;
+use stratalloc::units::{ByteSize, PAGE};
 
 use crate::engine::{Defragmented, Engine, Setup, configuration};
 use crate::table::Table;
@@ -77,24 +78,39 @@ fn replay(
 }
 
 fn print(trace: &Trace, points: &[(usize, Defragmented)], out: &mut impl Write) -> std::io::Result<()> {
-    let headings =
-        ["after line", "live", "reserved", "pages of small blocks", "of these live", "share memory now", "given back"];
+    let headings = [
+        "after line",
+        "live",
+        "reserved",
+        "pages",
+        "in use",
+        "share",
+        "chunks",
+        "share",
+        "given back",
+        "reserved / live",
+    ];
     let mut table = Table::new(&headings);
     for (index, point) in points {
-        let live = point.small_live as f64 / (point.report.pages.max(1) * stratalloc::units::PAGE) as f64;
+        let DefragReport { pages, meshed, chunks, paired, released, .. } = point.report;
+        let in_use = point.small_live as f64 / (pages.max(1) * PAGE) as f64;
+        let ratio = |reserved: u64| reserved as f64 / point.live.max(1) as f64;
         table.row(vec![
             trace.line_of(*index).to_string(),
             ByteSize(point.live).to_string(),
             ByteSize(point.reserved).to_string(),
-            point.report.pages.to_string(),
-            format!("{:.0} %", 100.0 * live),
-            point.report.meshed.to_string(),
-            ByteSize(point.report.released).to_string(),
+            pages.to_string(),
+            format!("{:.0} %", 100.0 * in_use),
+            meshed.to_string(),
+            chunks.to_string(),
+            paired.to_string(),
+            ByteSize(released).to_string(),
+            format!("{:.4} -> {:.4}", ratio(point.reserved), ratio(point.reserved - released)),
         ]);
     }
-    let (pages, meshed) = points
-        .iter()
-        .fold((0, 0), |(pages, meshed), (_, point)| (pages + point.report.pages, meshed + point.report.meshed));
-    let part = 100.0 * meshed as f64 / pages.max(1) as f64;
-    writeln!(out, "{}\n{table}{meshed} of {pages} pages looked at: {part:.1} %\n", trace.name)
+    let sum = |of: fn(&DefragReport) -> u64| points.iter().map(|(_, point)| of(&point.report)).sum::<u64>();
+    let (pages, meshed) = (sum(|report| report.pages), sum(|report| report.meshed));
+    let (chunks, paired) = (sum(|report| report.chunks), sum(|report| report.paired));
+    writeln!(out, "{}\n{table}", trace.name)?;
+    writeln!(out, "{meshed} of {pages} pages of small blocks, {paired} of {chunks} chunks used in part\n")
 }
