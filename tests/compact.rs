@@ -418,7 +418,10 @@ fn program(seed: u64, steps: usize, text: &str) {
                 moving.scene.fill(DevicePtr(ptr));
             }
             92..95 => moved += moving.compact(PassLimits::default()).unwrap().moved,
-            95..97 => meshed += moving.scene.defragment(PassLimits::default()).unwrap().meshed,
+            95..97 => {
+                let report = moving.scene.defragment(PassLimits::default()).unwrap();
+                meshed += report.meshed + report.paired;
+            }
             97 => _ = moving.scene.allocator.empty_cache(0).unwrap(),
             _ => moving.scene.device.advance_clock(15_000),
         }

@@ -39,7 +39,8 @@ impl Pool {
                     match slabs.get(&id).filter(|_| zone == SMALL && node.state == State::Used) {
                         Some(&(number, slab)) => {
                             self.push_slots(state, segment, number, slab);
-                            segment.aliased += if state.space.is_shared(slab.addr) { PAGE } else { 0 };
+                            let aliased = state.space.is_shared(slab.addr) && !state.slabs.is_own(number);
+                            segment.aliased += if aliased { PAGE } else { 0 };
                         }
                         None => self.push_node(state, segment, zone, id, node),
                     }
