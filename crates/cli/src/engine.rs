@@ -6,6 +6,7 @@ use std::ops::Sub;
 use std::sync::Arc;
 
 use crate::bare::BareDriver;
+use stratalloc::block::CLASS_SIZE_MAX;
 use stratalloc::config::Config;
 use stratalloc::driver::cuda::CudaDriver;
 use stratalloc::driver::metered::{CallKind, Tally};
@@ -13,7 +14,7 @@ use stratalloc::driver::soft::{Access, Backing, LatencyModel, SoftDevice};
 use stratalloc::driver::{DeviceProperties, Driver};
 use stratalloc::error::{ConfigError, DriverError, Result};
 use stratalloc::units::{DevicePtr, StreamId};
-use stratalloc::{AllocRequest, Allocator, DeviceSpec};
+use stratalloc::{AllocRequest, Allocator, BlockState, DefragReport, DeviceSpec, PassLimits};
 
 /// Every engine has one device.
 const DEVICE: usize = 0;
@@ -135,6 +136,19 @@ impl Sub<&Spent> for &Spent {
     }
 }
 
+/// What [`Engine::defragment`] found and did.
+#[derive(Debug, Clone, Copy)]
+pub struct Defragmented {
+    /// Requested bytes.
+    pub live: u64,
+    /// Physical memory held before, without what lay free in whole chunks.
+    pub reserved: u64,
+    /// Bytes of live blocks of up to 64 KiB.
+    pub small_live: u64,
+    /// What was done.
+    pub report: DefragReport,
+}
+
 /// Whether a trace's program reads or also writes the memory that it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
@@ -197,6 +211,18 @@ impl Engine {
     /// Gives cached memory back to the driver.
     pub fn empty_cache(&self) -> Result<()> {
         self.allocator.empty_cache(DEVICE).map(drop)
+    }
+
+    /// Waits for the device, gives cached memory back, and lets pages of small blocks share memory.
+    pub fn defragment(&self) -> Result<Defragmented> {
+        self.empty_cache()?;
+        let stats = self.allocator.stats(DEVICE)?;
+        let snapshot = self.allocator.snapshot(DEVICE)?;
+        let blocks = snapshot.segments.iter().flat_map(|segment| &segment.blocks);
+        let small = blocks.filter(|block| block.state == BlockState::Live && block.size <= CLASS_SIZE_MAX);
+        let small_live = small.map(|block| block.size).sum();
+        let report = self.allocator.quiesce(DEVICE)?.defragment(PassLimits::default())?;
+        Ok(Defragmented { live: stats.live.current, reserved: stats.reserved.current, small_live, report })
     }
 
     /// The most physical memory held so far.

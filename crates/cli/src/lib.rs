@@ -9,12 +9,14 @@
 //! | [`replay`] | traces against the allocator: time, fragmentation, driver calls, smallest device |
 //! | [`mod@bench`] | pairs and churn beside mimalloc and offset-allocator |
 //! | [`doctor`] | what this machine has and what the allocator would use |
+//! | [`defrag`] | what letting pages of small blocks share memory gives on traces |
 //! | [`run`] | a program started with the preload library in front of its CUDA driver |
 //! | [`engine`] | the one place that touches the allocator's API |
 //! | [`table`] | aligned columns |
 
 mod bare;
 pub mod bench;
+pub mod defrag;
 pub mod doctor;
 pub mod engine;
 pub mod import;
@@ -52,6 +54,8 @@ enum Command {
     Bench(bench::Options),
     /// Say what this machine has and what the allocator would use
     Doctor(doctor::Options),
+    /// Replay traces, and say what letting pages of small blocks share memory gives at points of each
+    Defrag(defrag::Options),
     /// Start a CUDA program on this allocator, as it is
     Run(run::Options),
     /// Make a trace of a PyTorch snapshot or an RMM log
@@ -149,6 +153,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Replay(options)) => replay::run(options, &mut out),
         Some(Command::Bench(options)) => bench::run(options, &mut out),
         Some(Command::Doctor(options)) => doctor::run(options, &mut out),
+        Some(Command::Defrag(options)) => defrag::run(options, &mut out),
         Some(Command::Run(options)) => run::run(options, &mut out),
         Some(Command::Import(options)) => import::run(options, &mut out),
         Some(Command::Tune(options)) => tune::run(options, &mut out),

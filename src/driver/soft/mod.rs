@@ -237,10 +237,18 @@ impl SoftDevice {
     }
 
     /// Tells the checker that copies and fills, until this is switched off, are the allocator's own: they may touch bytes
-    /// that nobody owns, and make those that they write owned. For meshing and compaction. Races are still reported.
+    /// that nobody owns, and who owned the bytes that are read owns those that are written. For meshing and compaction. Races are still
+    /// reported.
     pub fn allocator_copies(&self, on: bool) {
         if let Some(checker) = &mut self.state.lock().checker {
             checker.allocator_copies = on;
+        }
+    }
+
+    /// Tells the checker that what it was told about owners no longer holds: the allocator's own copies were made, and then not used.
+    pub fn forget_owners(&self) {
+        if let Some(checker) = &mut self.state.lock().checker {
+            checker.forget_owners();
         }
     }
 
