@@ -8,6 +8,7 @@ pub mod driver;
 pub mod error;
 #[cfg(feature = "cuda")]
 pub mod interop;
+pub mod plan;
 mod pool;
 pub mod snapshot;
 mod stream;
@@ -21,7 +22,8 @@ pub use allocator::{
     OwnedAllocation, Plain, Restored, Tag,
 };
 pub use config::{Config, Limit};
-pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, PlanError, Result};
+pub use plan::PlanStats;
 pub use pool::Checkpoint;
 pub use snapshot::Snapshot;
 pub use telemetry::{

@@ -2,6 +2,7 @@
 
 mod allocation;
 mod builder;
+mod plans;
 mod private;
 mod request;
 

@@ -78,6 +78,20 @@ impl Pool {
         want: Want,
         magazines: &dyn Magazines,
     ) -> Climb<Option<(BlockId, Rung)>> {
+        if state.plans.is_some() {
+            return self.alloc_planned(state, want, magazines);
+        }
+        self.climb_ladder(state, want, magazines)
+    }
+
+    /// [`Pool::alloc`] without plans.
+    #[inline]
+    pub(super) fn climb_ladder(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
         if let Some(block) = self.take(state, want, Owner(want.lane))? {
             return Ok(Some((block, Rung::Own)));
         }
@@ -222,7 +236,7 @@ impl Pool {
 
     /// Makes a block of a node that was taken for the request.
     #[inline]
-    fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
+    pub(super) fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
         let (zone, size, _) = want.range();
         let addr = state.zones[zone].node(node).addr;
         let entered = match want.kind {
@@ -399,7 +413,7 @@ impl Pool {
     }
 
     /// Creates chunks until the reserve holds `bytes`, the limit is reached, or the device has no more.
-    fn create_chunks(&self, state: &mut PoolState, bytes: u64) -> Climb<()> {
+    pub(super) fn create_chunks(&self, state: &mut PoolState, bytes: u64) -> Climb<()> {
         let chunk = state.space.chunk_size();
         while state.space.reserve_bytes() < bytes && state.space.physical_bytes() + chunk <= state.limit {
             match state.space.create() {

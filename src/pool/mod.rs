@@ -8,6 +8,7 @@
 //! | `pending` | blocks that wait for recorded streams |
 //! | `private` | private pools for captures |
 //! | `ladder` | how a request is served, rung by rung |
+//! | `planned` | large requests placed by a plan of the whole step |
 //! | `trim` | moving free chunks, and giving them back |
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
@@ -20,6 +21,7 @@ mod directory;
 mod ladder;
 mod lanes;
 mod pending;
+mod planned;
 mod private;
 mod slabs;
 mod trim;
@@ -46,6 +48,7 @@ use crate::driver::Driver;
 use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
 use crate::error::{DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+use crate::plan::Plans;
 use crate::stream::EventPool;
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::{Event, EventKind, Peak, Rung, Stats, TraceRing};
@@ -93,6 +96,8 @@ pub(crate) struct PoolState {
     events: EventPool,
     pending: Pending,
     private: PrivatePools,
+    /// None where plans are off.
+    plans: Option<Box<Plans>>,
     /// Private pools were released whose memory waits for the device.
     dissolved: Vec<LaneId>,
     limit: u64,
@@ -126,6 +131,7 @@ impl Pool {
             events: EventPool::default(),
             pending: Pending::default(),
             private: PrivatePools::default(),
+            plans: Pool::new_plans(config.plan),
             dissolved: Vec::new(),
             limit,
             reserved_peak: 0,
@@ -211,7 +217,14 @@ impl Pool {
         let header = self.directory.header(block);
         header.set_life(life::FREE);
         match place(block) {
-            Place::Node(zone, node) => state.zones[zone].release(node, Owner(header.lane()), stamp),
+            Place::Node(zone, node) => {
+                if zone == LARGE
+                    && let Some(plans) = &mut state.plans
+                {
+                    plans.freed(header.ptr().0);
+                }
+                state.zones[zone].release(node, Owner(header.lane()), stamp);
+            }
             Place::Slot(slab, slot) => {
                 if let Some(retired) = state.slabs.release(slab, slot) {
                     state.put_page(retired);

@@ -50,6 +50,7 @@ pub(super) struct Follower<'a> {
     /// By id, and since the ids of a trace are dense, simply one after the other.
     ptrs: Vec<DevicePtr>,
     skip_empty_cache: bool,
+    steps: bool,
     /// By id, if checked: who used the block last.
     uses: Vec<LastUse>,
 }
@@ -70,6 +71,7 @@ impl<'a> Follower<'a> {
             streams: (0..trace.streams).map(|_| engine.create_stream()).collect::<Result<_>>()?,
             ptrs: Vec::with_capacity(trace.allocs as usize),
             skip_empty_cache: plan.skip_empty_cache,
+            steps: plan.steps,
             uses: Vec::new(),
         })
     }
@@ -120,6 +122,10 @@ impl<'a> Follower<'a> {
                 self.engine.record_stream(self.ptrs[id as usize], self.streams[usize::from(stream)])
             }
             Op::EmptyCache if !self.skip_empty_cache => self.engine.empty_cache(),
+            Op::Marker { .. } if self.steps => {
+                self.engine.step();
+                Ok(())
+            }
             Op::EmptyCache | Op::Marker { .. } => Ok(()),
         }
     }
