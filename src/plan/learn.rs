@@ -132,16 +132,19 @@ impl Learner {
 
     /// The step that ends with the newest request, if the lane has done it twice and leaves as much in use as it found.
     pub fn repeated(&self) -> Option<Period> {
+        self.repeats().then(|| self.period(self.run.distance))?
+    }
+
+    /// Whether the lane has just done a step twice, as [`Learner::repeated`] would say at more cost.
+    pub fn repeats(&self) -> bool {
         let Run { distance, length, deviations, astray } = self.run;
         if distance < SHORTEST || length < distance || astray > 0 || deviations * DEVIATION_PART > length {
-            return None;
+            return false;
         }
-        let then = self.get(self.next() - distance)?;
-        if deviations == 0 && then.live != self.live {
-            return None;
-        }
+        let Some(then) = self.get(self.next() - distance) else { return false };
         // What deviates may have changed what is in use, but not by much.
-        (then.live.abs_diff(self.live) <= then.live >> 8).then(|| self.period(distance))?
+        let change = then.live.abs_diff(self.live);
+        if deviations == 0 { change == 0 } else { change <= then.live >> 8 }
     }
 
     /// For how many requests the block of this request was in use, or would be if freed now and never before.

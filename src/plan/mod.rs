@@ -23,6 +23,9 @@
 
 #![forbid(unsafe_code)]
 
+/// Blocks above this many bytes are planned: 512 KiB. Smaller ones have an arena of their own.
+pub const PLANNED_ABOVE: u64 = 1 << 19;
+
 mod codec;
 mod follow;
 mod learn;

@@ -59,8 +59,9 @@ impl Layout {
     }
 }
 
-/// Blocks looked at in all rounds together: some seconds' worth for the longest steps, and never reached by those of a few thousand.
-const WORK_MAX: u64 = 400_000_000;
+/// Blocks looked at and sorted in all rounds together: well below a second's worth, and enough for all rounds over a few thousand requests. The first
+/// order is always tried to its end.
+const WORK_MAX: u64 = 60_000_000;
 /// Rounds in which what sticks out is placed earlier.
 const ROUNDS: u32 = 24;
 
@@ -206,6 +207,7 @@ impl<'a> Board<'a> {
                 }
             }
         }
+        self.work += self.around.len() as u64 * u64::from(self.around.len().max(1).ilog2());
         self.around.sort_unstable();
         let mut around = self.around.iter().copied().peekable();
         for room in self.rooms {

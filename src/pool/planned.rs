@@ -7,13 +7,14 @@ use super::{LARGE, Pool, PoolState, SMALL_MAX};
 use crate::block::{Growth, NodeId, Owner, State};
 use crate::config::Plan;
 use crate::driver::Driver;
-use crate::plan::{PlanStats, Plans, Room, Step};
+use crate::plan::{PLANNED_ABOVE, PlanStats, Plans, Room, Step};
 use crate::telemetry::{EventKind, Rung};
 
 impl Pool {
     /// Whether blocks of this size are placed by plans, and so kept out of magazines.
     #[inline]
     pub(crate) fn plans_for(&self, size: u64) -> bool {
+        const { assert!(SMALL_MAX == PLANNED_ABOVE) };
         self.config.plan != Plan::Off && size > SMALL_MAX
     }
 

@@ -5,6 +5,7 @@
 //! | [`trace`] | the format of recorded traces: a strict decoder and a writer |
 //! | [`replay`] | traces against the allocator: time, fragmentation, driver calls, smallest device |
 //! | [`mod@bench`] | pairs and churn beside mimalloc and offset-allocator |
+//! | [`plan_trace`] | the steps that a trace repeats, laid out and drawn |
 //! | [`doctor`] | what this machine has and what the allocator would use |
 //! | [`run`] | a program started with the preload library in front of its CUDA driver |
 //! | [`engine`] | the one place that touches the allocator's API |
@@ -14,6 +15,7 @@ mod bare;
 pub mod bench;
 pub mod doctor;
 pub mod engine;
+pub mod plan_trace;
 pub mod replay;
 pub mod run;
 pub mod table;
@@ -44,6 +46,8 @@ enum Command {
     Replay(replay::Options),
     /// Time the allocator beside mimalloc and offset-allocator
     Bench(bench::Options),
+    /// Find the steps that a trace repeats, lay them out, and draw one
+    PlanTrace(plan_trace::Options),
     /// Say what this machine has and what the allocator would use
     Doctor(doctor::Options),
     /// Start a CUDA program on this allocator, as it is
@@ -59,6 +63,7 @@ stratalloc: one allocator for GPU memory. What this command can do:
   stratalloc replay --min-capacity *.trace.zst    find the smallest device on which traces complete
   stratalloc replay --checker step.trace.zst      replay with the order of all accesses checked
   stratalloc replay --threads 2 --json a.trace    two threads on one allocator, figures as JSON
+  stratalloc plan-trace step.trace.zst -o plan.svg find the steps that repeat, lay them out, draw one
   stratalloc bench --seconds 20                   time it beside mimalloc and offset-allocator
   stratalloc run --limit 0.8 -- python train.py   start a CUDA program on this allocator, with a limit
 
@@ -126,6 +131,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let finish = match &args.command {
         Some(Command::Replay(options)) => replay::run(options, &mut out),
         Some(Command::Bench(options)) => bench::run(options, &mut out),
+        Some(Command::PlanTrace(options)) => plan_trace::run(options, &mut out),
         Some(Command::Doctor(options)) => doctor::run(options, &mut out),
         Some(Command::Run(options)) => run::run(options, &mut out),
         None => out.write_all(OVERVIEW.as_bytes()).map(|()| Finish::Good).map_err(Failed::from),
