@@ -9,7 +9,9 @@
 //! | `private` | private pools for captures |
 //! | `ladder` | how a request is served, rung by rung |
 //! | `planned` | large requests placed by a plan of the whole step |
-//! | `trim` | moving free chunks, and giving them back |
+//! | `grow` | more memory where a request is |
+//! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
+//! | `trim` | giving free chunks back |
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
 //!
@@ -18,12 +20,14 @@
 
 mod checkpoint;
 mod directory;
+mod grow;
 mod ladder;
 mod lanes;
 mod pending;
 mod planned;
 mod private;
 mod slabs;
+mod stitch;
 mod trim;
 mod walk;
 
@@ -41,6 +45,7 @@ use lanes::Lanes;
 use pending::Pending;
 use private::PrivatePools;
 use slabs::{Retired, Slabs};
+use stitch::Ghosts;
 
 use crate::block::{Arena, Owner};
 use crate::config::Config;
@@ -91,6 +96,7 @@ pub(crate) struct Pool {
 pub(crate) struct PoolState {
     zones: [Arena; ZONES],
     space: Space,
+    ghosts: Ghosts,
     slabs: Slabs,
     lanes: Lanes,
     events: EventPool,
@@ -126,6 +132,7 @@ impl Pool {
         let state = PoolState {
             zones: Default::default(),
             space,
+            ghosts: Ghosts::default(),
             slabs: Slabs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
@@ -341,7 +348,7 @@ impl Pool {
         stats.cleanup_failures = state.space.cleanup_failures() + state.failures;
         stats.limit = state.limit;
         stats.chunks = state.space.chunk_count();
-        stats.chunk_size = state.space.chunk_size();
+        stats.chunk_size = state.space.unit();
         let largest = |zone: &Arena| zone.owners().map(|owner| zone.largest_free(owner)).max();
         stats.largest_free = state.zones.iter().filter_map(largest).max().unwrap_or(0);
         let calls = self.driver.calls();

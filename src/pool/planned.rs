@@ -8,7 +8,7 @@ use crate::block::{Growth, NodeId, Owner, State};
 use crate::config::Plan;
 use crate::driver::Driver;
 use crate::plan::{PLANNED_ABOVE, PlanStats, Plans, Room, Step};
-use crate::telemetry::{EventKind, Rung};
+use crate::telemetry::Rung;
 
 impl Pool {
     /// Whether blocks of this size are placed by plans, and so kept out of magazines.
@@ -39,9 +39,8 @@ impl Pool {
             self.lay_out(state, want);
         }
         let served = match self.take_planned(state, want, size) {
-            Ok(Some(block)) => Ok(Some((block, Rung::Own))),
             Ok(None) => self.climb_ladder(state, want, magazines),
-            Err(error) => Err(error),
+            served => served,
         };
         let Some(plans) = &mut state.plans else { return served };
         match served {
@@ -61,7 +60,7 @@ impl Pool {
     }
 
     /// The request's planned place, if it is free or, where that is allowed, can be mapped.
-    fn take_planned(&self, state: &mut PoolState, want: Want, size: u64) -> Climb<Option<BlockId>> {
+    fn take_planned(&self, state: &mut PoolState, want: Want, size: u64) -> Climb<Option<(BlockId, Rung)>> {
         let Kind::Range { alignment, .. } = want.kind else { return Ok(None) };
         let Some((addr, may_map)) = state.plans.as_ref().and_then(|plans| plans.place(want.lane)) else {
             return Ok(None);
@@ -75,24 +74,18 @@ impl Pool {
         // Where nothing free is large enough the ladder would map memory, too: at the planned place it serves the next steps as well.
         let zone = &state.zones[LARGE];
         let may_map = may_map || zone.largest_free(home).max(zone.largest_free(Owner::SHARED)) < size;
-        if may_map && want.may_grow && self.driver.properties().vmm {
-            let chunk = state.space.chunk_size();
-            let gaps = state.zones[LARGE].gaps(node, addr, size, chunk, usable).unwrap_or_default();
-            let missing = gaps.iter().map(|&(_, bytes)| bytes).sum();
-            self.create_chunks(state, missing)?;
-            if state.space.reserve_bytes() < missing {
-                return Ok(None);
+        let gaps = zone.gaps(node, addr, size, state.space.unit(), usable);
+        match gaps.as_deref() {
+            Some([]) => match state.zones[LARGE].claim(node, addr, size, usable) {
+                Some(node) => Ok(self.enter(state, want, node)?.map(|block| (block, Rung::Own))),
+                None => Ok(None),
+            },
+            Some(&[(at, bytes)]) if may_map && want.may_grow && self.driver.properties().vmm => {
+                let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
+                self.grow_at(state, want, growth, Some(addr), false)
             }
-            for (at, bytes) in gaps {
-                state.space.map(at, bytes)?;
-                state.zones[LARGE].fill(home, Growth { at, bytes }, home, 0, |owner| owner == home);
-                self.note_mapping(state, EventKind::Map, home, at, bytes);
-            }
+            _ => Ok(None),
         }
-        // What was mapped may have been merged with it.
-        let node = node_at(state, addr).and_then(|node| state.zones[LARGE].claim(node, addr, size, usable));
-        let Some(node) = node else { return Ok(None) };
-        self.enter(state, want, node)
     }
 
     /// Gives the lane's plan the addresses that it may use: what the lane has free, or will have when the step goes on as planned.
@@ -114,7 +107,7 @@ impl Pool {
                     State::Free => node.owner == home || node.owner == Owner::SHARED,
                     State::Hole => may_map,
                     State::Used => guest.is_some(),
-                    State::Vacant => false,
+                    State::Ghost | State::Vacant => false,
                 };
                 guests.extend(guest);
                 match rooms.last_mut() {

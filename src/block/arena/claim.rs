@@ -96,7 +96,6 @@ impl Arena {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Growth;
     use super::*;
 
     const A: Owner = Owner(1);
@@ -107,7 +106,7 @@ mod tests {
     fn arena() -> (Arena, NodeId) {
         let mut arena = Arena::default();
         arena.add_segment(0, 16 * UNIT, A);
-        arena.fill(A, Growth { at: 0, bytes: 12 * UNIT }, A, 0, |_| false);
+        arena.fill(A, 0, 12 * UNIT, A, 0, |_| false);
         let mut ids = Vec::new();
         for size in [4, 1, 3, 2, 2] {
             ids.push(arena.take(A, size * UNIT, 512).unwrap());

@@ -85,9 +85,10 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
             Some(number) => laid_out.get(number).ok_or_else(|| {
                 Failed::from(format!("no step {number}: {} were found, numbered from 0", laid_out.len()))
             })?,
-            None => laid_out.iter().max_by_key(|(row, ..)| (row.bound_bytes, row.requests)).ok_or_else(|| {
-                Failed::from(format!("{}: no step to draw", options.trace.display()))
-            })?,
+            None => laid_out
+                .iter()
+                .max_by_key(|(row, ..)| (row.bound_bytes, row.requests))
+                .ok_or_else(|| Failed::from(format!("{}: no step to draw", options.trace.display())))?,
         };
         let (row, step, layout) = wanted;
         std::fs::write(path, svg::draw(&trace.name, row, step, layout))
