@@ -127,24 +127,33 @@ impl Learner {
         let before = self.mark.replace(next)?;
         let len = next - before;
         let (first, now) = (self.get(before)?, self.live);
-        (len >= SHORTEST && len <= Step::MAX as u64 && first.live == now).then(|| self.period(len))?
+        (len >= SHORTEST && len <= Step::MAX as u64 && first.live == now).then(|| self.newest(len))?
     }
 
     /// The step that ends with the newest request, if the lane has done it twice and leaves as much in use as it found.
     pub fn repeated(&self) -> Option<Period> {
-        self.repeats().then(|| self.period(self.run.distance))?
+        self.repeats().then(|| self.newest(self.run.distance))?
     }
 
-    /// Whether the lane has just done a step twice, as [`Learner::repeated`] would say at more cost.
-    pub fn repeats(&self) -> bool {
+    /// How many requests ago the lane was where it is now, as far as can be seen: what may turn out to be the length of a step.
+    pub fn period(&self) -> Option<u64> {
+        Some(self.run.distance).filter(|&distance| distance > 0)
+    }
+
+    fn repeats(&self) -> bool {
         let Run { distance, length, deviations, astray } = self.run;
-        if distance < SHORTEST || length < distance || astray > 0 || deviations * DEVIATION_PART > length {
+        if distance < SHORTEST || length < distance || self.next() - self.begin < 2 * distance || astray > 0 || deviations * DEVIATION_PART > length {
             return false;
         }
-        let Some(then) = self.get(self.next() - distance) else { return false };
-        // What deviates may have changed what is in use, but not by much.
-        let change = then.live.abs_diff(self.live);
-        if deviations == 0 { change == 0 } else { change <= then.live >> 8 }
+        // Here and at three places on the way: a layer that keeps one thing and lets another go may come out even at one of them.
+        (0..4).all(|quarter| {
+            let now = self.next() - distance * quarter / 4;
+            let live = if quarter == 0 { Some(self.live) } else { self.get(now).map(|past| past.live) };
+            let Some((live, then)) = live.zip(self.get(now - distance)) else { return false };
+            let change = then.live.abs_diff(live);
+            // What deviates may have changed what is in use, but not by much.
+            if deviations == 0 { change == 0 } else { change <= then.live >> 8 }
+        })
     }
 
     /// For how many requests the block of this request was in use, or would be if freed now and never before.
@@ -153,7 +162,7 @@ impl Learner {
     }
 
     /// What the newest `len` requests ask for. Where a block has been in use for different times, the longer one counts.
-    fn period(&self, len: u64) -> Option<Period> {
+    fn newest(&self, len: u64) -> Option<Period> {
         let first = self.next() - len;
         let block = |number: u64| {
             let Past { granules, life, .. } = *self.get(number)?;

@@ -26,8 +26,8 @@ struct Stream {
     learner: Learner,
     /// Granules, how long the block stayed (0: to the end), and what was in use with it.
     requests: Vec<(u32, u64, u64)>,
-    /// Whether the newest request ended a step that repeats.
-    repeats: bool,
+    /// How long the steps are that were found to repeat.
+    lengths: Vec<usize>,
     /// The last marker: its label, and the number of the next request.
     marker: Option<(u32, usize)>,
     marked: Vec<(u32, std::ops::Range<usize>)>,
@@ -36,7 +36,7 @@ struct Stream {
 /// A large block in use: its stream, request and size.
 type Live = Option<(usize, u64, u32)>;
 
-/// All steps: first those that repeat, each length once a run, then those between markers of the first pass.
+/// All steps: first those that repeat, each length once, then those between markers of the first pass.
 pub(super) fn steps(trace: &Trace, passes: u32) -> Vec<Found> {
     let mut streams: Vec<Stream> = (0..trace.streams).map(|_| Stream::default()).collect();
     let mut found = Vec::new();
@@ -77,14 +77,13 @@ impl Stream {
     fn request(&mut self, granules: u32, stream: u16, found: &mut Vec<Found>) -> (usize, u64, u32) {
         let number = self.learner.request(granules, 0);
         self.requests.push((granules, 0, self.learner.live()));
-        let repeats = self.learner.repeats();
-        if repeats
-            && !self.repeats
+        let known = self.learner.period().is_some_and(|len| self.lengths.contains(&(len as usize)));
+        if !known
             && let Some(Period { step, first, peak, .. }) = self.learner.repeated()
         {
+            self.lengths.push(step.len());
             found.push(Found { source: REPEATED.to_owned(), stream, first, peak, step });
         }
-        self.repeats = repeats;
         (usize::from(stream), number, granules)
     }
 
