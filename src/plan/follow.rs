@@ -21,6 +21,10 @@ const LAYOUTS_MAX: u32 = 4;
 const MISSED_PART: u64 = 64;
 /// So much more held for nothing than without the plan, as a part of what the lane has in use at its peak, is too much: 1/64.
 const WASTE_SHIFT: u32 = 6;
+/// So much is never too much: some chunks, 32 MiB.
+const WASTE_MIN: u64 = 32 << 20;
+/// Steps for which memory may be mapped for what was learned in another run.
+const MAPPING_STEPS: u32 = 3;
 /// Steps for which a lane goes without a plan after one that did not pay; twice as many after each further one.
 const REST_STEPS: u64 = 8;
 /// A request of the step that has not come yet.
@@ -121,8 +125,8 @@ struct Follow {
     lay_out_at: Option<usize>,
     wants_layout: bool,
     layouts: u32,
-    /// Whether memory may be mapped for planned places: only where nobody knows what the lane needs without the plan.
-    may_map: bool,
+    /// Steps for which memory may be mapped for planned places: only where nobody knows what the lane needs without the plan.
+    mapping_steps: u32,
     /// The fewest bytes in a step that were held on the device and used by nobody, without the plan.
     idle: Option<u64>,
     score: Score,
@@ -226,7 +230,7 @@ impl LanePlan {
         let mut follow = Follow::new(known.clone());
         // As if the request in hand were still to come.
         follow.at = (next + known.step.len() - 1) % known.step.len();
-        follow.may_map = true;
+        follow.mapping_steps = MAPPING_STEPS;
         self.follow = Some(follow);
     }
 
@@ -273,12 +277,12 @@ impl LanePlan {
 
     /// The place planned for the request in hand, and whether memory may be mapped there.
     pub(super) fn place(&self) -> Option<(u64, bool)> {
-        Some((self.current.place?, self.follow.as_ref()?.may_map))
+        Some((self.current.place?, self.follow.as_ref()?.mapping_steps > 0))
     }
 
     /// Whether a layout may use addresses at which nothing is mapped.
     pub(super) fn may_map(&self) -> bool {
-        self.follow.as_ref().is_some_and(|follow| follow.may_map)
+        self.follow.as_ref().is_some_and(|follow| follow.mapping_steps > 0)
     }
 
     /// The request in hand was served at this address.
@@ -362,7 +366,7 @@ impl Follow {
             lay_out_at: None,
             wants_layout: true,
             layouts: 0,
-            may_map: false,
+            mapping_steps: 0,
             idle: None,
             score: Score::NONE,
             poor: 0,
@@ -417,11 +421,15 @@ impl Follow {
         if self.layout.is_none() {
             return true;
         }
-        // What was learned in another run has shown by now what it takes.
-        self.may_map = false;
-        let before = *self.idle.get_or_insert(score.idle);
-        if score.idle.saturating_sub(before) > (score.peak * GRANULE) >> WASTE_SHIFT {
-            return false;
+        if self.mapping_steps > 0 {
+            // What was learned in another run shows what it takes.
+            self.mapping_steps -= 1;
+        } else {
+            let before = *self.idle.get_or_insert(score.idle);
+            let waste = ((score.peak * GRANULE) >> WASTE_SHIFT).max(WASTE_MIN);
+            if score.idle.saturating_sub(before) > waste {
+                return false;
+            }
         }
         self.poor = if score.hits * 2 < self.known.step.len() as u64 { self.poor + 1 } else { 0 };
         if score.misses * MISSED_PART > score.hits + score.misses {

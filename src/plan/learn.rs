@@ -142,7 +142,12 @@ impl Learner {
 
     fn repeats(&self) -> bool {
         let Run { distance, length, deviations, astray } = self.run;
-        if distance < SHORTEST || length < distance || self.next() - self.begin < 2 * distance || astray > 0 || deviations * DEVIATION_PART > length {
+        if distance < SHORTEST
+            || length < distance
+            || self.next() - self.begin < 2 * distance
+            || astray > 0
+            || deviations * DEVIATION_PART > length
+        {
             return false;
         }
         // Here and at three places on the way: a layer that keeps one thing and lets another go may come out even at one of them.

@@ -63,17 +63,28 @@ pub(crate) struct Plans {
     /// Large blocks in use, by address.
     live: BTreeMap<u64, Live>,
     book: Vec<Arc<Known>>,
+    /// Whether the program marks its steps.
+    marked: bool,
 }
 
 impl Plans {
     /// Nothing learned yet. `background`: layouts are worked out on threads of their own.
     pub(crate) fn new(background: bool) -> Plans {
-        Plans { background, lanes: BTreeMap::new(), live: BTreeMap::new(), book: Vec::new() }
+        Plans { background, lanes: BTreeMap::new(), live: BTreeMap::new(), book: Vec::new(), marked: false }
     }
 
     /// A request comes, when `idle` bytes are held and used by nobody. Returns whether [`Plans::lay_out`] is to be called before it is served.
     pub(crate) fn request(&mut self, lane: u16, size: u64, idle: u64) -> bool {
-        self.lanes.entry(lane).or_default().request((size / GRANULE) as u32, idle, &self.book)
+        let marked = self.marked;
+        let new = || {
+            let mut plan = LanePlan::default();
+            if marked {
+                // The mark came before the lane's first request.
+                plan.mark();
+            }
+            plan
+        };
+        self.lanes.entry(lane).or_insert_with(new).request((size / GRANULE) as u32, idle, &self.book)
     }
 
     /// The place planned for the lane's request in hand, and whether memory may be mapped there.
@@ -108,6 +119,7 @@ impl Plans {
 
     /// The program says that a step begins.
     pub(crate) fn mark(&mut self) {
+        self.marked = true;
         self.lanes.values_mut().for_each(LanePlan::mark);
     }
 

@@ -68,24 +68,31 @@ impl Pool {
         if !addr.is_multiple_of(alignment) {
             return Ok(None);
         }
-        let Some(node) = node_at(state, addr) else { return Ok(None) };
         let home = Owner(want.lane);
         let usable = |owner: Owner| owner == home || owner == Owner::SHARED;
         // Where nothing free is large enough the ladder would map memory, too: at the planned place it serves the next steps as well.
         let zone = &state.zones[LARGE];
         let may_map = may_map || zone.largest_free(home).max(zone.largest_free(Owner::SHARED)) < size;
-        let gaps = zone.gaps(node, addr, size, state.space.unit(), usable);
-        match gaps.as_deref() {
-            Some([]) => match state.zones[LARGE].claim(node, addr, size, usable) {
-                Some(node) => Ok(self.enter(state, want, node)?.map(|block| (block, Rung::Own))),
-                None => Ok(None),
-            },
-            Some(&[(at, bytes)]) if may_map && want.may_grow && self.driver.properties().vmm => {
-                let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
-                self.grow_at(state, want, growth, Some(addr), false)
+        let may_map = may_map && want.may_grow && self.driver.properties().vmm;
+        let mut mapped = None;
+        // One gap after the other; the last growth takes the place.
+        while let Some(node) = node_at(state, addr) {
+            match state.zones[LARGE].gaps(node, addr, size, state.space.unit(), usable).as_deref() {
+                Some([]) => {
+                    let node = state.zones[LARGE].claim(node, addr, size, usable).expect("all of it is free");
+                    return Ok(self.enter(state, want, node)?.map(|block| (block, Rung::Own)));
+                }
+                Some(&[(at, bytes), ..]) if may_map && mapped != Some(at) => {
+                    mapped = Some(at);
+                    let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
+                    if let Some(found) = self.grow_at(state, want, growth, Some(addr), false)? {
+                        return Ok(Some(found));
+                    }
+                }
+                _ => break,
             }
-            _ => Ok(None),
         }
+        Ok(None)
     }
 
     /// Gives the lane's plan the addresses that it may use: what the lane has free, or will have when the step goes on as planned.

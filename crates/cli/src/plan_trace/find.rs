@@ -78,9 +78,7 @@ impl Stream {
         let number = self.learner.request(granules, 0);
         self.requests.push((granules, 0, self.learner.live()));
         let known = self.learner.period().is_some_and(|len| self.lengths.contains(&(len as usize)));
-        if !known
-            && let Some(Period { step, first, peak, .. }) = self.learner.repeated()
-        {
+        if !known && let Some(Period { step, first, peak, .. }) = self.learner.repeated() {
             self.lengths.push(step.len());
             found.push(Found { source: REPEATED.to_owned(), stream, first, peak, step });
         }
