@@ -288,8 +288,11 @@ impl LanePlan {
     /// The request in hand was served at this address.
     pub(super) fn placed(&mut self, at: u64) {
         if let (Some(place), Some(follow)) = (self.current.place, &mut self.follow) {
-            let counter = if place == at { &mut follow.score.hits } else { &mut follow.score.misses };
-            *counter += 1;
+            let hit = u64::from(place == at);
+            follow.score.hits += hit;
+            follow.score.misses += 1 - hit;
+            self.tally.hits += hit;
+            self.tally.misses += 1 - hit;
         }
     }
 
@@ -415,8 +418,6 @@ impl Follow {
     /// After a step: whether the plan is to be kept.
     fn judge(&mut self, tally: &mut Tally) -> bool {
         let score = std::mem::replace(&mut self.score, Score::NONE);
-        tally.hits += score.hits;
-        tally.misses += score.misses;
         tally.deviations += score.deviations;
         if self.layout.is_none() {
             return true;

@@ -59,9 +59,9 @@ impl Layout {
     }
 }
 
-/// Blocks looked at and sorted in all rounds together: well below a second's worth, and enough for all rounds over a few thousand requests. The first
+/// Blocks looked at and sorted in all rounds together: a second or two, and enough for all rounds over a few thousand requests. The first
 /// order is always tried to its end.
-const WORK_MAX: u64 = 60_000_000;
+const WORK_MAX: u64 = 300_000_000;
 /// Rounds in which what sticks out is placed earlier.
 const ROUNDS: u32 = 24;
 

@@ -20,6 +20,8 @@ struct Picked {
     bytes: u64,
     /// Those of them that blocks could be served from where they are.
     donors: Vec<Donor>,
+    /// Whether none of these are wanted.
+    stays: bool,
 }
 
 impl Picked {
@@ -65,20 +67,22 @@ impl Pool {
         self.grow_at(state, want, growth, None, last)
     }
 
-    /// Carries a growth out, and serves the request from what is free there then: at `place`, if that is given.
+    /// Carries a growth out, and serves the request from what is free there then: at `place`, if that is given, and if that says so with
+    /// nothing that blocks could be served from where it is.
     pub(super) fn grow_at(
         &self,
         state: &mut PoolState,
         want: Want,
         growth: Growth,
-        place: Option<u64>,
+        place: Option<(u64, bool)>,
         last: bool,
     ) -> Climb<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
-        let mut picked = Picked::default();
+        let empty = || Picked { stays: place.is_some_and(|(_, stays)| stays), ..Picked::default() };
+        let mut picked = empty();
         let mut found = self.pick(state, want, growth, false, last, &mut picked);
         if !found && !state.private.capturing() {
             // Blocks that waited may have come home, and other streams may be done with theirs.
@@ -88,7 +92,7 @@ impl Pool {
             {
                 return Ok(Some((block, Rung::Passed)));
             }
-            picked = Picked::default();
+            picked = empty();
             found = self.pick(state, want, growth, true, last, &mut picked);
         }
         let missing = growth.bytes.saturating_sub(picked.bytes);
@@ -113,7 +117,7 @@ impl Pool {
         let node = state.zones[zone].fill(home, growth.at, growth.bytes, home, stamp, usable);
         self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
         let node = match place {
-            Some(addr) => state.zones[zone].claim(node, addr, size, usable),
+            Some((addr, _)) => state.zones[zone].claim(node, addr, size, usable),
             None => Some(state.zones[zone].take_from(node, size, alignment)),
         };
         let Some(node) = node else { return Ok(None) };
@@ -134,6 +138,9 @@ impl Pool {
         let room = if want.range().0 == SMALL && !last { growth.bytes } else { growth.room };
         let mut left = Vec::new();
         for donor in self.donors(state, want.lane, growth, anyone) {
+            if picked.stays && donor.from.is_some() {
+                break;
+            }
             if picked.bytes + donor.size <= growth.bytes {
                 picked.add(donor);
                 if picked.bytes == growth.bytes {

@@ -72,6 +72,8 @@ impl Pool {
         let usable = |owner: Owner| owner == home || owner == Owner::SHARED;
         // Where nothing free is large enough the ladder would map memory, too: at the planned place it serves the next steps as well.
         let zone = &state.zones[LARGE];
+        // What a plan from another run maps does not come from its own places, or those would be gone.
+        let stays = may_map;
         let may_map = may_map || zone.largest_free(home).max(zone.largest_free(Owner::SHARED)) < size;
         let may_map = may_map && want.may_grow && self.driver.properties().vmm;
         let mut mapped = None;
@@ -85,7 +87,7 @@ impl Pool {
                 Some(&[(at, bytes), ..]) if may_map && mapped != Some(at) => {
                     mapped = Some(at);
                     let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
-                    if let Some(found) = self.grow_at(state, want, growth, Some(addr), false)? {
+                    if let Some(found) = self.grow_at(state, want, growth, Some((addr, stays)), false)? {
                         return Ok(Some(found));
                     }
                 }

@@ -1,5 +1,6 @@
 //! `stratalloc plan-trace`: the steps that a trace repeats, what each needs at least, what a layout of it takes, and a picture.
 
+mod again;
 mod find;
 mod svg;
 
@@ -33,9 +34,17 @@ pub struct Options {
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// Which step to draw, by its number in the table [default: the one with the most bytes]
-    #[arg(long, value_name = "N", requires = "output")]
+    /// Which step to draw or to write, by its number in the table [default: the one with the most bytes]
+    #[arg(long, value_name = "N")]
     pub step: Option<usize>,
+
+    /// Write that step as a trace of its own, done over and over, as by a program whose batches are all alike
+    #[arg(long, value_name = "FILE")]
+    pub again: Option<PathBuf>,
+
+    /// How often the step is done in that trace
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub times: u32,
 
     /// Print JSON: an array with one object a step
     #[arg(long)]
@@ -80,21 +89,31 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     } else {
         for_people(&trace, options, &rows, out)?;
     }
-    if let Some(path) = &options.output {
-        let wanted = match options.step {
-            Some(number) => laid_out.get(number).ok_or_else(|| {
-                Failed::from(format!("no step {number}: {} were found, numbered from 0", laid_out.len()))
-            })?,
-            None => laid_out
-                .iter()
-                .max_by_key(|(row, ..)| (row.bound_bytes, row.requests))
-                .ok_or_else(|| Failed::from(format!("{}: no step to draw", options.trace.display())))?,
-        };
-        let (row, step, layout) = wanted;
-        std::fs::write(path, svg::draw(&trace.name, row, step, layout))
-            .map_err(|error| Failed::from(format!("{}: {error}", path.display())))?;
+    if options.output.is_none() && options.again.is_none() {
+        return Ok(Finish::Good);
+    }
+    let wanted = match options.step {
+        Some(number) => laid_out.get(number),
+        None => laid_out.iter().max_by_key(|(row, ..)| (row.bound_bytes, row.requests)),
+    };
+    let (row, step, layout) = wanted.ok_or_else(|| match options.step {
+        Some(number) => format!("no step {number}: {} were found, numbered from 0", laid_out.len()),
+        None => format!("{}: no step was found", options.trace.display()),
+    })?;
+    let write = |path: &PathBuf, what: &str, text: String| {
+        std::fs::write(path, text).map_err(|error| Failed::from(format!("{}: {error}", path.display())))?;
+        Ok::<_, Failed>(format!("step {} {what} {}", row.number, path.display()))
+    };
+    let drawn =
+        options.output.as_ref().map(|path| write(path, "is drawn in", svg::draw(&trace.name, row, step, layout)));
+    let again = options.again.as_ref().map(|path| {
+        let name = format!("{}, {} of stream {} again", trace.name, row.source, row.stream);
+        write(path, "is done over and over in", again::trace(&name, step, options.times))
+    });
+    for done in [drawn, again].into_iter().flatten() {
+        let done = done?;
         if !options.json {
-            writeln!(out, "\nStep {} is drawn in {}", row.number, path.display())?;
+            writeln!(out, "{done}")?;
         }
     }
     Ok(Finish::Good)
