@@ -321,6 +321,7 @@ const TEXTS: [&str; 8] = [
     "magazine:0,cross_stream_wait:true",
     "chunk:4MiB",
     "gc_threshold:0.4",
+    "plan:inline",
     "address_space:1,magazine:1",
     "trace:64,limit:0.7",
 ];

@@ -4,6 +4,7 @@ mod allocation;
 mod builder;
 mod defrag;
 mod movable;
+mod plans;
 mod private;
 mod request;
 
