@@ -143,9 +143,8 @@ fn compile(nvrtc: &Path, folder: &Path) -> Result<Vec<u8>, String> {
     let mut program: Program = ptr::null_mut();
     let count = headers.len() as c_int;
     // SAFETY: all texts are NUL-terminated and outlive the program; both arrays have `count` members.
-    let status = unsafe {
-        create(&mut program, source.as_ptr(), name.as_ptr(), count, contents.as_ptr(), names.as_ptr())
-    };
+    let status =
+        unsafe { create(&mut program, source.as_ptr(), name.as_ptr(), count, contents.as_ptr(), names.as_ptr()) };
     if status != 0 {
         return Err(format!("nvrtcCreateProgram gives {status}"));
     }

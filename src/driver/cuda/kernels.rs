@@ -7,8 +7,14 @@ use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUmodule, CUstream};
 
 use super::CudaDriver;
 use super::context::count_failure;
-use crate::driver::kernels::{Call, IMAGES, Image, Kernel, THREADS_A_BLOCK};
+use crate::driver::kernels::{COPIES_A_LAUNCH, Call, IMAGES, Image, Kernel};
 use crate::driver::{DriverError, DriverErrorKind, DriverResult};
+
+/// Threads a block of every launch.
+const THREADS_A_BLOCK: u32 = 256;
+/// Bytes that a thread should have to move before another one is worth while, and the most blocks.
+const BYTES_A_THREAD: u64 = 64;
+const BLOCKS_MAX: u32 = 1024;
 
 /// The module, and its functions in the order of [`Kernel::ALL`].
 #[derive(Debug)]
@@ -37,7 +43,7 @@ impl CudaDriver {
         }
         let function = self.kernels()?.functions[call.kernel() as usize];
         let _current = self.current()?;
-        let [x, y] = call.grid();
+        let [x, y] = grid_of(call);
         call.with_params(|params| {
             // SAFETY: the function is of our own image, whose parameters `with_params` gives; the driver copies them before it returns.
             // The caller of the trait keeps all ranges until the stream has passed the launch.
@@ -127,10 +133,58 @@ impl CudaDriver {
     }
 }
 
+/// Blocks of the grid along x and y: copies have a row each, which together need not be more than a device can have under way.
+fn grid_of(call: &Call) -> [u32; 2] {
+    let blocks = |size: u64| {
+        let blocks = size.div_ceil(BYTES_A_THREAD * u64::from(THREADS_A_BLOCK));
+        blocks.clamp(1, u64::from(BLOCKS_MAX)) as u32
+    };
+    match call {
+        Call::CopyBlocks(ops) => {
+            let largest = ops.iter().map(|op| op.size).max().unwrap_or(0);
+            let rows = ops.len().clamp(1, COPIES_A_LAUNCH) as u32;
+            [blocks(largest).min(BLOCKS_MAX / rows).max(1), rows]
+        }
+        Call::FillWords { size, .. } | Call::CheckWords { size, .. } | Call::Checksum { size, .. } => {
+            [blocks(*size), 1]
+        }
+    }
+}
+
 /// Machine code is for devices of the same generation, from that minor number on; PTX for all later ones.
 fn fits(image: &Image, major: u32, minor: u32) -> bool {
     match image.capability {
         Some((generation, least)) => generation == major && minor >= least,
         None => major >= 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::CopyOp;
+    use crate::units::DevicePtr;
+
+    #[test]
+    fn grids_are_what_the_work_needs() {
+        let ptr = DevicePtr(0);
+        for (size, blocks) in [(0, 1), (1, 1), (16 << 10, 1), (32 << 10, 2), (1 << 40, BLOCKS_MAX)] {
+            assert_eq!(grid_of(&Call::Checksum { ptr, size, result: ptr }), [blocks, 1]);
+        }
+        for (rows, size, grid) in [(1, 64 << 20, [1024, 1]), (128, 64 << 20, [8, 128]), (128, 512, [1, 128])] {
+            let op = CopyOp { dst: ptr, src: ptr, size };
+            assert_eq!(grid_of(&Call::CopyBlocks(vec![op; rows])), grid);
+        }
+    }
+
+    #[test]
+    fn every_device_from_8_0_on_has_an_image() {
+        let first = |major, minor| IMAGES.iter().find(|image| fits(image, major, minor)).map(|image| image.capability);
+        assert_eq!(first(7, 5), None);
+        for minor in [0, 6, 9] {
+            assert_eq!(first(8, minor), Some(Some((8, 0))));
+        }
+        assert_eq!(first(9, 0), Some(Some((9, 0))));
+        assert_eq!((first(10, 0), first(12, 1)), (Some(None), Some(None)));
     }
 }

@@ -13,14 +13,6 @@ use crate::units::DevicePtr;
 
 /// Copies that one launch takes: as many as fit into a kernel's parameters.
 pub const COPIES_A_LAUNCH: usize = 128;
-/// Threads a block of every launch.
-pub(super) const THREADS_A_BLOCK: u32 = 256;
-/// Bytes that one thread moves in a step.
-const STEP: u64 = 16;
-/// Steps that a thread should have to do before another one is worth while, and the most blocks.
-const STEPS_A_THREAD: u64 = 4;
-const BLOCKS_MAX: u64 = 1024;
-
 /// Code for a device, as [`IMAGES`] has it.
 #[derive(Debug)]
 pub struct Image {
@@ -188,27 +180,8 @@ impl Call {
         }
     }
 
-    /// Blocks of the grid along x and y.
-    pub(super) fn grid(&self) -> [u32; 2] {
-        let blocks = |size: u64| {
-            let threads = size.div_ceil(STEP * STEPS_A_THREAD);
-            threads.div_ceil(u64::from(THREADS_A_BLOCK)).clamp(1, BLOCKS_MAX) as u32
-        };
-        match self {
-            Call::CopyBlocks(ops) => {
-                let largest = ops.iter().map(|op| op.size).max().unwrap_or(0);
-                let rows = ops.len().clamp(1, COPIES_A_LAUNCH) as u32;
-                // A row each, which together need not be more than a device can have under way.
-                [blocks(largest).min(BLOCKS_MAX as u32 / rows).max(1), rows]
-            }
-            Call::FillWords { size, .. } | Call::CheckWords { size, .. } | Call::Checksum { size, .. } => {
-                [blocks(*size), 1]
-            }
-        }
-    }
-
     /// Hands the parameters to `launch` as `cuLaunchKernel` takes them: a pointer to each.
-    pub(super) fn with_params<T>(&self, launch: impl FnOnce(&mut [*mut c_void]) -> T) -> T {
+    pub fn with_params<T>(&self, launch: impl FnOnce(&mut [*mut c_void]) -> T) -> T {
         fn at<P>(parameter: &P) -> *mut c_void {
             std::ptr::from_ref(parameter).cast_mut().cast()
         }
@@ -278,15 +251,6 @@ mod tests {
             let back = call.with_params(|params| unsafe { Call::from_params(call.kernel(), params.as_ptr().cast()) });
             assert_eq!(back, call);
         }
-    }
-
-    #[test]
-    fn grids_are_what_devices_take() {
-        for call in calls() {
-            let [x, y] = call.grid();
-            assert!((1..=BLOCKS_MAX as u32).contains(&x) && (1..=COPIES_A_LAUNCH as u32).contains(&y), "{call:?}");
-        }
-        assert_eq!(Call::Checksum { ptr: DevicePtr(0), size: 64 << 20, result: DevicePtr(0) }.grid(), [1024, 1]);
     }
 
     #[test]
