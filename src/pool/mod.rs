@@ -8,7 +8,9 @@
 //! | `pending` | blocks that wait for recorded streams |
 //! | `private` | private pools for captures |
 //! | `ladder` | how a request is served, rung by rung |
-//! | `trim` | moving free chunks, and giving them back |
+//! | `grow` | more memory where a request is |
+//! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
+//! | `trim` | giving free chunks back |
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
 //!
@@ -17,11 +19,13 @@
 
 mod checkpoint;
 mod directory;
+mod grow;
 mod ladder;
 mod lanes;
 mod pending;
 mod private;
 mod slabs;
+mod stitch;
 mod trim;
 mod walk;
 
@@ -39,6 +43,7 @@ use lanes::Lanes;
 use pending::Pending;
 use private::PrivatePools;
 use slabs::{Retired, Slabs};
+use stitch::Ghosts;
 
 use crate::block::{Arena, Owner};
 use crate::config::Config;
@@ -88,6 +93,7 @@ pub(crate) struct Pool {
 pub(crate) struct PoolState {
     zones: [Arena; ZONES],
     space: Space,
+    ghosts: Ghosts,
     slabs: Slabs,
     lanes: Lanes,
     events: EventPool,
@@ -121,6 +127,7 @@ impl Pool {
         let state = PoolState {
             zones: Default::default(),
             space,
+            ghosts: Ghosts::default(),
             slabs: Slabs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
@@ -328,7 +335,7 @@ impl Pool {
         stats.cleanup_failures = state.space.cleanup_failures() + state.failures;
         stats.limit = state.limit;
         stats.chunks = state.space.chunk_count();
-        stats.chunk_size = state.space.chunk_size();
+        stats.chunk_size = state.space.unit();
         let largest = |zone: &Arena| zone.owners().map(|owner| zone.largest_free(owner)).max();
         stats.largest_free = state.zones.iter().filter_map(largest).max().unwrap_or(0);
         let calls = self.driver.calls();
