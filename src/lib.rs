@@ -4,6 +4,7 @@ mod allocator;
 pub mod block;
 mod cache;
 pub mod config;
+mod debug;
 pub mod driver;
 pub mod error;
 #[cfg(feature = "cuda")]
@@ -20,7 +21,8 @@ pub use allocator::{
     AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, DeviceSpec, Lifetime, OomAction, OomObserver,
     OwnedAllocation, Plain, Restored, Tag,
 };
-pub use config::{Config, Limit};
+pub use config::{Config, Limit, Poison};
+pub use debug::{Leaks, MemoryFault, MemoryFaultKind, MemoryObserver, MemoryReport, Share};
 pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, Result};
 pub use pool::Checkpoint;
 pub use snapshot::Snapshot;
