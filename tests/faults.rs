@@ -12,7 +12,13 @@ use stratalloc::{AllocRequest, Allocator, DevicePtr, Error, Lifetime, Limit, Poo
 
 const CAPACITY: u64 = 32 * MIB;
 const KINDS: [DriverErrorKind; 3] = [DriverErrorKind::OutOfMemory, DriverErrorKind::Other, DriverErrorKind::Sticky];
-const CONFIGS: [&str; 4] = ["", "magazine:0,cross_stream_wait:true", "chunk:4MiB,gc_threshold:0.5", "plain"];
+const CONFIGS: [&str; 5] = [
+    "",
+    "magazine:0,cross_stream_wait:true",
+    "chunk:4MiB,gc_threshold:0.5",
+    "poison:check,redzone:512,quarantine:2MiB",
+    "plain",
+];
 
 /// A device that can be made to fail, under an allocator with blocks in use.
 struct Scene {

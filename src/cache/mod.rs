@@ -360,7 +360,11 @@ impl DeviceCache {
     pub(crate) fn empty(&self) -> Result<u64> {
         let mut state = self.pool.lock();
         self.pool.release_held(&mut state, Some(0));
-        let bytes = self.pool.empty(&mut state, self, 0)?;
+        let mut bytes = self.pool.empty(&mut state, self, 0)?;
+        // What had waited for other streams has gone into quarantine only now.
+        if self.pool.release_held(&mut state, Some(0)) > 0 {
+            bytes += self.pool.empty(&mut state, self, 0)?;
+        }
         self.check_invariants(&state);
         drop(state);
         self.pool.ring.push(Event::new(EventKind::EmptyCache, DevicePtr::NULL, bytes));
@@ -370,7 +374,12 @@ impl DeviceCache {
     /// Bounds the memory held.
     pub(crate) fn set_limit(&self, limit: u64) -> Result<()> {
         let mut state = self.pool.lock();
-        self.pool.set_limit(&mut state, limit, self)
+        match self.pool.set_limit(&mut state, limit, self) {
+            Err(Error::LimitBelowUse { .. }) if self.pool.release_held(&mut state, Some(0)) > 0 => {
+                self.pool.set_limit(&mut state, limit, self)
+            }
+            result => result,
+        }
     }
 
     /// Bounds the live bytes of a tag, or no longer.
