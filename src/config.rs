@@ -289,6 +289,11 @@ impl fmt::Display for Config {
 }
 
 impl Config {
+    /// Whether debug aids fill or compare blocks on the device, in the order of their home streams.
+    pub fn works_on_blocks(&self) -> bool {
+        self.poison != Poison::Off || self.redzone.0 > 0
+    }
+
     /// Reads `key:value,key:value`. Empty text is the default.
     pub fn parse(text: &str) -> Result<Config, ConfigError> {
         let mut config = Config::default();

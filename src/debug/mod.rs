@@ -88,7 +88,7 @@ impl<B> Aids<B> {
     /// The aids that are configured, if any are.
     pub(crate) fn new(device: usize, config: &Config) -> Option<Box<Aids<B>>> {
         let (poison, redzone, quarantine) = (config.poison, config.redzone.0, config.quarantine.0);
-        if poison == Poison::Off && redzone == 0 && quarantine == 0 {
+        if !config.works_on_blocks() && quarantine == 0 {
             return None;
         }
         Some(Box::new(Aids {

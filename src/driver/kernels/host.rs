@@ -2,6 +2,7 @@
 
 use super::{Call, Finding, RawCopy};
 
+// SAFETY: the functions are those of `kernels/cpu.c`, which `build.rs` compiles into this library, with these parameters.
 unsafe extern "C" {
     fn stratalloc_kernel_copy_blocks(threads: u64, ops: *const RawCopy, count: u64);
     fn stratalloc_kernel_fill_words(threads: u64, ptr: u64, size: u64, pattern: u32);
