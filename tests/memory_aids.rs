@@ -256,7 +256,7 @@ fn a_correct_program_hears_nothing() {
             "poison:check,redzone:512,quarantine:6MiB",
             "poison:check",
             "redzone:1,trace:1000",
-            "poison:fill,quarantine:2MiB,cross_stream_wait:true",
+            "poison:check,quarantine:2MiB,cross_stream_wait:true",
         ];
         let scene = Scene::new(configs[seed as usize % configs.len()], seed);
         let streams: Vec<StreamId> = (0..3).map(|_| scene.device.create_stream().unwrap()).collect();

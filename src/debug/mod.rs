@@ -272,7 +272,11 @@ impl<B> Aids<B> {
         let held = held.map(|held| Suspect::freed(held.of, held.of.ptr.0, held.of.size));
         let suspects: Vec<Suspect> = zones.chain(patches).chain(held).collect();
         for some in suspects.chunks(checks::SLOTS as usize) {
-            self.checks.begin(driver, StreamId::DEFAULT, some.to_vec())?;
+            if let Err(error) = self.checks.begin(driver, StreamId::DEFAULT, some.to_vec()) {
+                // What was submitted reads memory that no stream's clock guards.
+                let _ = driver.synchronize_device();
+                return Err(error);
+            }
             let found = self.checks.finish(driver);
             self.found(found);
         }

@@ -17,10 +17,10 @@ int main(int argc, char **argv)
         IS(CALL(cuMemsetD8Async, a, i, 1000, stream), 0);
         IS(CALL(cuMemAllocAsync, P(&b), 4 * MIB, stream), 0);
         IS(CALL(cuMemsetD8Async, b, i, 4 * MIB, stream), 0);
-        IS(CALL(cuMemcpyDtoH_v2, P(bytes), b + 4 * MIB - 1000, 1000), 0);
-        IS(CALL(cuMemFreeAsync, b, stream), 0);
         IS(CALL(cuStreamSynchronize, stream), 0);
+        IS(CALL(cuMemcpyDtoH_v2, P(bytes), b + 4 * MIB - 1000, 1000), 0);
         CHECK(bytes[0] == i && bytes[999] == i);
+        IS(CALL(cuMemFreeAsync, b, stream), 0);
         IS(CALL(cuMemcpyDtoH_v2, P(bytes), a, 1000), 0);
         for (int at = 0; at < 1000; at++) CHECK(bytes[at] == i);
         if (wrong && i == 100) IS(CALL(cuMemsetD8_v2, a, i, 1003), 0);
