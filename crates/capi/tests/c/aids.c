@@ -26,6 +26,12 @@ int main(void) {
   REQUIRE(stratalloc_free(gpu, block) == STRATALLOC_OK);
   block[10] = 2;
   REQUIRE(stratalloc_malloc(gpu, 70000, 0, NULL, (void **)&kept) == STRATALLOC_OK);
+  size_t faults = 7, expected = getenv("STRATALLOC_CONF") != NULL;
+  /* What was done to the freed block. What was done behind it was told on the way. */
+  REQUIRE(stratalloc_check_memory(gpu, 0, &faults) == STRATALLOC_OK && faults == expected);
+  kept[70001] = 9;
+  REQUIRE(stratalloc_check_memory(gpu, 0, &faults) == STRATALLOC_OK && faults == expected);
+  REQUIRE(stratalloc_check_memory(gpu, 0, &faults) == STRATALLOC_OK && faults == 0);
   stratalloc_destroy(gpu);
   return 0;
 }
