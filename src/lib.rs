@@ -23,7 +23,10 @@ pub use allocator::{
 };
 pub use config::{Config, Limit, Poison};
 pub use debug::{Leaks, MemoryFault, MemoryFaultKind, MemoryObserver, MemoryReport, Share};
-pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+pub use error::{
+    ConfigError, DriverError, DriverErrorKind, Error, OomAdvice, OomBlock, OomCause, OomExplanation, OomFree, OomGap,
+    OomNeighbour, OomPool, OomRemedy, OomRequest, OomRung, OomTag, OutOfMemory, Result,
+};
 pub use pool::Checkpoint;
 pub use snapshot::Snapshot;
 pub use telemetry::{

@@ -87,6 +87,8 @@ impl Pool {
     fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
         state.refusal = None;
+        let at_hand = state.at_hand(want.lane);
+        state.notes.begin(at_hand);
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
         if may_ask
@@ -94,6 +96,9 @@ impl Pool {
             && let Some(found) = found(self.search(state, want)?, Rung::Passed)
         {
             return Ok(Some(found));
+        }
+        if may_ask {
+            state.tried(want.lane, Rung::Passed);
         }
         if may_ask
             && self.config.cross_stream_wait
@@ -118,10 +123,12 @@ impl Pool {
                 return Ok(Some(found));
             }
         }
-        if want.may_grow
-            && let Some(found) = self.grow(state, want, magazines, false)?
-        {
-            return Ok(Some(found));
+        state.tried(want.lane, Rung::Merge);
+        if want.may_grow {
+            if let Some(found) = self.grow(state, want, magazines, false)? {
+                return Ok(Some(found));
+            }
+            state.tried(want.lane, Rung::NewChunk);
         }
         if may_ask
             && self.advance(state)? | self.absorb(state, want)
@@ -129,23 +136,31 @@ impl Pool {
         {
             return Ok(Some(found));
         }
+        if may_ask {
+            state.tried(want.lane, Rung::Passed);
+        }
         if !want.may_grow {
             return Ok(None);
         }
-        if magazines.drain(self, state, Drain::All) > 0
+        if (magazines.drain(self, state, Drain::All) > 0) | self.retire_empty(state)
             && let Some(found) = found(self.search(state, want)?, Rung::Merge)
         {
             return Ok(Some(found));
         }
+        state.tried(want.lane, Rung::Merge);
         if let Some(found) = self.grow(state, want, magazines, true)? {
             return Ok(Some(found));
         }
-        if may_ask && self.settle(state)? {
+        state.tried(want.lane, Rung::Stitch);
+        if may_ask {
+            let has_changed = self.settle(state)? | (self.release_dedicated(state, want.range().1)? > 0);
             self.absorb(state, want);
+            state.tried(want.lane, Rung::Wait);
+            // Also where nothing was left to wait for: the search for more may have found that streams are done.
             if let Some(found) = found(self.search(state, want)?, Rung::Wait) {
                 return Ok(Some(found));
             }
-            if let Some((block, _)) = self.grow(state, want, magazines, true)? {
+            if has_changed && let Some((block, _)) = self.grow(state, want, magazines, true)? {
                 return Ok(Some((block, Rung::Wait)));
             }
         }

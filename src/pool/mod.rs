@@ -11,6 +11,7 @@
 //! | `grow` | more memory where a request is |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `trim` | giving free chunks back |
+//! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `watch` | what the debug aids are told |
 //! | `checkpoint` | private pools as they were before |
@@ -20,6 +21,7 @@
 
 mod checkpoint;
 mod directory;
+mod explain;
 mod grow;
 mod ladder;
 mod lanes;
@@ -36,11 +38,13 @@ use std::sync::Arc;
 pub use checkpoint::Checkpoint;
 pub(crate) use checkpoint::Moved;
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
+pub(crate) use explain::Asked;
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
 pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
+use explain::Notes;
 use lanes::Lanes;
 use pending::Pending;
 use private::PrivatePools;
@@ -53,7 +57,7 @@ use crate::debug::Aids;
 use crate::driver::Driver;
 use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
-use crate::error::{DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+use crate::error::{DriverError, DriverErrorKind, Error, Result};
 use crate::stream::EventPool;
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::{Event, EventKind, Peak, Rung, Stats, TraceRing};
@@ -97,6 +101,10 @@ pub(crate) struct PoolState {
     zones: [Arena; ZONES],
     space: Space,
     ghosts: Ghosts,
+    /// The most bytes that were in use when memory was taken from the device.
+    needed: u64,
+    /// How often memory was given back on request.
+    emptied: u32,
     slabs: Slabs,
     lanes: Lanes,
     events: EventPool,
@@ -110,6 +118,8 @@ pub(crate) struct PoolState {
     out_of_memory: u64,
     /// What the driver said when it had no memory for the request that is being served.
     refusal: Option<DriverError>,
+    /// What the rungs of the last climb did.
+    notes: Notes,
     /// Driver calls that failed where the caller had nothing to do with it.
     failures: u64,
     /// Where any is on.
@@ -133,6 +143,8 @@ impl Pool {
             zones: Default::default(),
             space,
             ghosts: Ghosts::default(),
+            needed: 0,
+            emptied: 0,
             slabs: Slabs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
@@ -144,6 +156,7 @@ impl Pool {
             rungs: [0; Rung::ALL.len()],
             out_of_memory: 0,
             refusal: None,
+            notes: Notes::default(),
             failures: 0,
             aids: Aids::new(device, &config),
         };
@@ -317,25 +330,6 @@ impl Pool {
         state.limit
     }
 
-    /// What an error says of the state of the pool.
-    #[cold]
-    pub(crate) fn shortage(&self, state: &mut PoolState, size: u64, live: u64, driver: Option<DriverError>) -> Error {
-        state.out_of_memory += 1;
-        let owners = || state.zones.iter().flat_map(|zone| zone.owners().map(move |owner| zone.largest_free(owner)));
-        Error::OutOfMemory(Box::new(OutOfMemory {
-            size,
-            device: self.device,
-            capacity: self.capacity,
-            limit: (state.limit < self.capacity).then_some(state.limit),
-            reserved: state.space.physical_bytes(),
-            live,
-            pending: state.pending.bytes(),
-            cached: state.zones.iter().map(Arena::free_bytes_total).sum::<u64>() + state.space.reserve_bytes(),
-            largest_free: owners().max().unwrap_or(0),
-            driver: driver.or_else(|| state.refusal.take()),
-        }))
-    }
-
     /// Fills in what the pool knows.
     pub(crate) fn add_stats(&self, state: &PoolState, stats: &mut Stats) {
         stats.reserved.current = state.space.physical_bytes();
@@ -397,6 +391,18 @@ impl Pool {
 }
 
 impl PoolState {
+    /// Bytes that a lane may use where they lie, or have mapped anew.
+    fn at_hand(&self, lane: LaneId) -> u64 {
+        let free = |zone: &Arena| zone.free_bytes(Owner(lane)) + zone.free_bytes(Owner::SHARED);
+        self.zones.iter().map(free).sum::<u64>() + self.space.reserve_bytes()
+    }
+
+    /// Notes that a rung has been tried, and what it gained.
+    fn tried(&mut self, lane: LaneId, rung: Rung) {
+        let at_hand = self.at_hand(lane);
+        self.notes.tried(rung, at_hand, self.refusal.is_some());
+    }
+
     /// Gives a retired slab's page back to its lane.
     fn put_page(&mut self, Retired { node, lane }: Retired) {
         let stamp = self.lanes.stamp(lane);
