@@ -58,6 +58,38 @@ impl FromStr for Limit {
     }
 }
 
+/// When a stream may be made to wait for others on the device (`cuStreamWaitEvent`), so that it may use memory freed on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum StreamWait {
+    /// Never.
+    Never,
+    /// Where there is no more memory to take, rather than wait on the host.
+    #[default]
+    Scarce,
+    /// Rather than take more memory. Streams that take turns then run one after the other where they could run side by side.
+    Always,
+}
+
+impl StreamWait {
+    const NAMES: [(StreamWait, &str); 3] =
+        [(StreamWait::Never, "false"), (StreamWait::Scarce, "scarce"), (StreamWait::Always, "true")];
+}
+
+impl fmt::Display for StreamWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(StreamWait::NAMES.iter().find(|(wait, _)| wait == self).map_or("scarce", |(_, name)| name))
+    }
+}
+
+impl FromStr for StreamWait {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<StreamWait, ()> {
+        StreamWait::NAMES.iter().find(|(_, name)| *name == text).map(|&(wait, _)| wait).ok_or(())
+    }
+}
+
 /// Whether steps that repeat are learned, and large blocks placed by plans for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -135,7 +167,7 @@ pub struct Config {
     pub gc_threshold: f64,
     /// Whether a stream may be made to wait for another one (`cuStreamWaitEvent`) to use its memory, rather than
     /// take more from the device.
-    pub cross_stream_wait: bool,
+    pub cross_stream_wait: StreamWait,
     /// Address space to reserve a device, in multiples of its memory, 1 to 64. Ignored without virtual memory management.
     pub address_space: u32,
     /// Whether steps that repeat are learned, and large blocks placed by plans for them. See [`Plan`].
@@ -166,7 +198,7 @@ impl Default for Config {
             thrifty: false,
             magazine: 0.25,
             gc_threshold: 1.0,
-            cross_stream_wait: false,
+            cross_stream_wait: StreamWait::Scarce,
             address_space: 8,
             plan: Plan::Off,
             trace: 0,
@@ -235,7 +267,7 @@ const TABLE: [Key; 15] = [
     },
     Key {
         name: "cross_stream_wait",
-        allowed: "true or false",
+        allowed: "true, false or scarce",
         set: |config, text| put(&mut config.cross_stream_wait, text.parse().ok()),
     },
     Key {
@@ -402,7 +434,7 @@ mod tests {
         assert!(config.leaks);
         assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
         assert_eq!(config.chunk, ByteSize::mib(32));
-        assert_eq!((config.magazine, config.gc_threshold, config.cross_stream_wait), (0.1, 0.8, true));
+        assert_eq!((config.magazine, config.gc_threshold, config.cross_stream_wait), (0.1, 0.8, StreamWait::Always));
         assert_eq!((config.address_space, config.plan), (4, Plan::Inline));
         assert_eq!((config.trace, config.strict), (100, true));
         assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
@@ -424,7 +456,7 @@ mod tests {
             ("chunk:1MiB", ["chunk", "'1MiB'", "2MiB to 1GiB"]),
             ("magazine:nan", ["magazine", "'nan'", "0 (off) to 1"]),
             ("gc_threshold:0", ["gc_threshold", "'0'", "above 0"]),
-            ("cross_stream_wait:yes", ["cross_stream_wait", "'yes'", "true or false"]),
+            ("cross_stream_wait:yes", ["cross_stream_wait", "'yes'", "true, false or scarce"]),
             ("address_space:0", ["address_space", "'0'", "1 to 64"]),
             ("plan:true", ["plan", "'true'", "off, on or inline"]),
             ("trace:-1", ["trace", "'-1'", "0 (off)"]),

@@ -2,7 +2,7 @@
 
 use super::ladder::{Climb, Drain, Kind, Magazines, Want};
 use super::lanes::LaneId;
-use super::stitch::Donor;
+use super::stitch::{Donor, Whose};
 use super::{BlockId, LARGE, Pool, PoolState, SMALL};
 use crate::block::{Arena, Growth, Owner};
 use crate::driver::Driver;
@@ -22,6 +22,28 @@ const ROOMY: f64 = 0.35;
 const REGROWTH_MAX: u32 = 2;
 /// No chunk is larger: 1 GiB.
 const CHUNK_LIMIT: u64 = 1 << 30;
+
+/// What a growth may do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// It is not to fail: up to the limit rather than the threshold, in whatever hole.
+    pub(super) last: bool,
+    /// The lane's stream has been made to wait for all others.
+    pub(super) waited: bool,
+    /// New chunks may be created.
+    pub(super) create: bool,
+}
+
+impl Terms {
+    /// All that can be done without a wait.
+    pub(super) const LAST: Terms = Terms { last: true, waited: false, create: true };
+}
+
+impl Default for Terms {
+    fn default() -> Terms {
+        Terms { last: false, ..Terms::LAST }
+    }
+}
 
 /// Chunks for a growth, which nothing has happened to yet.
 #[derive(Debug, Default)]
@@ -43,29 +65,33 @@ impl Picked {
 }
 
 impl Pool {
-    /// Maps memory where that makes room: chunks that are free elsewhere, then new ones as long as the limit and the device allow, and
-    /// unless `sparing` up to the limit rather than the threshold.
+    /// Maps memory where that makes room: chunks that are free elsewhere, then new ones as long as the limit and the device allow.
     pub(super) fn grow(
         &self,
         state: &mut PoolState,
         want: Want,
         magazines: &dyn Magazines,
-        last: bool,
+        terms: Terms,
     ) -> Climb<Option<(BlockId, Rung)>> {
         if !self.driver.properties().vmm || matches!(want.kind, Kind::Dedicated { .. }) {
-            return self.grow_plain(state, want, magazines, last);
+            return self.grow_plain(state, want, magazines, terms.last);
         }
-        let grown = self.grow_in(state, want, last, 0)?;
-        if grown.is_some() || !last {
+        self.grow_from(state, want, terms)
+    }
+
+    /// [`Pool::grow`] with virtual memory management.
+    pub(super) fn grow_from(&self, state: &mut PoolState, want: Want, terms: Terms) -> Climb<Option<(BlockId, Rung)>> {
+        let grown = self.grow_in(state, want, terms, 0)?;
+        if grown.is_some() || !terms.last {
             return Ok(grown);
         }
         // The hole with the least to map may have no room for the chunks that are free.
         let (_, size, alignment) = want.range();
-        self.grow_in(state, want, last, size + alignment + self.config.chunk_max.0.max(state.space.unit()))
+        self.grow_in(state, want, terms, size + alignment + self.config.chunk_max.0.max(state.space.unit()))
     }
 
     /// [`Pool::grow`] in a hole of at least so many bytes.
-    fn grow_in(&self, state: &mut PoolState, want: Want, last: bool, roomy: u64) -> Climb<Option<(BlockId, Rung)>> {
+    fn grow_in(&self, state: &mut PoolState, want: Want, terms: Terms, roomy: u64) -> Climb<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let private = state.lanes.get(want.lane).private.is_some();
@@ -91,7 +117,7 @@ impl Pool {
             };
             break growth;
         };
-        self.grow_at(state, want, growth, None, last)
+        self.grow_at(state, want, growth, None, terms)
     }
 
     /// Carries a growth out, and serves the request from what is free there then: at `place`, if that is given, and if that says so with
@@ -102,7 +128,7 @@ impl Pool {
         want: Want,
         growth: Growth,
         place: Option<(u64, bool)>,
-        last: bool,
+        terms: Terms,
     ) -> Climb<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
@@ -110,8 +136,9 @@ impl Pool {
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let empty = || Picked { stays: place.is_some_and(|(_, stays)| stays), ..Picked::default() };
         let mut picked = empty();
-        let mut found = self.pick(state, want, growth, false, &mut picked);
-        if !found && !state.private.capturing() {
+        let mut found =
+            self.pick(state, want, growth, if terms.waited { Whose::Waited } else { Whose::Own }, &mut picked);
+        if !found && !terms.waited && !state.private.capturing() {
             // Blocks that waited may have come home, and other streams may be done with theirs.
             self.poll(state)?;
             if self.finish_pending(state)
@@ -120,10 +147,10 @@ impl Pool {
                 return Ok(Some((block, Rung::Passed)));
             }
             picked = empty();
-            found = self.pick(state, want, growth, true, &mut picked);
+            found = self.pick(state, want, growth, Whose::Passed, &mut picked);
         }
         let missing = growth.bytes.saturating_sub(picked.bytes);
-        if !found && (last || !self.over_threshold(state, missing)) {
+        if !found && terms.create && (terms.last || !self.over_threshold(state, missing)) {
             found = self.create_chunks(state, want, growth, &mut picked)?;
         }
         if !found {
@@ -152,9 +179,9 @@ impl Pool {
     }
 
     /// Picks free chunks for a growth: those in the reserve, and those that lie free elsewhere. Returns whether they suffice.
-    fn pick(&self, state: &PoolState, want: Want, growth: Growth, anyone: bool, picked: &mut Picked) -> bool {
+    fn pick(&self, state: &PoolState, want: Want, growth: Growth, whose: Whose, picked: &mut Picked) -> bool {
         let mut left = Vec::new();
-        for donor in self.donors(state, want.lane, growth, anyone) {
+        for donor in self.donors(state, want.lane, growth, whose) {
             if picked.stays && donor.from.is_some() {
                 break;
             }

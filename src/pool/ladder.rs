@@ -2,9 +2,11 @@
 //! search is repeated, so that nothing is waited for, moved or taken from the device that is not needed.
 
 use super::directory::{self, BlockId};
+use super::grow::Terms;
 use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner};
+use crate::config::StreamWait;
 use crate::driver::DriverError;
 use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{GRANULE, PAGE};
@@ -115,7 +117,7 @@ impl Pool {
             state.tried(want.lane, Rung::Passed);
         }
         if may_ask
-            && self.config.cross_stream_wait
+            && self.config.cross_stream_wait == StreamWait::Always
             && let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait)
         {
             return Ok(Some(found));
@@ -139,7 +141,7 @@ impl Pool {
         }
         state.tried(want.lane, Rung::Merge);
         if want.may_grow {
-            if let Some(found) = self.grow(state, want, magazines, false)? {
+            if let Some(found) = self.grow(state, want, magazines, Terms::default())? {
                 return Ok(Some(found));
             }
             state.tried(want.lane, Rung::NewChunk);
@@ -161,10 +163,16 @@ impl Pool {
             return Ok(Some(found));
         }
         state.tried(want.lane, Rung::Merge);
-        if let Some(found) = self.grow(state, want, magazines, true)? {
+        if let Some(found) = self.grow(state, want, magazines, Terms::LAST)? {
             return Ok(Some(found));
         }
         state.tried(want.lane, Rung::Stitch);
+        if may_ask
+            && self.config.cross_stream_wait == StreamWait::Scarce
+            && let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait)
+        {
+            return Ok(Some(found));
+        }
         if may_ask {
             let has_changed = self.settle(state)? | (self.release_dedicated(state, want.range().1)? > 0);
             self.absorb(state, want);
@@ -173,7 +181,7 @@ impl Pool {
             if let Some(found) = found(self.search(state, want)?, Rung::Wait) {
                 return Ok(Some(found));
             }
-            if has_changed && let Some((block, _)) = self.grow(state, want, magazines, true)? {
+            if has_changed && let Some((block, _)) = self.grow(state, want, magazines, Terms::LAST)? {
                 return Ok(Some((block, Rung::Wait)));
             }
         }
@@ -233,7 +241,7 @@ impl Pool {
 
     /// Takes what is wanted from `owner`'s free memory.
     #[inline]
-    fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
+    pub(super) fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
         if let Kind::Slot(class) = want.kind
             && let Some((slab, slot)) = state.slabs.take(want.lane, class)
         {
@@ -320,7 +328,13 @@ impl Pool {
             return false;
         }
         let done = state.pending.take_passed(&state.lanes.clocks);
-        for &(block, home_stamp) in &done {
+        self.complete(state, &done);
+        !done.is_empty()
+    }
+
+    /// Blocks wait for nothing any more, with the stamps of their home streams from which on that is so.
+    pub(super) fn complete(&self, state: &mut PoolState, done: &[(BlockId, u64)]) {
+        for &(block, home_stamp) in done {
             let header = self.directory.header(block);
             // What the debug aids do to it now is work on the home stream: the stamp of then would pass too early.
             let watched = self.is_watched(state);
@@ -334,7 +348,6 @@ impl Pool {
                 self.put_back_stamped(state, block, home_stamp);
             }
         }
-        !done.is_empty()
     }
 
     /// What the lanes have passed becomes everyone's.
@@ -361,27 +374,5 @@ impl Pool {
             && zone.free_bytes(owner) > 0
             && zone.free_bytes(Owner::SHARED) > 0
             && zone.absorb(owner)
-    }
-
-    /// Makes the lane's stream wait for another one that has enough free memory, and takes it.
-    fn stream_wait(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
-        let (zone, size, alignment) = want.range();
-        // So much fits at any alignment.
-        let size = size + alignment - GRANULE;
-        let stream = state.lanes.stream(want.lane);
-        if state.lanes.get(want.lane).private.is_some() {
-            return Ok(None);
-        }
-        for id in state.lanes.ids().filter(|&id| id != want.lane) {
-            if state.lanes.get(id).private.is_some() || state.zones[zone].largest_free(Owner(id)) < size {
-                continue;
-            }
-            let PoolState { lanes, events, .. } = &mut *state;
-            lanes.clock(id).let_wait(stream, &*self.driver, events)?;
-            if let Some(block) = self.take(state, want, Owner(id))? {
-                return Ok(Some(block));
-            }
-        }
-        Ok(None)
     }
 }

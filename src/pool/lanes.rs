@@ -106,6 +106,11 @@ impl Lanes {
         if self.get(lane).private.is_some() { u64::MAX } else { self.clock(lane).stamp() }
     }
 
+    /// The number of the lane's open epoch, in which something has been freed.
+    pub(super) fn open_epoch(&self, lane: LaneId) -> u64 {
+        self.clocks[self.get(lane).clock as usize].open_epoch()
+    }
+
     /// Every lane but the shared one.
     pub(super) fn ids(&self) -> impl Iterator<Item = LaneId> + use<> {
         1..=(self.list.len() - 1) as LaneId

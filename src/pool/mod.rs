@@ -11,6 +11,7 @@
 //! | `planned` | large requests placed by a plan of the whole step |
 //! | `grow` | more memory where a request is |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
+//! | `wait` | other streams' memory, by making a stream wait for them |
 //! | `trim` | giving free chunks back |
 //! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
@@ -38,6 +39,7 @@ mod private;
 mod slabs;
 mod stitch;
 mod trim;
+mod wait;
 mod walk;
 mod watch;
 

@@ -138,6 +138,26 @@ impl Pending {
         })
     }
 
+    /// The blocks that wait and are `wanted`, and the clocks that each waits for.
+    pub(super) fn of(&self, wanted: impl Fn(BlockId) -> bool) -> Vec<(BlockId, Vec<u16>)> {
+        self.waiting().filter(|&(block, _)| wanted(block)).collect()
+    }
+
+    /// Takes blocks out that were seen with [`Pending::of`]: they need not wait any more.
+    pub(super) fn take(&mut self, blocks: &[(BlockId, Vec<u16>)]) -> Vec<BlockId> {
+        let gone: std::collections::HashSet<BlockId> = blocks.iter().map(|&(block, _)| block).collect();
+        for queue in &mut self.queues {
+            queue.retain(|waiting| {
+                let stays = !gone.contains(&waiting.block);
+                if !stays {
+                    self.bytes -= waiting.bytes;
+                }
+                stays
+            });
+        }
+        blocks.iter().map(|&(block, _)| block).collect()
+    }
+
     /// Bytes that wait.
     #[inline]
     pub(super) fn bytes(&self) -> u64 {

@@ -29,6 +29,17 @@ pub(super) struct Donor {
     pub(super) from: Option<(usize, NodeId, u64)>,
 }
 
+/// Whose free chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The lane's own, and everyone's.
+    Own,
+    /// Those too that other lanes own and have passed.
+    Passed,
+    /// Every lane's: the lane's stream has been made to wait for them.
+    Waited,
+}
+
 /// The ghosts of a pool.
 #[derive(Debug, Default)]
 pub(super) struct Ghosts {
@@ -69,26 +80,28 @@ impl Ghosts {
 }
 
 impl Pool {
-    /// Free chunks that the lane may use at once, outside of a growth; with `anyone`, those too that other lanes own and have passed. The
-    /// reserve comes first, then what lies in the smallest free blocks.
+    /// Free chunks that the lane may use at once, outside of a growth. The reserve comes first, then what lies in the smallest free blocks.
     pub(super) fn donors(
         &self,
         state: &PoolState,
         lane: LaneId,
         growth: Growth,
-        anyone: bool,
+        whose: Whose,
     ) -> impl Iterator<Item = Donor> {
         let unit = state.space.unit();
+        // What the lane's stream waits for it has passed with what it does next.
+        let others = if whose == Whose::Waited { state.lanes.open_epoch(lane) } else { 0 };
         let private = |owner: Owner| owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
         let mut nodes: Vec<(u64, usize, NodeId)> = Vec::new();
         for (zone, arena) in state.zones.iter().enumerate().take(DEDICATED) {
             for owner in arena.owners().filter(|&owner| !private(owner)) {
                 let own = owner == Owner::SHARED || owner == Owner(lane);
-                if !own && !anyone {
+                if !own && whose == Whose::Own {
                     continue;
                 }
                 let large = arena.free_nodes(owner).filter(|(_, node)| node.size >= unit);
-                let free = large.filter(|(_, node)| own || state.lanes.has_passed(owner.0, node.stamp));
+                let passed = |stamp| whose == Whose::Waited || state.lanes.has_passed(owner.0, stamp);
+                let free = large.filter(|(_, node)| own || passed(node.stamp));
                 nodes.extend(free.map(|(id, node)| (node.size, zone, id)));
             }
         }
@@ -99,7 +112,7 @@ impl Pool {
             let node = state.zones[zone].node(id);
             let fronts = state.space.fronts(node.addr, node.end());
             let apart = fronts.filter(move |&(addr, _, size)| addr + size <= growth.start || growth.end <= addr);
-            let stamp = if node.owner == Owner(lane) { node.stamp } else { 0 };
+            let stamp = if node.owner == Owner(lane) { node.stamp } else { others };
             apart.map(move |(addr, chunk, size)| Donor { chunk, size, stamp, from: Some((zone, id, addr)) })
         });
         reserve.into_iter().chain(donors)

@@ -47,6 +47,11 @@ impl Clock {
         self.epoch
     }
 
+    /// The stamp of a block freed now, without freeing one.
+    pub fn open_epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Whether all work that a stamp stands for is known to have completed.
     #[inline]
     pub fn has_passed(&self, stamp: u64) -> bool {

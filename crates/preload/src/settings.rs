@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use stratalloc::Config;
+use stratalloc::config::StreamWait;
 
 use crate::guard::say;
 
@@ -37,11 +38,11 @@ impl Settings {
         if let Some(error) = wrong {
             say(format_args!("{}: {error}; the defaults hold, without a limit", stratalloc::config::ENV));
         }
-        if config.cross_stream_wait {
+        if config.cross_stream_wait == StreamWait::Always {
             // What a stream was made to wait for would be handed to programs that use it on any other at once.
             say(format_args!("cross_stream_wait cannot be used with programs that call cuMemAlloc: it is off"));
-            config.cross_stream_wait = false;
         }
+        config.cross_stream_wait = StreamWait::Never;
         let path = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let own = std::env::var(OWN).unwrap_or_else(|_| OWN_DEFAULT.to_string());
         Settings {

@@ -3,6 +3,7 @@
 use super::map::{Assume, Waited};
 use super::scene::Scene;
 use crate::block::Owner;
+use crate::config::StreamWait;
 use crate::driver::DriverErrorKind;
 use crate::error::{DriverError, OomAdvice, OomBlock, OomCause, OomExplanation, OomRemedy, OomRequest};
 use crate::pool::directory::ZONES;
@@ -185,7 +186,8 @@ impl Scene<'_> {
             let freely = Want { may_grow: true, ..self.want };
             let assume = if self.capturing { Assume { drained: true, ..self.as_is() } } else { self.at_best() };
             list.push(advice(OomRemedy::AllowGrowth, 0, self.serves(freely, &assume, self.room())));
-            if !self.pool.config.cross_stream_wait && !self.capturing && self.could_wait_for() > 0 {
+            if self.pool.config.cross_stream_wait != StreamWait::Always && !self.capturing && self.could_wait_for() > 0
+            {
                 let (key, value) = ("cross_stream_wait", "true".to_string());
                 list.push(advice(OomRemedy::Configure { key, value }, self.could_wait_for(), true));
             }

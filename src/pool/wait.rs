@@ -1,0 +1,58 @@
+//! Memory of other streams by order: the stream of the request is made to wait for them (`cuStreamWaitEvent`), on the device. The host waits
+//! for nothing, and what was freed there may be used by all that is submitted to this stream from now on.
+
+use super::grow::Terms;
+use super::ladder::{Climb, Want};
+use super::lanes::LaneId;
+use super::{BlockId, Pool, PoolState};
+use crate::block::Owner;
+use crate::driver::Driver;
+
+impl Pool {
+    /// Lets the lane's stream wait for all streams that have free memory or that freed blocks of the lane wait for, and serves the request
+    /// from what that gives. Nothing is taken from the device.
+    pub(super) fn stream_wait(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+        if state.lanes.get(want.lane).private.is_some() || !self.order_after_others(state, want.lane)? {
+            return Ok(None);
+        }
+        let open = |state: &PoolState, id: LaneId| id != want.lane && state.lanes.get(id).private.is_none();
+        if let Some(block) = self.search(state, want)? {
+            return Ok(Some(block));
+        }
+        for id in state.lanes.ids().filter(|&id| open(state, id)).collect::<Vec<_>>() {
+            if let Some(block) = self.take(state, want, Owner(id))? {
+                return Ok(Some(block));
+            }
+        }
+        if !want.may_grow || !self.driver.properties().vmm {
+            return Ok(None);
+        }
+        let grown = self.grow_from(state, want, Terms { last: true, waited: true, create: false })?;
+        Ok(grown.map(|(block, _)| block))
+    }
+
+    /// Lets the lane's stream wait for the others. Returns whether that gave it anything.
+    fn order_after_others(&self, state: &mut PoolState, lane: LaneId) -> Climb<bool> {
+        let stream = state.lanes.stream(lane);
+        let own = state.lanes.get(lane).clock;
+        let pending = state.pending.of(|block| self.directory.header(block).lane() == lane);
+        let mut clocks: Vec<u16> = pending.iter().flat_map(|(_, clocks)| clocks.iter().copied()).collect();
+        for id in state.lanes.ids().filter(|&id| id != lane && state.lanes.get(id).private.is_none()) {
+            if state.zones.iter().any(|zone| zone.free_bytes(Owner(id)) > 0) {
+                clocks.push(state.lanes.get(id).clock);
+            }
+        }
+        clocks.sort_unstable();
+        clocks.dedup();
+        let has_any = !clocks.is_empty();
+        for clock in clocks.into_iter().filter(|&clock| clock != own) {
+            let PoolState { lanes, events, .. } = &mut *state;
+            lanes.clocks[clock as usize].let_wait(stream, &*self.driver, events)?;
+        }
+        // What was freed there is done with once this stream has passed what is submitted to it next.
+        let stamp = state.lanes.stamp(lane);
+        let done: Vec<(BlockId, u64)> = state.pending.take(&pending).into_iter().map(|block| (block, stamp)).collect();
+        self.complete(state, &done);
+        Ok(has_any)
+    }
+}
