@@ -13,6 +13,16 @@ use crate::vm::ChunkId;
 /// The first lanes get address space for many times the device's memory at once: 16.
 const WIDE_LANES: LaneId = 16;
 
+/// What may be held beyond the most that was needed before new chunks get half as large, and half as large again. Measured on the
+/// recorded traces; DESIGN.md has the curve.
+const EXCESS: [f64; 2] = [0.001, 0.0025];
+/// The part of the limit beyond which all new chunks are small: what is left has to do.
+const ROOMY: f64 = 0.35;
+/// New chunks get twice as large when memory has been given back, so many times: 4 x.
+const REGROWTH_MAX: u32 = 2;
+/// No chunk is larger: 1 GiB.
+const CHUNK_LIMIT: u64 = 1 << 30;
+
 /// Chunks for a growth, which nothing has happened to yet.
 #[derive(Debug, Default)]
 struct Picked {
@@ -80,7 +90,7 @@ impl Pool {
             break growth;
         };
         let mut picked = Picked::default();
-        let mut found = self.pick(state, want, growth, false, last, &mut picked);
+        let mut found = self.pick(state, want, growth, false, &mut picked);
         if !found && !state.private.capturing() {
             // Blocks that waited may have come home, and other streams may be done with theirs.
             self.poll(state)?;
@@ -90,11 +100,11 @@ impl Pool {
                 return Ok(Some((block, Rung::Passed)));
             }
             picked = Picked::default();
-            found = self.pick(state, want, growth, true, last, &mut picked);
+            found = self.pick(state, want, growth, true, &mut picked);
         }
         let missing = growth.bytes.saturating_sub(picked.bytes);
         if !found && (last || !self.over_threshold(state, missing)) {
-            found = self.create_chunks(state, missing, &mut picked)?;
+            found = self.create_chunks(state, want, growth, &mut picked)?;
         }
         if !found {
             return Ok(None);
@@ -118,17 +128,7 @@ impl Pool {
     }
 
     /// Picks free chunks for a growth: those in the reserve, and those that lie free elsewhere. Returns whether they suffice.
-    fn pick(
-        &self,
-        state: &PoolState,
-        want: Want,
-        growth: Growth,
-        anyone: bool,
-        last: bool,
-        picked: &mut Picked,
-    ) -> bool {
-        // A page for small blocks does not take a large chunk: it would never be free again.
-        let room = if want.range().0 == SMALL && !last { growth.bytes } else { growth.room };
+    fn pick(&self, state: &PoolState, want: Want, growth: Growth, anyone: bool, picked: &mut Picked) -> bool {
         let mut left = Vec::new();
         for donor in self.donors(state, want.lane, growth, anyone) {
             if picked.bytes + donor.size <= growth.bytes {
@@ -141,17 +141,51 @@ impl Pool {
             }
         }
         let missing = growth.bytes - picked.bytes;
-        let rest = left.into_iter().filter(|donor| donor.size >= missing && picked.bytes + donor.size <= room);
+        let rest = left.into_iter().filter(|donor| donor.size >= missing && picked.bytes + donor.size <= growth.room);
         let Some(rest) = rest.min_by_key(|donor| donor.size) else { return false };
         picked.add(rest);
         true
     }
 
-    /// Creates chunks of `missing` bytes together, or as much as the limit and the device allow. Returns whether that is all.
-    fn create_chunks(&self, state: &mut PoolState, missing: u64, picked: &mut Picked) -> Climb<bool> {
+    /// How large new chunks are to be, and what to round up to. Large ones cost few driver calls, small ones leave no large rests that no
+    /// request can use: so they are large as long as much of the device is free and hardly more is held than was ever needed at once.
+    /// A program that gives its memory back and takes it again gets larger ones.
+    fn chunk_sizes(&self, state: &mut PoolState, zone: usize, size: u64, missing: u64) -> (u64, u64) {
         let unit = state.space.unit();
-        let mut missing = missing;
-        let mut largest = self.config.chunk_max.0.max(unit);
+        let largest = self.config.chunk_max.0.max(unit);
+        if self.config.thrifty || largest == unit {
+            return (unit, unit);
+        }
+        if zone == SMALL {
+            // A part of what small blocks have already, so that what they do not use of it is little.
+            let part = state.zones[SMALL].used_bytes() / 16;
+            let size = unit.max(1 << part.max(1).ilog2()).min(largest);
+            return (size, size);
+        }
+        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        state.needed = state.needed.max(used + size);
+        let held = state.space.physical_bytes() + missing;
+        let excess = held.saturating_sub(state.needed) as f64 / state.needed as f64;
+        let regrowth = state.emptied.min(REGROWTH_MAX);
+        if held as f64 > state.limit as f64 * ROOMY {
+            return (unit << regrowth, unit);
+        }
+        let shrink = EXCESS.iter().filter(|&&bound| excess >= bound).count();
+        let largest = largest << regrowth >> shrink;
+        (largest.clamp(unit, CHUNK_LIMIT), (2 * unit).min(largest))
+    }
+
+    /// Creates chunks of `missing` bytes together, or as much as the limit and the device allow. Returns whether that is all.
+    fn create_chunks(&self, state: &mut PoolState, want: Want, growth: Growth, picked: &mut Picked) -> Climb<bool> {
+        let unit = state.space.unit();
+        let (zone, size, _) = want.range();
+        let mut missing = growth.bytes - picked.bytes;
+        let (mut largest, step) = self.chunk_sizes(state, zone, size, missing);
+        let rounded = missing.next_multiple_of(step);
+        let fits = state.space.physical_bytes() + rounded <= state.limit && picked.bytes + rounded <= growth.room;
+        if fits {
+            missing = rounded;
+        }
         while missing > 0 {
             let allowed = state.limit.saturating_sub(state.space.physical_bytes());
             let size = largest.min(1 << missing.ilog2()).min(if allowed > 0 { 1 << allowed.ilog2() } else { 0 });

@@ -130,8 +130,7 @@ impl Pool {
             }
             state.tried(want.lane, Rung::NewChunk);
         }
-        if may_ask
-            && self.advance(state)? | self.absorb(state, want)
+        if (may_ask && self.advance(state)?) | self.absorb(state, want)
             && let Some(found) = found(self.search(state, want)?, Rung::Passed)
         {
             return Ok(Some(found));

@@ -109,6 +109,10 @@ pub(crate) struct PoolState {
     zones: [Arena; ZONES],
     space: Space,
     ghosts: Ghosts,
+    /// The most bytes that were in use when memory was taken from the device.
+    needed: u64,
+    /// How often memory was given back on request.
+    emptied: u32,
     slabs: Slabs,
     pairs: Pairs,
     lanes: Lanes,
@@ -146,6 +150,8 @@ impl Pool {
             zones: Default::default(),
             space,
             ghosts: Ghosts::default(),
+            needed: 0,
+            emptied: 0,
             slabs: Slabs::default(),
             pairs: Pairs::default(),
             lanes: Lanes::new(),

@@ -186,7 +186,9 @@ impl Pool {
             self.harvest(state, missing)?;
         }
         let in_use = state.space.physical_bytes() - state.space.reserve_bytes();
-        state.space.release_reserve(keep.saturating_sub(in_use));
+        if state.space.release_reserve(keep.saturating_sub(in_use)) > 0 {
+            state.emptied += 1;
+        }
         self.bury(state);
         Ok(before - state.space.physical_bytes())
     }
