@@ -234,7 +234,11 @@ impl Pool {
         let unit = state.space.unit();
         let (zone, size, _) = want.range();
         let mut missing = growth.bytes - picked.bytes;
-        let (mut largest, step) = self.chunk_sizes(state, zone, size, missing);
+        // A page of small blocks can share memory with another one if its chunk is all its own.
+        let (mut largest, step) = match want.kind {
+            Kind::Slot(_) => (unit, unit),
+            _ => self.chunk_sizes(state, zone, size, missing),
+        };
         let rounded = missing.next_multiple_of(step);
         let fits = state.space.physical_bytes() + rounded <= state.limit && picked.bytes + rounded <= growth.room;
         if fits {
