@@ -40,6 +40,19 @@ impl Arena {
         chunk: u64,
         usable: impl Fn(Owner) -> bool,
     ) -> Option<Growth> {
+        self.plan_roomy_growth(home, size, alignment, chunk, 0, usable)
+    }
+
+    /// [`Arena::plan_growth`] where the hole has `least` bytes of room.
+    pub fn plan_roomy_growth(
+        &self,
+        home: Owner,
+        size: u64,
+        alignment: u64,
+        chunk: u64,
+        least: u64,
+        usable: impl Fn(Owner) -> bool,
+    ) -> Option<Growth> {
         // Free nodes in a row count together: of one owner they never stand side by side, but `usable` may name several.
         let beside = |from: NodeId, step: fn(&Node) -> NodeId| {
             let mut bytes = 0;
@@ -59,18 +72,23 @@ impl Arena {
         for id in self.holes.get(home.0 as usize)?.iter(&self.nodes) {
             let hole = &self.nodes[id as usize];
             let room = hole.size;
+            if room < least {
+                continue;
+            }
             let first = hole.addr - beside(hole.prev, |node| node.prev);
             let last = hole.end() + beside(hole.next, |node| node.next);
             // From the left: the request starts as low as it can.
             let Some(start) = align_up(first, alignment) else { continue };
             let Some(end) = start.checked_add(size).filter(|&end| end <= last) else { continue };
             let bytes = align_up(end.saturating_sub(hole.addr).max(1), chunk).unwrap_or(u64::MAX).min(room);
-            offer(Growth { at: hole.addr, bytes, start, end, room, upwards: true });
+            // What is free between the request and the hole stays, or the two would not meet.
+            offer(Growth { at: hole.addr, bytes, start, end: end.max(hole.addr), room, upwards: true });
             // From the right: it ends as high as it can.
             let start = align_down(last - size, alignment);
             let bytes = align_up(hole.end().saturating_sub(start).max(1), chunk).unwrap_or(u64::MAX);
             if last > hole.end() && bytes <= room && start + size > hole.end() - bytes {
-                offer(Growth { at: hole.end() - bytes, bytes, start, end: start + size, room, upwards: false });
+                let (start, end) = (start.min(hole.end()), start + size);
+                offer(Growth { at: hole.end() - bytes, bytes, start, end, room, upwards: false });
             }
         }
         best
@@ -122,12 +140,6 @@ impl Arena {
     pub fn retire_ghost(&mut self, id: NodeId) {
         assert!(self.node(id).state == State::Ghost, "only ghosts retire");
         self.put_hole_merged(id);
-    }
-
-    /// Memory is served from a ghost's place again: it becomes free for `owner`, coalesced with its `usable` neighbours.
-    pub fn revive_ghost(&mut self, id: NodeId, owner: Owner, stamp: u64, usable: impl Fn(Owner) -> bool) -> NodeId {
-        assert!(self.node(id).state == State::Ghost, "only ghosts come back");
-        self.put_joined(id, owner, stamp, usable)
     }
 
     /// Takes a range out of a free node, unbinned, with its owner and stamp.

@@ -13,6 +13,16 @@ use crate::vm::ChunkId;
 /// The first lanes get address space for many times the device's memory at once: 16.
 const WIDE_LANES: LaneId = 16;
 
+/// What may be held beyond the most that was needed before new chunks get half as large, and half as large again. Measured on the
+/// recorded traces; DESIGN.md has the curve.
+const EXCESS: [f64; 2] = [0.001, 0.0025];
+/// The part of the limit beyond which all new chunks are small: what is left has to do.
+const ROOMY: f64 = 0.35;
+/// New chunks get twice as large when memory has been given back, so many times: 4 x.
+const REGROWTH_MAX: u32 = 2;
+/// No chunk is larger: 1 GiB.
+const CHUNK_LIMIT: u64 = 1 << 30;
+
 /// Chunks for a growth, which nothing has happened to yet.
 #[derive(Debug, Default)]
 struct Picked {
@@ -45,19 +55,36 @@ impl Pool {
         if !self.driver.properties().vmm || matches!(want.kind, Kind::Dedicated { .. }) {
             return self.grow_plain(state, want, magazines, last);
         }
+        let grown = self.grow_in(state, want, last, 0)?;
+        if grown.is_some() || !last {
+            return Ok(grown);
+        }
+        // The hole with the least to map may have no room for the chunks that are free.
+        let (_, size, alignment) = want.range();
+        self.grow_in(state, want, last, size + alignment + self.config.chunk_max.0.max(state.space.unit()))
+    }
+
+    /// [`Pool::grow`] in a hole of at least so many bytes.
+    fn grow_in(&self, state: &mut PoolState, want: Want, last: bool, roomy: u64) -> Climb<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let unit = state.space.unit();
         let growth = loop {
-            let Some(growth) = state.zones[zone].plan_growth(home, size, alignment, unit, usable) else {
-                let Some(least) = align_up(size + alignment, unit) else { return Ok(None) };
+            let zones = &mut state.zones;
+            let Some(growth) = zones[zone].plan_roomy_growth(home, size, alignment, unit, roomy, usable) else {
+                let Some(least) = align_up((size + alignment).max(roomy), unit) else { return Ok(None) };
                 match state.space.reserve_segment(self.segment_size(zone, want.lane, private), least) {
                     Ok((addr, size)) => _ = state.zones[zone].add_segment(addr, size, home),
                     // Address space, too, can be had from pools that are no more.
                     Err(error) if error.is_out_of_memory() && self.bury(state) => {}
-                    Err(error) if error.is_out_of_memory() => return Ok(None),
+                    Err(error) if error.is_out_of_memory() => {
+                        if roomy == 0 {
+                            state.refusal = Some(error);
+                        }
+                        return Ok(None);
+                    }
                     Err(error) => return Err(error),
                 }
                 continue;
@@ -83,7 +110,7 @@ impl Pool {
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let empty = || Picked { stays: place.is_some_and(|(_, stays)| stays), ..Picked::default() };
         let mut picked = empty();
-        let mut found = self.pick(state, want, growth, false, last, &mut picked);
+        let mut found = self.pick(state, want, growth, false, &mut picked);
         if !found && !state.private.capturing() {
             // Blocks that waited may have come home, and other streams may be done with theirs.
             self.poll(state)?;
@@ -93,11 +120,11 @@ impl Pool {
                 return Ok(Some((block, Rung::Passed)));
             }
             picked = empty();
-            found = self.pick(state, want, growth, true, last, &mut picked);
+            found = self.pick(state, want, growth, true, &mut picked);
         }
         let missing = growth.bytes.saturating_sub(picked.bytes);
         if !found && (last || !self.over_threshold(state, missing)) {
-            found = self.create_chunks(state, missing, &mut picked)?;
+            found = self.create_chunks(state, want, growth, &mut picked)?;
         }
         if !found {
             return Ok(None);
@@ -125,17 +152,7 @@ impl Pool {
     }
 
     /// Picks free chunks for a growth: those in the reserve, and those that lie free elsewhere. Returns whether they suffice.
-    fn pick(
-        &self,
-        state: &PoolState,
-        want: Want,
-        growth: Growth,
-        anyone: bool,
-        last: bool,
-        picked: &mut Picked,
-    ) -> bool {
-        // A page for small blocks does not take a large chunk: it would never be free again.
-        let room = if want.range().0 == SMALL && !last { growth.bytes } else { growth.room };
+    fn pick(&self, state: &PoolState, want: Want, growth: Growth, anyone: bool, picked: &mut Picked) -> bool {
         let mut left = Vec::new();
         for donor in self.donors(state, want.lane, growth, anyone) {
             if picked.stays && donor.from.is_some() {
@@ -151,17 +168,51 @@ impl Pool {
             }
         }
         let missing = growth.bytes - picked.bytes;
-        let rest = left.into_iter().filter(|donor| donor.size >= missing && picked.bytes + donor.size <= room);
+        let rest = left.into_iter().filter(|donor| donor.size >= missing && picked.bytes + donor.size <= growth.room);
         let Some(rest) = rest.min_by_key(|donor| donor.size) else { return false };
         picked.add(rest);
         true
     }
 
-    /// Creates chunks of `missing` bytes together, or as much as the limit and the device allow. Returns whether that is all.
-    fn create_chunks(&self, state: &mut PoolState, missing: u64, picked: &mut Picked) -> Climb<bool> {
+    /// How large new chunks are to be, and what to round up to. Large ones cost few driver calls, small ones leave no large rests that no
+    /// request can use: so they are large as long as much of the device is free and hardly more is held than was ever needed at once.
+    /// A program that gives its memory back and takes it again gets larger ones.
+    fn chunk_sizes(&self, state: &mut PoolState, zone: usize, size: u64, missing: u64) -> (u64, u64) {
         let unit = state.space.unit();
-        let mut missing = missing;
-        let mut largest = self.config.chunk_max.0.max(unit);
+        let largest = self.config.chunk_max.0.max(unit);
+        if self.config.thrifty || largest == unit {
+            return (unit, unit);
+        }
+        if zone == SMALL {
+            // A part of what small blocks have already, so that what they do not use of it is little.
+            let part = state.zones[SMALL].used_bytes() / 16;
+            let size = unit.max(1 << part.max(1).ilog2()).min(largest);
+            return (size, size);
+        }
+        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        state.needed = state.needed.max(used + size);
+        let held = state.space.physical_bytes() + missing;
+        let excess = held.saturating_sub(state.needed) as f64 / state.needed as f64;
+        let regrowth = state.emptied.min(REGROWTH_MAX);
+        if held as f64 > state.limit as f64 * ROOMY {
+            return (unit << regrowth, unit);
+        }
+        let shrink = EXCESS.iter().filter(|&&bound| excess >= bound).count();
+        let largest = largest << regrowth >> shrink;
+        (largest.clamp(unit, CHUNK_LIMIT), (2 * unit).min(largest))
+    }
+
+    /// Creates chunks of `missing` bytes together, or as much as the limit and the device allow. Returns whether that is all.
+    fn create_chunks(&self, state: &mut PoolState, want: Want, growth: Growth, picked: &mut Picked) -> Climb<bool> {
+        let unit = state.space.unit();
+        let (zone, size, _) = want.range();
+        let mut missing = growth.bytes - picked.bytes;
+        let (mut largest, step) = self.chunk_sizes(state, zone, size, missing);
+        let rounded = missing.next_multiple_of(step);
+        let fits = state.space.physical_bytes() + rounded <= state.limit && picked.bytes + rounded <= growth.room;
+        if fits {
+            missing = rounded;
+        }
         while missing > 0 {
             let allowed = state.limit.saturating_sub(state.space.physical_bytes());
             let size = largest.min(1 << missing.ilog2()).min(if allowed > 0 { 1 << allowed.ilog2() } else { 0 });
@@ -211,9 +262,8 @@ impl Pool {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
-        // A 64th of the device at a time for what is smaller than that, so that segments stay few.
         let shared = !matches!(want.kind, Kind::Dedicated { .. });
-        let wanted = if shared { least.max((self.capacity >> 6).min(64 << 20)) } else { least };
+        let wanted = if shared { least.max(self.plain_least()) } else { least };
         if trim
             && magazines.drain(self, state, Drain::All) > 0
             && let Some(block) = self.search(state, want)?
@@ -232,6 +282,8 @@ impl Pool {
                     return Ok(self.enter(state, want, node)?.map(|block| (block, Rung::NewChunk)));
                 }
                 let freed = if trim { self.harvest(state, bytes)? } else { 0 };
+                // A chunk that is still mapped somewhere stays the device's.
+                let _ = trim && self.retire_ghosts(state, usize::MAX);
                 // Chunks in the reserve are no plain memory: they go back to the device first.
                 let reserve = state.space.reserve_bytes();
                 if state.space.release_reserve(reserve.saturating_sub(bytes)) == 0 && freed == 0 {
@@ -240,6 +292,11 @@ impl Pool {
             }
         }
         Ok(None)
+    }
+
+    /// Plain segments are to be a 64th of the device, so that they stay few.
+    pub(super) fn plain_least(&self) -> u64 {
+        (self.capacity >> 6).min(64 << 20)
     }
 
     fn plain_segment(&self, state: &mut PoolState, bytes: u64) -> Climb<Option<u64>> {

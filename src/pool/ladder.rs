@@ -101,6 +101,8 @@ impl Pool {
     fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
         state.refusal = None;
+        let at_hand = state.at_hand(want.lane);
+        state.notes.begin(at_hand);
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
         if may_ask
@@ -108,6 +110,9 @@ impl Pool {
             && let Some(found) = found(self.search(state, want)?, Rung::Passed)
         {
             return Ok(Some(found));
+        }
+        if may_ask {
+            state.tried(want.lane, Rung::Passed);
         }
         if may_ask
             && self.config.cross_stream_wait
@@ -132,34 +137,43 @@ impl Pool {
                 return Ok(Some(found));
             }
         }
-        if want.may_grow
-            && let Some(found) = self.grow(state, want, magazines, false)?
-        {
-            return Ok(Some(found));
+        state.tried(want.lane, Rung::Merge);
+        if want.may_grow {
+            if let Some(found) = self.grow(state, want, magazines, false)? {
+                return Ok(Some(found));
+            }
+            state.tried(want.lane, Rung::NewChunk);
         }
-        if may_ask
-            && self.advance(state)? | self.absorb(state, want)
+        if (may_ask && self.advance(state)?) | self.absorb(state, want)
             && let Some(found) = found(self.search(state, want)?, Rung::Passed)
         {
             return Ok(Some(found));
         }
+        if may_ask {
+            state.tried(want.lane, Rung::Passed);
+        }
         if !want.may_grow {
             return Ok(None);
         }
-        if magazines.drain(self, state, Drain::All) > 0
+        if (magazines.drain(self, state, Drain::All) > 0) | self.retire_empty(state)
             && let Some(found) = found(self.search(state, want)?, Rung::Merge)
         {
             return Ok(Some(found));
         }
+        state.tried(want.lane, Rung::Merge);
         if let Some(found) = self.grow(state, want, magazines, true)? {
             return Ok(Some(found));
         }
-        if may_ask && self.settle(state)? {
+        state.tried(want.lane, Rung::Stitch);
+        if may_ask {
+            let has_changed = self.settle(state)? | (self.release_dedicated(state, want.range().1)? > 0);
             self.absorb(state, want);
+            state.tried(want.lane, Rung::Wait);
+            // Also where nothing was left to wait for: the search for more may have found that streams are done.
             if let Some(found) = found(self.search(state, want)?, Rung::Wait) {
                 return Ok(Some(found));
             }
-            if let Some((block, _)) = self.grow(state, want, magazines, true)? {
+            if has_changed && let Some((block, _)) = self.grow(state, want, magazines, true)? {
                 return Ok(Some((block, Rung::Wait)));
             }
         }
@@ -296,7 +310,8 @@ impl Pool {
             clock.close(&*self.driver, events)?;
             clock.poll(&*self.driver, events)?;
         }
-        Ok(())
+        // What shares memory with others goes its own way again as soon as it can.
+        self.part_passed(state)
     }
 
     /// Blocks that waited for recorded streams and do so no longer go back to where they belong.
@@ -307,10 +322,17 @@ impl Pool {
         let done = state.pending.take_passed(&state.lanes.clocks);
         for &(block, home_stamp) in &done {
             let header = self.directory.header(block);
+            // What the debug aids do to it now is work on the home stream: the stamp of then would pass too early.
+            let watched = self.is_watched(state);
+            if watched && !self.retire(state, block) {
+                continue;
+            }
             self.active.fold(-(header.size() as i64), 0);
             let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
             self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
-            self.put_back_stamped(state, block, home_stamp);
+            if !watched {
+                self.put_back_stamped(state, block, home_stamp);
+            }
         }
         !done.is_empty()
     }

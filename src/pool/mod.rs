@@ -12,17 +12,26 @@
 //! | `grow` | more memory where a request is |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `trim` | giving free chunks back |
+//! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
+//! | `watch` | what the debug aids are told |
 //! | `checkpoint` | private pools as they were before |
+//! | `mesh` | pages of slabs that share memory |
+//! | `pairs` | larger chunks that share memory |
+//! | `compact` | blocks that are moved for owners who follow them |
 //!
 //! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
 //! they are never on the hot path, and no driver calls back.
 
 mod checkpoint;
+mod compact;
 mod directory;
+mod explain;
 mod grow;
 mod ladder;
 mod lanes;
+mod mesh;
+mod pairs;
 mod pending;
 mod planned;
 mod private;
@@ -30,18 +39,26 @@ mod slabs;
 mod stitch;
 mod trim;
 mod walk;
+mod watch;
 
 use std::sync::Arc;
 
 pub use checkpoint::Checkpoint;
 pub(crate) use checkpoint::Moved;
+pub(crate) use compact::{CompactView, MovableBlock, MoveTo, Moving};
+#[cfg(test)]
+pub(crate) use compact::{Gap, SlabGaps};
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
+pub(crate) use explain::Asked;
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
+pub(crate) use mesh::{Bounds, MeshPage, MeshSet, Meshed};
 pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
+use explain::Notes;
 use lanes::Lanes;
+use pairs::Pairs;
 use pending::Pending;
 use private::PrivatePools;
 use slabs::{Retired, Slabs};
@@ -49,10 +66,11 @@ use stitch::Ghosts;
 
 use crate::block::{Arena, Owner};
 use crate::config::Config;
+use crate::debug::Aids;
 use crate::driver::Driver;
 use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
-use crate::error::{DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+use crate::error::{DriverError, DriverErrorKind, Error, Result};
 use crate::plan::Plans;
 use crate::stream::EventPool;
 use crate::sync::{Mutex, MutexGuard};
@@ -97,7 +115,12 @@ pub(crate) struct PoolState {
     zones: [Arena; ZONES],
     space: Space,
     ghosts: Ghosts,
+    /// The most bytes that were in use when memory was taken from the device.
+    needed: u64,
+    /// How often memory was given back on request.
+    emptied: u32,
     slabs: Slabs,
+    pairs: Pairs,
     lanes: Lanes,
     events: EventPool,
     pending: Pending,
@@ -112,8 +135,12 @@ pub(crate) struct PoolState {
     out_of_memory: u64,
     /// What the driver said when it had no memory for the request that is being served.
     refusal: Option<DriverError>,
+    /// What the rungs of the last climb did.
+    notes: Notes,
     /// Driver calls that failed where the caller had nothing to do with it.
     failures: u64,
+    /// Where any is on.
+    aids: Option<Box<Aids<BlockId>>>,
 }
 
 impl Pool {
@@ -133,7 +160,10 @@ impl Pool {
             zones: Default::default(),
             space,
             ghosts: Ghosts::default(),
+            needed: 0,
+            emptied: 0,
             slabs: Slabs::default(),
+            pairs: Pairs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
             pending: Pending::default(),
@@ -145,7 +175,9 @@ impl Pool {
             rungs: [0; Rung::ALL.len()],
             out_of_memory: 0,
             refusal: None,
+            notes: Notes::default(),
             failures: 0,
+            aids: Aids::new(device, &config),
         };
         let directory = Directory::new(capacity)?;
         let (live, active) = (Peak::default(), Peak::default());
@@ -157,6 +189,11 @@ impl Pool {
     #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock()
+    }
+
+    /// Locks the pool, unless another thread keeps it locked for so long.
+    pub(crate) fn try_lock(&self, patience: std::time::Duration) -> Option<MutexGuard<'_, PoolState>> {
+        self.state.try_lock_for(patience)
     }
 
     /// The lane that requests of `stream` go to now.
@@ -176,7 +213,8 @@ impl Pool {
     }
 
     /// Says that memory of a lane was mapped or unmapped.
-    fn note_mapping(&self, state: &PoolState, kind: EventKind, home: Owner, addr: u64, bytes: u64) {
+    fn note_mapping(&self, state: &mut PoolState, kind: EventKind, home: Owner, addr: u64, bytes: u64) {
+        self.forget_contents(state, addr, bytes);
         let event = Event::new(kind, DevicePtr(addr), bytes);
         self.ring.push(event.on(state.lanes.stream(home.0), state.lanes.get(home.0).private));
     }
@@ -196,8 +234,7 @@ impl Pool {
     pub(crate) fn free(&self, state: &mut PoolState, block: BlockId) -> bool {
         let header = self.directory.header(block);
         if !header.is_recorded() {
-            self.put_back(state, block);
-            return true;
+            return self.retire(state, block);
         }
         // Asking once for every 1/256 of the device that waits costs little, and brings blocks back before others are split in their place.
         let ask_at = self.capacity >> 8;
@@ -230,7 +267,7 @@ impl Pool {
                 {
                     plans.freed(header.ptr().0);
                 }
-                state.zones[zone].release(node, Owner(header.lane()), stamp);
+                let _ = state.zones[zone].release(node, Owner(header.lane()), stamp);
             }
             Place::Slot(slab, slot) => {
                 if let Some(retired) = state.slabs.release(slab, slot) {
@@ -243,7 +280,8 @@ impl Pool {
     /// Changes the limit on reserved memory; gives free memory back where there is more than that.
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
         // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
-        let held: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let held = used - state.slabs.shared_pages() * PAGE;
         let worth_it = state.private.capturing() || held.saturating_sub(magazines.held()) <= limit;
         if state.space.physical_bytes() > limit && worth_it {
             self.empty(state, magazines, limit)?;
@@ -301,6 +339,11 @@ impl Pool {
         state.private.mark_capture(begins)
     }
 
+    /// Whether a capture is under way: no event may be recorded or asked for, and nothing waited for.
+    pub(crate) fn capturing(&self, state: &PoolState) -> bool {
+        state.private.capturing()
+    }
+
     /// Whether requests may go to a private pool, so that every one of them has to ask.
     pub(crate) fn routing(&self, state: &PoolState) -> bool {
         state.private.routing()
@@ -319,36 +362,19 @@ impl Pool {
         state.limit
     }
 
-    /// What an error says of the state of the pool.
-    #[cold]
-    pub(crate) fn shortage(&self, state: &mut PoolState, size: u64, live: u64, driver: Option<DriverError>) -> Error {
-        state.out_of_memory += 1;
-        let owners = || state.zones.iter().flat_map(|zone| zone.owners().map(move |owner| zone.largest_free(owner)));
-        Error::OutOfMemory(Box::new(OutOfMemory {
-            size,
-            device: self.device,
-            capacity: self.capacity,
-            limit: (state.limit < self.capacity).then_some(state.limit),
-            reserved: state.space.physical_bytes(),
-            live,
-            pending: state.pending.bytes(),
-            cached: state.zones.iter().map(Arena::free_bytes_total).sum::<u64>() + state.space.reserve_bytes(),
-            largest_free: owners().max().unwrap_or(0),
-            driver: driver.or_else(|| state.refusal.take()),
-        }))
-    }
-
     /// Fills in what the pool knows.
     pub(crate) fn add_stats(&self, state: &PoolState, stats: &mut Stats) {
         stats.reserved.current = state.space.physical_bytes();
         stats.reserved.peak = state.reserved_peak;
-        stats.pending = state.pending.bytes();
+        stats.pending = state.pending.bytes() + state.aids.as_ref().map_or(0, |aids| aids.held_bytes());
         stats.reserve = state.space.reserve_bytes();
         stats.out_of_memory = state.out_of_memory;
         stats.cleanup_failures = state.space.cleanup_failures() + state.failures;
+        stats.cleanup_failures += state.aids.as_ref().map_or(0, |aids| aids.failures());
         stats.limit = state.limit;
         stats.chunks = state.space.chunk_count();
         stats.chunk_size = state.space.unit();
+        stats.meshed = state.space.shared_bytes();
         let largest = |zone: &Arena| zone.owners().map(|owner| zone.largest_free(owner)).max();
         stats.largest_free = state.zones.iter().filter_map(largest).max().unwrap_or(0);
         let calls = self.driver.calls();
@@ -384,8 +410,16 @@ impl Pool {
         state.pending.validate()?;
         let in_arenas: u64 = state.zones.iter().map(|zone| zone.used_bytes() + zone.free_bytes_total()).sum();
         let mapped = state.space.mapped_bytes();
-        if in_arenas != mapped {
-            return Err(format!("{in_arenas} bytes used or free in arenas, {mapped} mapped"));
+        let ghosts = state.pairs.ghost_bytes();
+        if in_arenas + ghosts != mapped {
+            return Err(format!(
+                "{in_arenas} bytes used or free in arenas, {ghosts} of pairs are ghosts, {mapped} mapped"
+            ));
+        }
+        let (pages, pairs) = (state.slabs.shared_pages(), state.pairs.shared_bytes());
+        if pages * PAGE + pairs != state.space.shared_bytes() {
+            let bytes = state.space.shared_bytes();
+            return Err(format!("{pages} pages of slabs and {pairs} bytes of pairs share memory, {bytes} mapped so"));
         }
         if state.slabs.count() * PAGE > state.zones[SMALL].used_bytes() {
             return Err(format!("{} slabs in {} used bytes", state.slabs.count(), state.zones[SMALL].used_bytes()));
@@ -398,6 +432,18 @@ impl Pool {
 }
 
 impl PoolState {
+    /// Bytes that a lane may use where they lie, or have mapped anew.
+    fn at_hand(&self, lane: LaneId) -> u64 {
+        let free = |zone: &Arena| zone.free_bytes(Owner(lane)) + zone.free_bytes(Owner::SHARED);
+        self.zones.iter().map(free).sum::<u64>() + self.space.reserve_bytes()
+    }
+
+    /// Notes that a rung has been tried, and what it gained.
+    fn tried(&mut self, lane: LaneId, rung: Rung) {
+        let at_hand = self.at_hand(lane);
+        self.notes.tried(rung, at_hand, self.refusal.is_some());
+    }
+
     /// Gives a retired slab's page back to its lane.
     fn put_page(&mut self, Retired { node, lane }: Retired) {
         let stamp = self.lanes.stamp(lane);
@@ -412,6 +458,9 @@ impl Drop for Pool {
             clock.retire(&mut state.events);
         }
         state.events.clear(&*self.driver);
+        if let Some(aids) = &mut state.aids {
+            aids.close(&*self.driver);
+        }
     }
 }
 

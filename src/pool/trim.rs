@@ -1,7 +1,7 @@
 //! Free chunks: moved to the reserve, from where they go to another address or back to the device.
 
 use super::ladder::{Climb, Drain, Magazines};
-use super::{Pool, PoolState};
+use super::{DEDICATED, Pool, PoolState};
 use crate::block::{Node, NodeId, Owner};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
@@ -12,20 +12,26 @@ impl Pool {
     /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; those of the
     /// largest free blocks first. Without virtual memory management, plain segments go back to the device. Returns the bytes gained.
     pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64) -> Climb<u64> {
-        self.harvest_where(state, wanted, |_| true)
+        self.harvest_where(state, wanted, |_, _| true)
+    }
+
+    /// Gives dedicated memory that is free back to the device, up to `wanted` bytes. Returns the bytes given back.
+    pub(super) fn release_dedicated(&self, state: &mut PoolState, wanted: u64) -> Climb<u64> {
+        self.harvest_where(state, wanted, |zone, _| zone == DEDICATED)
     }
 
     /// [`Pool::harvest`] of the nodes that `wants` names.
-    fn harvest_where(&self, state: &mut PoolState, wanted: u64, wants: impl Fn(&Node) -> bool) -> Climb<u64> {
+    fn harvest_where(&self, state: &mut PoolState, wanted: u64, wants: impl Fn(usize, &Node) -> bool) -> Climb<u64> {
         self.retire_empty(state);
         if !state.private.capturing() {
             self.advance(state)?;
         }
+        self.part_passed(state)?;
         let mut candidates: Vec<(u64, usize, NodeId, u64)> = Vec::new();
         for (zone, arena) in state.zones.iter().enumerate() {
             for owner in arena.owners() {
                 let private = owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
-                let free = arena.free_nodes(owner).filter(|(_, node)| !private && wants(node));
+                let free = arena.free_nodes(owner).filter(|(_, node)| !private && wants(zone, node));
                 let passed = free.filter(|(_, node)| state.lanes.has_passed(owner.0, node.stamp));
                 candidates.extend(passed.map(|(id, node)| (node.size, zone, id, node.addr)));
             }
@@ -67,14 +73,21 @@ impl Pool {
     }
 
     /// Frees the pages of empty slabs. Returns whether there were any.
-    fn retire_empty(&self, state: &mut PoolState) -> bool {
+    pub(super) fn retire_empty(&self, state: &mut PoolState) -> bool {
+        let parted = state.slabs.part(|lane| state.lanes.stamp(lane));
         let retired = state.slabs.retire_empty();
         retired.iter().for_each(|&retired| state.put_page(retired));
-        !retired.is_empty()
+        parted || !retired.is_empty()
     }
 
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
     pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
+        if state.slabs.any_frozen() || state.pairs.any_unfinished() {
+            self.driver.synchronize_device()?;
+            state.space.heal()?;
+            state.slabs.thaw();
+            self.finish_pairs(state);
+        }
         self.retire_empty(state);
         let mut waited = !state.dissolved.is_empty();
         if waited {
@@ -87,8 +100,8 @@ impl Pool {
             waited = true;
         }
         self.finish_pending(state);
-        if self.retire_empty(state) {
-            // What waited brought slabs home, whose pages are freed only now.
+        if self.retire_empty(state) | self.is_watched(state) {
+            // What waited brought slabs home, whose pages are freed only now; or debug aids have worked on it.
             let PoolState { lanes, events, .. } = &mut *state;
             for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
                 clock.wait(&*self.driver, events)?;
@@ -120,7 +133,7 @@ impl Pool {
         self.retire_ghosts(state, usize::MAX);
         let before = state.space.physical_bytes();
         let keep = state.space.reserve_bytes();
-        self.harvest_where(state, u64::MAX, |node| lanes.contains(&node.home.0))?;
+        self.harvest_where(state, u64::MAX, |_, node| lanes.contains(&node.home.0))?;
         state.space.release_reserve(keep);
         self.bury(state);
         Ok(before - state.space.physical_bytes())
@@ -173,7 +186,9 @@ impl Pool {
             self.harvest(state, missing)?;
         }
         let in_use = state.space.physical_bytes() - state.space.reserve_bytes();
-        state.space.release_reserve(keep.saturating_sub(in_use));
+        if state.space.release_reserve(keep.saturating_sub(in_use)) > 0 {
+            state.emptied += 1;
+        }
         self.bury(state);
         Ok(before - state.space.physical_bytes())
     }

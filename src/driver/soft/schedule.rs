@@ -12,6 +12,8 @@ use super::checker::Clock;
 use super::host::{HostWork, Until};
 use super::memory::Memory;
 use super::report::Access;
+use super::state::touches_of;
+use crate::driver::kernels;
 use crate::driver::rng::Rng;
 use crate::driver::{CopyOp, DriverError, DriverErrorKind, DriverResult, EventId};
 use crate::units::{DevicePtr, StreamId};
@@ -53,6 +55,8 @@ pub(super) enum Action {
         size: u64,
     },
     Kernel(Vec<Access>),
+    /// A kernel of the library's own, which runs.
+    Own(kernels::Call),
     /// A function of the host.
     Host(Arc<HostWork>),
     /// Holds the stream up until memory has a value.
@@ -120,6 +124,8 @@ pub(super) struct Schedule {
     pub(super) blocking: usize,
     now_ns: u64,
     pub(super) stall_ns: u64,
+    /// Whether any work has taken time so far.
+    pub(super) takes_time: bool,
     /// What broke the device.
     pub(super) broken: Option<String>,
 }
@@ -139,6 +145,7 @@ impl Schedule {
             blocking: 0,
             now_ns: 0,
             stall_ns: 0,
+            takes_time: false,
             broken: None,
         }
     }
@@ -165,7 +172,7 @@ impl Schedule {
 
     /// The host waits for the device.
     fn wait_until(&mut self, ns: u64) {
-        self.stall_ns += ns.saturating_sub(self.now_ns);
+        self.stall_ns = self.stall_ns.saturating_add(ns.saturating_sub(self.now_ns));
         self.now_ns = self.now_ns.max(ns);
     }
 
@@ -288,6 +295,7 @@ impl Schedule {
 
     pub(super) fn submit(&mut self, stream: usize, action: Action, duration_ns: u64, memory: &Memory) {
         let duration_ns = if self.real_time.is_some() { 0 } else { duration_ns };
+        self.takes_time |= duration_ns > 0;
         let work = Work { action, submitted_ns: self.now_ns, duration_ns };
         self.streams[stream].submitted += 1;
         self.streams[stream].queue.push_back(work);
@@ -492,6 +500,15 @@ impl Action {
             Action::Kernel(accesses) => {
                 for access in accesses {
                     memory.resolve(access.ptr, access.size, CALL)?;
+                }
+            }
+            Action::Own(call) => {
+                for (_, _, ptr, size) in touches_of(&call) {
+                    memory.resolve(ptr, size, CALL)?;
+                }
+                if memory.store.has_bytes() {
+                    // SAFETY: all ranges were just resolved, under the device's lock; where results go was aligned when it was submitted.
+                    unsafe { call.run() };
                 }
             }
             Action::Host(_) | Action::Until(_) | Action::Record(_) | Action::Wait(_) => {}
