@@ -142,6 +142,12 @@ impl Arena {
         self.put_hole_merged(id);
     }
 
+    /// Memory is served from a ghost's place again: it becomes free for `owner`, coalesced with its `usable` neighbours.
+    pub fn revive_ghost(&mut self, id: NodeId, owner: Owner, stamp: u64, usable: impl Fn(Owner) -> bool) -> NodeId {
+        assert!(self.node(id).state == State::Ghost, "only ghosts come back");
+        self.put_joined(id, owner, stamp, usable)
+    }
+
     /// Takes a range out of a free node, unbinned, with its owner and stamp.
     fn cut_free(&mut self, id: NodeId, addr: u64, size: u64) -> NodeId {
         let Node { owner, stamp, state, .. } = self.nodes[id as usize];
