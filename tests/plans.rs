@@ -141,6 +141,25 @@ fn a_marked_step_is_planned_sooner() {
 }
 
 #[test]
+fn marks_that_mislead_are_not_followed_for_long() {
+    let (_, allocator) = soft(addresses_only(), INLINE);
+    let mut program = Program::new(&allocator);
+    let ragged = |program: &mut Program, scale: u64| {
+        program.scale = scale * 4 * KIB;
+        allocator.step();
+        program.plain_step();
+        program.gradients.drain(..).for_each(|ptr| allocator.raw_free(ptr).unwrap());
+    };
+    (16..32).for_each(|scale| ragged(&mut program, scale));
+    let stats = program.stats();
+    assert_eq!((stats.learned, stats.dropped, stats.following), (1, 1, 0), "{stats:?}");
+    // What repeats is found all the same.
+    (0..4).for_each(|_| ragged(&mut program, 40));
+    assert_eq!((program.stats().learned, program.stats().following), (2, 1));
+    program.end();
+}
+
+#[test]
 fn whatever_deviates_goes_to_the_heap_and_the_rest_is_found_again() {
     let (_, allocator) = soft(addresses_only(), INLINE);
     let mut program = Program::new(&allocator);

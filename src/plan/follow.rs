@@ -2,7 +2,7 @@
 //!
 //! A plan is a guess about what comes next, and asks to be proved wrong: a request that is not the step's next one goes to the heap, and the
 //! place in the step is found again, from one of the next few requests or from the last few as a context. A plan that finds its places taken is
-//! laid out anew with the lives as they are now. One that is lost for a whole step, that is of use for less than half of one, or with which more memory is
+//! laid out anew with the lives as they are now. One that is lost for most of a step, that is of use for less than half of one, or with which more memory is
 //! held than without, is dropped.
 
 use std::sync::Arc;
@@ -88,6 +88,16 @@ impl Job {
     }
 }
 
+/// What a plan is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// The program does something else now.
+    Lost,
+    /// It does not pay.
+    Poor,
+}
+
 /// How a lane was followed for a step.
 #[derive(Debug, Clone, Copy)]
 struct Score {
@@ -117,6 +127,8 @@ struct Follow {
     astray: u64,
     /// By request of the step: the number of the newest that was it, or [`NOT_SEEN`].
     numbers: Vec<u64>,
+    /// The number of a request from before the step was followed, and which request of the step it was.
+    anchor: (u64, usize),
     /// Where the program's marks come.
     mark: Option<usize>,
     layout: Option<Layout>,
@@ -156,6 +168,8 @@ pub(super) struct LanePlan {
     current: Current,
     rest_until: u64,
     failures: u32,
+    /// The program's marks are not followed by the same requests each time: steps are then learned as if there were none.
+    marks_mislead: bool,
     pub(super) tally: Tally,
     /// Layouts that nobody waits for any more.
     pub(super) stray: Vec<Job>,
@@ -198,9 +212,16 @@ impl LanePlan {
         self.current.place =
             ordinal.and_then(|ordinal| follow.layout.as_ref().and_then(|layout| layout.place(ordinal)));
         let len = follow.known.step.len() as u64;
-        if follow.astray > len || (follow.score.requests >= len && !follow.judge(&mut self.tally)) {
-            let lost = follow.astray > len;
-            self.give_up(!lost);
+        let verdict = if follow.astray > len {
+            Verdict::Lost
+        } else if follow.score.requests >= len {
+            follow.judge(&mut self.tally)
+        } else {
+            Verdict::Good
+        };
+        if verdict != Verdict::Good {
+            self.marks_mislead |= verdict == Verdict::Lost && follow.mark.is_some();
+            self.give_up(verdict == Verdict::Poor);
             return false;
         }
         let wants =
@@ -212,7 +233,9 @@ impl LanePlan {
     fn adopt(&mut self, period: &Period, mark: Option<usize>) {
         let known = Arc::new(Known::new(Arc::new(period.step.clone())));
         let mut follow = Follow::new(known);
-        follow.numbers = (period.first..).take(period.step.len()).collect();
+        let len = period.step.len();
+        follow.numbers = (period.first..).take(len).collect();
+        follow.anchor = (period.first + len as u64 - 1, len - 1);
         follow.mark = mark;
         follow.lay_out_at = Some(period.step.low());
         follow.idle = Some(period.idle);
@@ -228,8 +251,13 @@ impl LanePlan {
         let context = context_hash(self.recent.into_iter());
         let Some((known, next)) = book.iter().find_map(|known| Some((known, known.after(context)?))) else { return };
         let mut follow = Follow::new(known.clone());
-        // As if the request in hand were still to come.
-        follow.at = (next + known.step.len() - 1) % known.step.len();
+        // As if the request in hand were still to come. Those by which it was found are known, too.
+        let len = known.step.len();
+        follow.at = (next + len - 1) % len;
+        follow.anchor = (self.current.number, follow.at);
+        for back in (1..CONTEXT).rev() {
+            follow.numbers[(follow.at + len * CONTEXT - back) % len] = self.current.number - back as u64;
+        }
         follow.mapping_steps = MAPPING_STEPS;
         self.follow = Some(follow);
     }
@@ -246,7 +274,7 @@ impl LanePlan {
                 }
             }
             None => {
-                let rested = self.learner.next() >= self.rest_until;
+                let rested = self.learner.next() >= self.rest_until && !self.marks_mislead;
                 if let Some(period) = period.filter(|_| rested) {
                     self.adopt(&period, Some(0));
                 }
@@ -318,9 +346,10 @@ impl LanePlan {
     /// Which request of the step one of the newest is.
     pub(super) fn ordinal_of(&self, number: u64) -> Option<u32> {
         let follow = self.follow.as_ref()?;
-        let first = *follow.numbers.first()?;
-        let ordinal = number.checked_sub(first)?;
-        (follow.numbers.get(ordinal as usize) == Some(&number)).then_some(ordinal as u32)
+        let (len, (anchor, at)) = (follow.numbers.len(), follow.anchor);
+        let back = anchor.checked_sub(number).filter(|&back| back < len as u64)?;
+        let ordinal = (at + len - back as usize) % len;
+        (follow.numbers[ordinal] == number).then_some(ordinal as u32)
     }
 
     /// Works out a layout for the step, at once or on a thread of its own.
@@ -363,6 +392,7 @@ impl Follow {
             at: 0,
             astray: 0,
             numbers,
+            anchor: (0, 0),
             mark: None,
             layout: None,
             job: None,
@@ -415,12 +445,15 @@ impl Follow {
         self.score = Score::NONE;
     }
 
-    /// After a step: whether the plan is to be kept.
-    fn judge(&mut self, tally: &mut Tally) -> bool {
+    /// After as many requests as a step has: what the plan is worth.
+    fn judge(&mut self, tally: &mut Tally) -> Verdict {
         let score = std::mem::replace(&mut self.score, Score::NONE);
         tally.deviations += score.deviations;
+        if score.deviations * 2 > score.requests {
+            return Verdict::Lost;
+        }
         if self.layout.is_none() {
-            return true;
+            return Verdict::Good;
         }
         if self.mapping_steps > 0 {
             // What was learned in another run shows what it takes.
@@ -429,7 +462,7 @@ impl Follow {
             let before = *self.idle.get_or_insert(score.idle);
             let waste = ((score.peak * GRANULE) >> WASTE_SHIFT).max(WASTE_MIN);
             if score.idle.saturating_sub(before) > waste {
-                return false;
+                return Verdict::Poor;
             }
         }
         self.poor = if score.hits * 2 < self.known.step.len() as u64 { self.poor + 1 } else { 0 };
@@ -439,7 +472,7 @@ impl Follow {
         } else {
             self.layouts = 0;
         }
-        self.poor < 2 || self.wants_layout
+        if self.poor < 2 || self.wants_layout { Verdict::Good } else { Verdict::Poor }
     }
 
     /// Takes over how long blocks stay now.
