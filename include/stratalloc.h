@@ -505,6 +505,17 @@ enum stratalloc_status stratalloc_add_oom_observer(struct stratalloc_allocator *
                                                    void *context,
                                                    uint64_t *out_id);
 
+// Why the last request on a device failed that found no room, whichever thread's: the verdict and the cheapest thing to do in the first line,
+// then what is where, what was tried, and what else could be done, in less than 40 lines; "" where none has failed. Copied, cut to fit
+// and with its final 0, into `capacity` bytes at `buffer`, which may be null if `capacity` is 0. Returns the length that the whole text
+// needs, with its final 0; or 0 where there is no such allocator or device, as `stratalloc_last_error` then says.
+//
+// Required: `allocator` is null or a handle; `buffer` is null or has room for `capacity` bytes.
+size_t stratalloc_explain_oom(struct stratalloc_allocator *allocator,
+                              int32_t device,
+                              char *buffer,
+                              size_t capacity);
+
 // Removes an observer. It is not called any more once this returns. From inside an observer, this does not wait for calls that are under way,
 // those on other threads included: keep the context until they have returned.
 //

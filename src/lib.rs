@@ -5,6 +5,7 @@ pub mod block;
 mod cache;
 pub mod config;
 mod debug;
+mod defrag;
 pub mod driver;
 pub mod error;
 #[cfg(feature = "cuda")]
@@ -18,8 +19,9 @@ pub mod units;
 mod vm;
 
 pub use allocator::{
-    AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, DeviceSpec, Lifetime, OomAction, OomObserver,
-    OwnedAllocation, Plain, Restored, Tag,
+    AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, CompactReport, Compaction, DefragReport,
+    DeviceSpec, Lifetime, Movable, Move, OomAction, OomObserver, OwnedAllocation, PassLimits, Pinned, Plain, Quiescent,
+    Restored, Tag,
 };
 pub use config::{Config, Limit, Poison};
 pub use debug::{Leaks, MemoryFault, MemoryFaultKind, MemoryObserver, MemoryReport, Share};

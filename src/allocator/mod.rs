@@ -2,12 +2,16 @@
 
 mod allocation;
 mod builder;
+mod defrag;
+mod movable;
 mod private;
 mod request;
 mod watch;
 
 pub use allocation::{Allocation, Buffer, OwnedAllocation, Plain};
 pub use builder::{Builder, DeviceSpec};
+pub use defrag::{DefragReport, PassLimits, Quiescent};
+pub use movable::{CompactReport, Compaction, Movable, Move, Pinned};
 pub use private::Restored;
 pub use request::{AllocFlags, AllocRequest, Lifetime, Tag};
 
@@ -19,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::cache::{DeviceCache, Request, TAGS};
 use crate::config::{Config, Limit};
+use crate::defrag::Movables;
 use crate::driver::Driver;
 use crate::driver::metered::Metered;
 use crate::error::{Error, OomExplanation, OutOfMemory, Result};
@@ -81,6 +86,8 @@ struct Shared {
     tags: Mutex<Vec<String>>,
     failed_drops: AtomicU64,
     watch: watch::Watch,
+    /// By device.
+    movables: Vec<Movables>,
 }
 
 impl fmt::Debug for Allocator {
@@ -100,6 +107,7 @@ impl Allocator {
         let watch = watch::Watch::new(config, &devices);
         let shared = Shared {
             first: devices[0].clone(),
+            movables: devices.iter().map(|_| Movables::default()).collect(),
             devices,
             observers: Mutex::default(),
             next_observer: AtomicU64::new(1),

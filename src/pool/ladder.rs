@@ -130,8 +130,7 @@ impl Pool {
             }
             state.tried(want.lane, Rung::NewChunk);
         }
-        if may_ask
-            && self.advance(state)? | self.absorb(state, want)
+        if (may_ask && self.advance(state)?) | self.absorb(state, want)
             && let Some(found) = found(self.search(state, want)?, Rung::Passed)
         {
             return Ok(Some(found));
@@ -297,7 +296,8 @@ impl Pool {
             clock.close(&*self.driver, events)?;
             clock.poll(&*self.driver, events)?;
         }
-        Ok(())
+        // What shares memory with others goes its own way again as soon as it can.
+        self.part_passed(state)
     }
 
     /// Blocks that waited for recorded streams and do so no longer go back to where they belong.

@@ -466,6 +466,13 @@ static void out_of_memory(void) {
   while ((status = stratalloc_malloc(gpu, 6 * MIB, 0, NULL, &blocks[count])) == STRATALLOC_OK) REQUIRE(++count < 512);
   REQUIRE(status == STRATALLOC_OUT_OF_MEMORY && blocks[count] == NULL && count >= 40);
   REQUIRE(strstr(stratalloc_last_error(), "no room for 6 MiB; ") != NULL);
+  char page[8192];
+  size_t length = stratalloc_explain_oom(gpu, 0, page, sizeof page);
+  REQUIRE(length == strlen(page) + 1 && strstr(page, "no room for 6 MiB on device 0: live blocks fill the memory; free ") == page);
+  REQUIRE(strstr(page, "\n  to do ") != NULL && stratalloc_explain_oom(gpu, 0, NULL, 0) == length);
+  REQUIRE(stratalloc_explain_oom(gpu, 0, page, 8) == length && strcmp(page, "no room") == 0);
+  REQUIRE(stratalloc_explain_oom(gpu, 7, page, sizeof page) == 0 && strstr(stratalloc_last_error(), "7") != NULL);
+  REQUIRE(stratalloc_explain_oom(NULL, 0, page, sizeof page) == 0);
   OK(stratalloc_malloc(gpu, 512, 0, NULL, &blocks[count]));
   OK(stratalloc_free(gpu, blocks[count]));
   OK(stratalloc_free(gpu, blocks[--count]));
