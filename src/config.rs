@@ -58,6 +58,32 @@ impl FromStr for Limit {
     }
 }
 
+/// Whether steps that repeat are learned, and large blocks placed by plans for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Plan {
+    /// No.
+    #[default]
+    Off,
+    /// Yes. What has to be worked out is, now and then, on a thread that ends with it. Requests above 512 KiB then take the device's lock.
+    On,
+    /// Yes, and what has to be worked out is by the request that comes upon it: it takes as long as it takes, and equal programs get equal
+    /// addresses. For tests and replays.
+    Inline,
+}
+
+impl Plan {
+    const ALL: [(&str, Plan); 3] = [("off", Plan::Off), ("on", Plan::On), ("inline", Plan::Inline)];
+
+    fn name(self) -> &'static str {
+        Plan::ALL.iter().find(|(_, plan)| *plan == self).map_or("off", |(name, _)| name)
+    }
+
+    fn from_name(text: &str) -> Option<Plan> {
+        Plan::ALL.iter().find(|(name, _)| *name == text).map(|&(_, plan)| plan)
+    }
+}
+
 /// What is done with the contents of freed blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -112,6 +138,8 @@ pub struct Config {
     pub cross_stream_wait: bool,
     /// Address space to reserve a device, in multiples of its memory, 1 to 64. Ignored without virtual memory management.
     pub address_space: u32,
+    /// Whether steps that repeat are learned, and large blocks placed by plans for them. See [`Plan`].
+    pub plan: Plan,
     /// Events that the trace ring keeps. 0: no tracing.
     pub trace: usize,
     /// Whether libraries that are loaded into somebody's program (the C library, the preload shim) fail where [`ENV`] cannot be
@@ -140,6 +168,7 @@ impl Default for Config {
             gc_threshold: 1.0,
             cross_stream_wait: false,
             address_space: 8,
+            plan: Plan::Off,
             trace: 0,
             strict: false,
             poison: Poison::Off,
@@ -170,7 +199,7 @@ fn part(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part))
 }
 
-const TABLE: [Key; 14] = [
+const TABLE: [Key; 15] = [
     Key {
         name: "limit",
         allowed: "a size such as 70GiB, or a part of the device's memory above 0 and at most 1.0, such as 0.9",
@@ -213,6 +242,11 @@ const TABLE: [Key; 14] = [
         name: "address_space",
         allowed: "a whole number from 1 to 64",
         set: |config, text| put(&mut config.address_space, text.parse().ok().filter(|n| (1..=64).contains(n))),
+    },
+    Key {
+        name: "plan",
+        allowed: "off, on or inline",
+        set: |config, text| put(&mut config.plan, Plan::from_name(text)),
     },
     Key {
         name: "trace",
@@ -277,6 +311,7 @@ impl fmt::Display for Config {
             gc_threshold,
             cross_stream_wait,
             address_space,
+            plan,
             trace,
             strict,
             poison,
@@ -286,7 +321,7 @@ impl fmt::Display for Config {
         } = self;
         write!(f, "chunk:{},chunk_max:{},thrifty:{thrifty},", chunk.0, chunk_max.0)?;
         write!(f, "magazine:{magazine},gc_threshold:{gc_threshold},cross_stream_wait:{cross_stream_wait},")?;
-        write!(f, "address_space:{address_space},trace:{trace},strict:{strict},")?;
+        write!(f, "address_space:{address_space},plan:{},trace:{trace},strict:{strict},", plan.name())?;
         write!(f, "poison:{poison},redzone:{},quarantine:{},leaks:{leaks}", redzone.0, quarantine.0)
     }
 }
@@ -357,8 +392,8 @@ mod tests {
 
     #[test]
     fn reads_every_key() {
-        let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,trace:100,\
-             strict:true,poison:check,redzone:512,quarantine:1MiB,leaks:true";
+        let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,plan:inline,\
+             trace:100,strict:true,poison:check,redzone:512,quarantine:1MiB,leaks:true";
         let config = Config::parse(text).unwrap();
         assert_eq!(
             (config.poison, config.redzone, config.quarantine),
@@ -368,7 +403,8 @@ mod tests {
         assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
         assert_eq!(config.chunk, ByteSize::mib(32));
         assert_eq!((config.magazine, config.gc_threshold, config.cross_stream_wait), (0.1, 0.8, true));
-        assert_eq!((config.address_space, config.trace, config.strict), (4, 100, true));
+        assert_eq!((config.address_space, config.plan), (4, Plan::Inline));
+        assert_eq!((config.trace, config.strict), (100, true));
         assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
         assert_eq!(Config::parse("limit:70GiB").unwrap().limit, Some(Limit::Bytes(ByteSize::gib(70))));
         let one_byte = Config::parse("limit:1B").unwrap();
@@ -390,6 +426,7 @@ mod tests {
             ("gc_threshold:0", ["gc_threshold", "'0'", "above 0"]),
             ("cross_stream_wait:yes", ["cross_stream_wait", "'yes'", "true or false"]),
             ("address_space:0", ["address_space", "'0'", "1 to 64"]),
+            ("plan:true", ["plan", "'true'", "off, on or inline"]),
             ("trace:-1", ["trace", "'-1'", "0 (off)"]),
             ("strict:1", ["strict", "'1'", "true or false"]),
             ("poison:true", ["poison", "'true'", "off, fill"]),

@@ -10,6 +10,7 @@ pub mod driver;
 pub mod error;
 #[cfg(feature = "cuda")]
 pub mod interop;
+pub mod plan;
 mod pool;
 pub mod snapshot;
 mod stream;
@@ -27,8 +28,9 @@ pub use config::{Config, Limit, Poison};
 pub use debug::{Leaks, MemoryFault, MemoryFaultKind, MemoryObserver, MemoryReport, Share};
 pub use error::{
     ConfigError, DriverError, DriverErrorKind, Error, OomAdvice, OomBlock, OomCause, OomExplanation, OomFree, OomGap,
-    OomNeighbour, OomPool, OomRemedy, OomRequest, OomRung, OomTag, OutOfMemory, Result,
+    OomNeighbour, OomPool, OomRemedy, OomRequest, OomRung, OomTag, OutOfMemory, PlanError, Result,
 };
+pub use plan::PlanStats;
 pub use pool::Checkpoint;
 pub use snapshot::Snapshot;
 pub use telemetry::{

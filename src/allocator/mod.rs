@@ -4,6 +4,7 @@ mod allocation;
 mod builder;
 mod defrag;
 mod movable;
+mod plans;
 mod private;
 mod request;
 mod watch;
@@ -85,9 +86,9 @@ struct Shared {
     next_observer: AtomicU64,
     tags: Mutex<Vec<String>>,
     failed_drops: AtomicU64,
-    watch: watch::Watch,
     /// By device.
     movables: Vec<Movables>,
+    watch: watch::Watch,
 }
 
 impl fmt::Debug for Allocator {

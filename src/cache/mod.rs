@@ -19,7 +19,8 @@ use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
 use crate::debug::MemoryReport;
 use crate::driver::Driver;
-use crate::error::{Error, OomExplanation, Result};
+use crate::error::{Error, OomExplanation, PlanError, Result};
+use crate::plan::{PlanStats, Step};
 use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
@@ -226,7 +227,8 @@ impl DeviceCache {
                 let packs = |cache: &ThreadCache| {
                     cache.is_stale() || !cache.knows(key) || pool.is_tight(&state, cache.active_bytes())
                 };
-                if !is_slot && cache.is_some_and(packs) {
+                // By plan, nothing is packed: what is large is not in magazines either.
+                if !is_slot && !pool.plans_for(block_size) && cache.is_some_and(packs) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
                 }
                 let want = Want { lane, kind, may_grow };
@@ -294,7 +296,8 @@ impl DeviceCache {
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
-        let alone = header.is_recorded() || header.is_dedicated() || header.is_lent();
+        let planned = pool.plans_for(key.bytes());
+        let alone = header.is_recorded() || header.is_dedicated() || header.is_lent() || planned;
         let alone = alone || pool.is_watched(&state);
         let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
@@ -358,6 +361,27 @@ impl DeviceCache {
         drop(state);
         self.pool.ring.push(Event::new(EventKind::EmptyCache, DevicePtr::NULL, bytes));
         Ok(bytes)
+    }
+
+    /// The program says that a step begins.
+    pub(crate) fn mark_step(&self) {
+        self.pool.mark_step(&mut self.pool.lock());
+    }
+
+    /// The steps that plans are made for.
+    pub(crate) fn export_plan(&self) -> Result<Vec<Arc<Step>>> {
+        let state = self.pool.lock();
+        Ok(self.pool.export_plan(&state).ok_or(PlanError::Off)?)
+    }
+
+    /// Steps to look out for.
+    pub(crate) fn import_plan(&self, steps: Vec<Step>) -> Result<()> {
+        if self.pool.import_plan(&mut self.pool.lock(), steps) { Ok(()) } else { Err(PlanError::Off.into()) }
+    }
+
+    /// What plans have done.
+    pub(crate) fn plan_stats(&self) -> PlanStats {
+        self.pool.plan_stats(&self.pool.lock())
     }
 
     /// Bounds the memory held.

@@ -75,6 +75,20 @@ impl Pool {
         want: Want,
         magazines: &dyn Magazines,
     ) -> Climb<Option<(BlockId, Rung)>> {
+        if state.plans.is_some() {
+            return self.alloc_planned(state, want, magazines);
+        }
+        self.climb_ladder(state, want, magazines)
+    }
+
+    /// [`Pool::alloc`] without plans.
+    #[inline]
+    pub(super) fn climb_ladder(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
         if let Some(block) = self.take(state, want, Owner(want.lane))? {
             return Ok(Some((block, Rung::Own)));
         }

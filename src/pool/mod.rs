@@ -8,6 +8,7 @@
 //! | `pending` | blocks that wait for recorded streams |
 //! | `private` | private pools for captures |
 //! | `ladder` | how a request is served, rung by rung |
+//! | `planned` | large requests placed by a plan of the whole step |
 //! | `grow` | more memory where a request is |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `trim` | giving free chunks back |
@@ -32,6 +33,7 @@ mod lanes;
 mod mesh;
 mod pairs;
 mod pending;
+mod planned;
 mod private;
 mod slabs;
 mod stitch;
@@ -69,6 +71,7 @@ use crate::driver::Driver;
 use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
 use crate::error::{DriverError, DriverErrorKind, Error, Result};
+use crate::plan::Plans;
 use crate::stream::EventPool;
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::{Event, EventKind, Peak, Rung, Stats, TraceRing};
@@ -122,6 +125,8 @@ pub(crate) struct PoolState {
     events: EventPool,
     pending: Pending,
     private: PrivatePools,
+    /// None where plans are off.
+    plans: Option<Box<Plans>>,
     /// Private pools were released whose memory waits for the device.
     dissolved: Vec<LaneId>,
     limit: u64,
@@ -163,6 +168,7 @@ impl Pool {
             events: EventPool::default(),
             pending: Pending::default(),
             private: PrivatePools::default(),
+            plans: Pool::new_plans(config.plan),
             dissolved: Vec::new(),
             limit,
             reserved_peak: 0,
@@ -255,7 +261,14 @@ impl Pool {
         let header = self.directory.header(block);
         header.set_life(life::FREE);
         match place(block) {
-            Place::Node(zone, node) => _ = state.zones[zone].release(node, Owner(header.lane()), stamp),
+            Place::Node(zone, node) => {
+                if zone == LARGE
+                    && let Some(plans) = &mut state.plans
+                {
+                    plans.freed(header.ptr().0);
+                }
+                let _ = state.zones[zone].release(node, Owner(header.lane()), stamp);
+            }
             Place::Slot(slab, slot) => {
                 if let Some(retired) = state.slabs.release(slab, slot) {
                     state.put_page(retired);

@@ -149,3 +149,17 @@ pub unsafe extern "C" fn stratalloc_set_tag_limit(
         Ok(handle.allocator.set_tag_limit(device_number(device)?, handle.tag_of(tag)?, limit)?)
     })
 }
+
+/// Says that a step of the program begins here, of training or of decoding: from here on it asks for what it asked for after the last such
+/// word. Helps plans (the key `plan`), and does nothing else.
+///
+/// # Safety
+/// `allocator` is null or a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stratalloc_step(allocator: *mut stratalloc_allocator) -> stratalloc_status {
+    guard(|| {
+        // SAFETY: as the caller promises.
+        unsafe { get(allocator) }?.allocator.step();
+        Ok(())
+    })
+}

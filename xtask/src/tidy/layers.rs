@@ -13,7 +13,7 @@ const RANKS: &[(&str, u32)] = &[
     ("admit", 7),
     ("tier", 6),
     ("defrag", 6),
-    ("plan", 5),
+    ("plan", 3),
     ("cache", 5),
     ("pool", 4),
     ("debug", 3),
