@@ -9,7 +9,7 @@ use stratalloc::driver::fault::{Fault, FaultDriver, When};
 use stratalloc::driver::soft::{Report, SoftDevice};
 use stratalloc::driver::{Driver, DriverErrorKind};
 use stratalloc::{
-    Allocator, DevicePtr, Error, Leaks, MemoryFault, MemoryFaultKind, MemoryReport, PoolId, Rung, StreamId,
+    Allocator, DevicePtr, Error, Leaks, MemoryFault, MemoryFaultKind, MemoryReport, PassLimits, PoolId, Rung, StreamId,
 };
 
 type Heard = Arc<parking_lot::Mutex<Vec<MemoryReport>>>;
@@ -306,6 +306,30 @@ fn a_correct_program_hears_nothing() {
         assert_eq!(*scene.heard.lock(), [], "seed {seed}");
         assert_eq!(scene.device.reports(), [], "seed {seed}");
     }
+}
+
+/// Pages that share memory show each other's blocks where they have nothing of their own: that is no write after a free.
+#[test]
+fn meshing_is_no_damage() {
+    let scene = Scene::new("poison:check,redzone:100", 0);
+    let mut rng = Rng(11);
+    const SIZE: u64 = 60_000;
+    let blocks: Vec<DevicePtr> = (0..800).map(|_| scene.alloc(SIZE)).collect();
+    let (kept, freed): (Vec<DevicePtr>, Vec<DevicePtr>) = blocks.into_iter().partition(|_| rng.percent(15));
+    freed.iter().for_each(|&ptr| scene.free(ptr, SIZE));
+    kept.iter().for_each(|&ptr| scene.device.fill(ptr, SIZE, 5, scene.stream).unwrap());
+    scene.device.allocator_copies(true);
+    let report = scene.allocator.quiesce(0).unwrap().defragment(PassLimits::default()).unwrap();
+    scene.device.allocator_copies(false);
+    assert!(report.released > 0, "{report:?}");
+    assert_eq!(scene.allocator.check_memory(0), Ok(vec![]));
+    for _ in 0..200 {
+        let ptr = scene.allocator.raw_alloc(request(SIZE, scene.stream)).unwrap();
+        scene.device.fill(ptr, SIZE, 6, scene.stream).unwrap();
+    }
+    kept.iter().for_each(|&ptr| scene.allocator.raw_free(ptr).unwrap());
+    assert_eq!(scene.allocator.check_memory(0), Ok(vec![]));
+    assert!(scene.faults().is_empty());
 }
 
 #[test]

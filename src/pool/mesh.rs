@@ -85,6 +85,8 @@ impl Pool {
         self.part_passed(state)?;
         // A chunk with older mappings could not be given back.
         self.retire_ghosts(state, usize::MAX);
+        // Free slots will show what is live at another address.
+        self.forget_contents(state, 0, u64::MAX);
         let (numbers, pages) = self.mesh_pages(state);
         let mut meshed = Meshed { pages: pages.len() as u64, ..Meshed::default() };
         let (mut pairs, mut bytes) = (Vec::new(), 0);

@@ -173,7 +173,8 @@ impl Pool {
         let [left, right] = state.zones[zone].beside(ghost);
         free.extend(left.filter(|_| start < addr).map(|left| (start, (zone, left))));
         free.extend(right.filter(|_| addr + size < end).map(|right| (addr + size, (zone, right))));
-        self.note_mapping(state, EventKind::Unmap, state.zones[zone].node(ghost).home, addr, size);
+        let home = state.zones[zone].node(ghost).home;
+        self.note_mapping(state, EventKind::Unmap, home, addr, size);
         ghost
     }
 
