@@ -165,7 +165,7 @@ planted! {
         scene.asking(mib(40))
     };
     blocks_pin_chunks: FragmentedChunks, OomRemedy::FreePins(_), |more| {
-        let mut scene = Scene::new(device(64), "chunk_max:32MiB", more);
+        let mut scene = Scene::new(device(64), "chunk:32MiB", more);
         let large = [0; 2].map(|_| {
             let large = scene.hold(mib(31));
             scene.hold(mib(1));
@@ -194,7 +194,7 @@ planted! {
     };
     addresses_are_used_up: Addresses, OomRemedy::Configure { key: "address_space", .. }, |more| {
         // Such a device has addresses for sixteen times its memory.
-        let mut scene = Scene::new(device(64 << 10), "address_space:64", more);
+        let mut scene = Scene::new(device(64 << 10), "address_space:64,thrifty:true", more);
         scene.hold(mib(2));
         scene.asking(AllocRequest::new(1000))
     };
@@ -213,6 +213,17 @@ planted! {
         scene.hold(mib(30));
         scene.asking(mib(8))
     };
+    /// Two chunks of 32 MiB have 12 free each.
+    large_chunks_have_free_parts: ChunkSize, OomRemedy::Configure { key: "thrifty", .. }, |more| {
+        let mut scene = Scene::new(device(64), "", more);
+        let [low, high] = [32, 32].map(|size| scene.hold(mib(size)));
+        scene.free(low);
+        let [_, between] = [20, 12].map(|size| scene.hold(mib(size)));
+        scene.free(high);
+        scene.hold(mib(20));
+        scene.free(between);
+        scene.asking(mib(20))
+    };
     the_driver_refuses_for_a_while: DriverRefused, OomRemedy::Retry, |more| {
         let scene = Scene::new(device(64), "", more);
         scene.fault.inject(Fault { when: When::From(1), kind: OutOfMemory, only: Some(CallKind::Create) });
@@ -223,8 +234,9 @@ planted! {
 /// Nothing helps, and nothing is said to.
 #[test]
 fn a_dead_driver_is_called_dead() {
-    let mut scene = Scene::new(device(64), "", "").asking(mib(4));
+    let mut scene = Scene::new(device(64), "thrifty:true", "");
     scene.hold(mib(2));
+    scene.request = mib(4);
     scene.fault.inject(Fault { when: When::From(1), kind: Sticky, only: None });
     let (error, explanation) = scene.fail();
     assert!(matches!(error, Error::Driver(ref error) if error.kind == Sticky), "{error}");

@@ -106,7 +106,7 @@ impl Scene<'_> {
             Some(OomRemedy::DropDedicated) => OomCause::Dedicated,
             Some(OomRemedy::LendPool(_) | OomRemedy::ReleasePool(_)) => OomCause::PrivatePool,
             Some(OomRemedy::RaiseLimit(_)) => OomCause::Limit,
-            Some(OomRemedy::Configure { key: "chunk", .. }) => OomCause::ChunkSize,
+            Some(OomRemedy::Configure { key: "chunk" | "thrifty", .. }) => OomCause::ChunkSize,
             Some(OomRemedy::FreeElsewhere(_)) => OomCause::OtherProcesses,
             Some(OomRemedy::FreePins(_)) => in_pieces(),
             _ if enough_in_pieces => in_pieces(),
@@ -262,6 +262,18 @@ impl Scene<'_> {
         if self.vmm && self.state.space.unit() > PAGE && !matches!(self.want.kind, Kind::Dedicated { .. }) && fits {
             let (key, value) = ("chunk", "2MiB".to_string());
             list.push(advice(OomRemedy::Configure { key, value }, 0, true));
+        } else if self.vmm && !self.pool.config.thrifty && !matches!(self.want.kind, Kind::Dedicated { .. }) {
+            // Small chunks would be free where parts of large ones are.
+            let unit = self.state.space.unit();
+            let runs = self.map.runs(self.pool, self.state, &self.as_is());
+            let whole =
+                |addr: u64, end: u64| align_down(end, unit).saturating_sub(align_up(addr, unit).unwrap_or(u64::MAX));
+            let chunks = runs.iter().filter(|run| self.map.ranges[run.first].plain.is_none());
+            let pages: u64 = chunks.map(|run| whole(run.addr, run.end)).sum();
+            if pages + self.reserve() + align_down(self.room(), unit) >= self.needed(self.want) {
+                let (key, value) = ("thrifty", "true".to_string());
+                list.push(advice(OomRemedy::Configure { key, value }, pages, true));
+            }
         }
     }
 

@@ -148,9 +148,13 @@ impl Scene<'_> {
 
     /// The largest block that a lending pool could give a request of this stream.
     pub(super) fn lendable(&self, pool: PoolId) -> u64 {
-        let (zone, _, alignment) = self.want.range();
+        let (zone, size, alignment) = self.want.range();
         let stream = self.state.lanes.stream(self.want.lane);
         let Some(lane) = self.state.lanes.existing(stream, pool) else { return 0 };
+        if matches!(self.want.kind, Kind::Dedicated { .. }) {
+            let mut whole = self.state.zones[zone].free_nodes(Owner(lane));
+            return if whole.any(|(_, node)| node.size == size) { size } else { 0 };
+        }
         let free = self.state.zones[zone].largest_free(Owner(lane));
         free.saturating_sub(alignment - GRANULE)
     }
