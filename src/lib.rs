@@ -4,6 +4,7 @@ mod allocator;
 pub mod block;
 mod cache;
 pub mod config;
+mod defrag;
 pub mod driver;
 pub mod error;
 #[cfg(feature = "cuda")]
@@ -17,8 +18,9 @@ pub mod units;
 mod vm;
 
 pub use allocator::{
-    AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, DeviceSpec, Lifetime, OomAction, OomObserver,
-    OwnedAllocation, Plain, Restored, Tag,
+    AllocFlags, AllocRequest, Allocation, Allocator, Buffer, Builder, CompactReport, Compaction, DefragReport,
+    DeviceSpec, Lifetime, Movable, Move, OomAction, OomObserver, OwnedAllocation, PassLimits, Pinned, Plain, Quiescent,
+    Restored, Tag,
 };
 pub use config::{Config, Limit};
 pub use error::{

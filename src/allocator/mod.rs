@@ -2,11 +2,15 @@
 
 mod allocation;
 mod builder;
+mod defrag;
+mod movable;
 mod private;
 mod request;
 
 pub use allocation::{Allocation, Buffer, OwnedAllocation, Plain};
 pub use builder::{Builder, DeviceSpec};
+pub use defrag::{DefragReport, PassLimits, Quiescent};
+pub use movable::{CompactReport, Compaction, Movable, Move, Pinned};
 pub use private::Restored;
 pub use request::{AllocFlags, AllocRequest, Lifetime, Tag};
 
@@ -18,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::cache::{DeviceCache, Request, TAGS};
 use crate::config::Limit;
+use crate::defrag::Movables;
 use crate::driver::Driver;
 use crate::driver::metered::Metered;
 use crate::error::{Error, OomExplanation, OutOfMemory, Result};
@@ -79,6 +84,8 @@ struct Shared {
     next_observer: AtomicU64,
     tags: Mutex<Vec<String>>,
     failed_drops: AtomicU64,
+    /// By device.
+    movables: Vec<Movables>,
 }
 
 impl fmt::Debug for Allocator {
@@ -97,6 +104,7 @@ impl Allocator {
     fn new(devices: Vec<Arc<DeviceCache>>) -> Allocator {
         let shared = Shared {
             first: devices[0].clone(),
+            movables: devices.iter().map(|_| Movables::default()).collect(),
             devices,
             observers: Mutex::default(),
             next_observer: AtomicU64::new(1),

@@ -3,6 +3,7 @@
 //! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::try_free`]: no lock, no atomic read-modify-write, no driver call. Everything else takes the pool's lock.
 
 mod counts;
+mod defrag;
 mod gate;
 mod magazine;
 mod oom;

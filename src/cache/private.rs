@@ -58,7 +58,7 @@ impl DeviceCache {
     }
 
     /// Runs `work` with no block in any magazine, and no thread on the hot path.
-    fn with_all_drained<T>(&self, state: &mut PoolState, work: impl FnOnce(&mut PoolState) -> T) -> T {
+    pub(super) fn with_all_drained<T>(&self, state: &mut PoolState, work: impl FnOnce(&mut PoolState) -> T) -> T {
         let threads = self.threads.lock();
         self.with_closed(&threads, |threads| {
             for cache in threads {

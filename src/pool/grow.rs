@@ -16,6 +16,8 @@ const WIDE_LANES: LaneId = 16;
 /// What may be held beyond the most that was needed before new chunks get half as large, and half as large again. Measured on the
 /// recorded traces; DESIGN.md has the curve.
 const EXCESS: [f64; 2] = [0.001, 0.0025];
+/// The part of the limit beyond which all new chunks are small: what is left has to do.
+const ROOMY: f64 = 0.35;
 /// New chunks get twice as large when memory has been given back, so many times: 4 x.
 const REGROWTH_MAX: u32 = 2;
 /// No chunk is larger: 1 GiB.
@@ -146,7 +148,7 @@ impl Pool {
     }
 
     /// How large new chunks are to be, and what to round up to. Large ones cost few driver calls, small ones leave no large rests that no
-    /// request can use: so they are large as long as hardly more is held than was ever needed at once, and smaller when that is no longer so.
+    /// request can use: so they are large as long as much of the device is free and hardly more is held than was ever needed at once.
     /// A program that gives its memory back and takes it again gets larger ones.
     fn chunk_sizes(&self, state: &mut PoolState, zone: usize, size: u64, missing: u64) -> (u64, u64) {
         let unit = state.space.unit();
@@ -164,8 +166,12 @@ impl Pool {
         state.needed = state.needed.max(used + size);
         let held = state.space.physical_bytes() + missing;
         let excess = held.saturating_sub(state.needed) as f64 / state.needed as f64;
+        let regrowth = state.emptied.min(REGROWTH_MAX);
+        if held as f64 > state.limit as f64 * ROOMY {
+            return (unit << regrowth, unit);
+        }
         let shrink = EXCESS.iter().filter(|&&bound| excess >= bound).count();
-        let largest = largest << state.emptied.min(REGROWTH_MAX) >> shrink;
+        let largest = largest << regrowth >> shrink;
         (largest.clamp(unit, CHUNK_LIMIT), (2 * unit).min(largest))
     }
 

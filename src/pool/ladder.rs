@@ -296,7 +296,8 @@ impl Pool {
             clock.close(&*self.driver, events)?;
             clock.poll(&*self.driver, events)?;
         }
-        Ok(())
+        // What shares memory with others goes its own way again as soon as it can.
+        self.part_passed(state)
     }
 
     /// Blocks that waited for recorded streams and do so no longer go back to where they belong.

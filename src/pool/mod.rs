@@ -14,16 +14,22 @@
 //! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
+//! | `mesh` | pages of slabs that share memory |
+//! | `pairs` | larger chunks that share memory |
+//! | `compact` | blocks that are moved for owners who follow them |
 //!
 //! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
 //! they are never on the hot path, and no driver calls back.
 
 mod checkpoint;
+mod compact;
 mod directory;
 mod explain;
 mod grow;
 mod ladder;
 mod lanes;
+mod mesh;
+mod pairs;
 mod pending;
 mod private;
 mod slabs;
@@ -35,15 +41,20 @@ use std::sync::Arc;
 
 pub use checkpoint::Checkpoint;
 pub(crate) use checkpoint::Moved;
+pub(crate) use compact::{CompactView, MovableBlock, MoveTo, Moving};
+#[cfg(test)]
+pub(crate) use compact::{Gap, SlabGaps};
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
 pub(crate) use explain::Asked;
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
+pub(crate) use mesh::{Bounds, MeshPage, MeshSet, Meshed};
 pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
 use explain::Notes;
 use lanes::Lanes;
+use pairs::Pairs;
 use pending::Pending;
 use private::PrivatePools;
 use slabs::{Retired, Slabs};
@@ -103,6 +114,7 @@ pub(crate) struct PoolState {
     /// How often memory was given back on request.
     emptied: u32,
     slabs: Slabs,
+    pairs: Pairs,
     lanes: Lanes,
     events: EventPool,
     pending: Pending,
@@ -141,6 +153,7 @@ impl Pool {
             needed: 0,
             emptied: 0,
             slabs: Slabs::default(),
+            pairs: Pairs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
             pending: Pending::default(),
@@ -231,7 +244,7 @@ impl Pool {
         let header = self.directory.header(block);
         header.set_life(life::FREE);
         match place(block) {
-            Place::Node(zone, node) => state.zones[zone].release(node, Owner(header.lane()), stamp),
+            Place::Node(zone, node) => _ = state.zones[zone].release(node, Owner(header.lane()), stamp),
             Place::Slot(slab, slot) => {
                 if let Some(retired) = state.slabs.release(slab, slot) {
                     state.put_page(retired);
@@ -243,7 +256,8 @@ impl Pool {
     /// Changes the limit on reserved memory; gives free memory back where there is more than that.
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
         // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
-        let held: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let held = used - state.slabs.shared_pages() * PAGE;
         let worth_it = state.private.capturing() || held.saturating_sub(magazines.held()) <= limit;
         if state.space.physical_bytes() > limit && worth_it {
             self.empty(state, magazines, limit)?;
@@ -301,6 +315,11 @@ impl Pool {
         state.private.mark_capture(begins)
     }
 
+    /// Whether a capture is under way: no event may be recorded or asked for, and nothing waited for.
+    pub(crate) fn capturing(&self, state: &PoolState) -> bool {
+        state.private.capturing()
+    }
+
     /// Whether requests may go to a private pool, so that every one of them has to ask.
     pub(crate) fn routing(&self, state: &PoolState) -> bool {
         state.private.routing()
@@ -330,6 +349,7 @@ impl Pool {
         stats.limit = state.limit;
         stats.chunks = state.space.chunk_count();
         stats.chunk_size = state.space.unit();
+        stats.meshed = state.space.shared_bytes();
         let largest = |zone: &Arena| zone.owners().map(|owner| zone.largest_free(owner)).max();
         stats.largest_free = state.zones.iter().filter_map(largest).max().unwrap_or(0);
         let calls = self.driver.calls();
@@ -365,8 +385,16 @@ impl Pool {
         state.pending.validate()?;
         let in_arenas: u64 = state.zones.iter().map(|zone| zone.used_bytes() + zone.free_bytes_total()).sum();
         let mapped = state.space.mapped_bytes();
-        if in_arenas != mapped {
-            return Err(format!("{in_arenas} bytes used or free in arenas, {mapped} mapped"));
+        let ghosts = state.pairs.ghost_bytes();
+        if in_arenas + ghosts != mapped {
+            return Err(format!(
+                "{in_arenas} bytes used or free in arenas, {ghosts} of pairs are ghosts, {mapped} mapped"
+            ));
+        }
+        let (pages, pairs) = (state.slabs.shared_pages(), state.pairs.shared_bytes());
+        if pages * PAGE + pairs != state.space.shared_bytes() {
+            let bytes = state.space.shared_bytes();
+            return Err(format!("{pages} pages of slabs and {pairs} bytes of pairs share memory, {bytes} mapped so"));
         }
         if state.slabs.count() * PAGE > state.zones[SMALL].used_bytes() {
             return Err(format!("{} slabs in {} used bytes", state.slabs.count(), state.zones[SMALL].used_bytes()));

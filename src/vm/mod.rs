@@ -3,10 +3,13 @@
 //!
 //! A chunk has at most one **front**, the mapping that blocks are served from. It may be mapped at other addresses as well: mappings that were
 //! its front before. What was submitted to them may still be running, so they are undone later ([`Space::retire`]), or become the front
-//! again without a driver call ([`Space::turn`]). A chunk without a front is in the **reserve**.
+//! again without a driver call ([`Space::turn`]). A chunk without a front is in the **reserve**. Blocks may be served from a chunk at further
+//! addresses, which [`Space::share`] adds.
 //!
 //! Conservation: [`Space::physical_bytes`] == bytes of chunks with a front + of those in the reserve + of plain segments, and each mapping is
-//! the front of its chunk, an older one that was counted in the chunk, or stuck ([`Space::validate`]).
+//! the front of its chunk, a shared one, an older one that was counted in the chunk, or stuck ([`Space::validate`]).
+
+mod mesh;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,6 +52,11 @@ pub struct Space {
     mappings: BTreeMap<u64, ChunkId>,
     /// Mappings where a hole is meant to be: the driver refused to undo what had failed half-way.
     stuck: BTreeSet<u64>,
+    /// Mappings besides a chunk's front that blocks are served from.
+    shared: BTreeSet<u64>,
+    shared_bytes: u64,
+    /// Mappings that blocks are served from, and that the driver failed to restore.
+    broken: BTreeSet<u64>,
     /// Chunks without a front.
     reserve: Vec<ChunkId>,
     reserve_bytes: u64,
@@ -71,6 +79,9 @@ impl Space {
             vacant: Vec::new(),
             mappings: BTreeMap::new(),
             stuck: BTreeSet::new(),
+            shared: BTreeSet::new(),
+            shared_bytes: 0,
+            broken: BTreeSet::new(),
             reserve: Vec::new(),
             reserve_bytes: 0,
             front_bytes: 0,
@@ -105,9 +116,9 @@ impl Space {
         self.reserve_bytes
     }
 
-    /// Bytes that blocks may be served from: fronts, and plain segments.
+    /// Bytes that blocks may be served from: fronts, shared mappings, and plain segments.
     pub fn mapped_bytes(&self) -> u64 {
-        self.front_bytes + self.plain_bytes
+        self.front_bytes + self.shared_bytes + self.plain_bytes
     }
 
     /// Driver calls that failed while giving memory back, and lost it.
@@ -365,6 +376,7 @@ impl Space {
                 "bytes of fronts, reserve, plain segments, and mappings: {found:?}, {counted:?} counted"
             ));
         }
+        self.validate_shared()?;
         let listed: u64 = self.reserve().map(|(_, size)| size).sum();
         if listed != reserve || self.stuck.iter().any(|addr| !self.mappings.contains_key(addr)) {
             return Err(format!(

@@ -65,6 +65,17 @@ fn no_access_is_out_of_order_where_events_lag() {
 }
 
 #[test]
+fn no_access_is_out_of_order_where_the_device_lags_under_pressure() {
+    let traces = beginnings("pressed");
+    let lags = ["--gpu-bandwidth", "2TB/s", "--pressure", "1.05", "--repeat", "1"];
+    is_clean(&replay(&traces, &[&["--checker"], &lags[..]].concat()));
+    // Without the checker, a kernel that finds its memory unmapped ends the replay.
+    for row in replay(&traces, &lags) {
+        assert!(row["virtual_time_us"].as_f64() >= row["stall_us"].as_f64(), "{row}");
+    }
+}
+
+#[test]
 fn the_smallest_trace_is_clean_to_its_end() {
     let smallest = recorded().into_iter().min_by_key(|path| Trace::load(path).unwrap().ops.len()).unwrap();
     is_clean(&replay(&[smallest.to_str().unwrap().to_owned()], &["--checker", "--repeat", "1", "--seed", "1"]));

@@ -29,7 +29,7 @@ const FILL_BYTES_PER_NS: u64 = 1200;
 
 impl LatencyModel {
     /// Host time of one call, in nanoseconds. `host` says that the memory lies in pinned host memory.
-    pub(super) fn call_ns(self, call: CallKind, size: u64, host: bool) -> u64 {
+    pub fn call_ns(self, call: CallKind, size: u64, host: bool) -> u64 {
         use CallKind::*;
         if self == LatencyModel::Off {
             return 0;

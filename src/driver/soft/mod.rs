@@ -153,6 +153,27 @@ impl SoftDevice {
         state.submit(stream, Action::Kernel(accesses.to_vec()), duration_ns, "cuLaunchKernel")
     }
 
+    /// As [`SoftDevice::launch`], but costs the host nothing and is no call: for a program whose own time is told by
+    /// [`SoftDevice::advance_clock`]. Work of one stream runs one after another; streams run side by side, each at full speed.
+    pub fn keep_busy(&self, stream: StreamId, accesses: &[Access], duration_ns: u64) -> DriverResult<()> {
+        let call = "cuLaunchKernel";
+        let state = &mut *self.state.lock();
+        state.schedule.tick();
+        state.schedule.run_some(&state.memory);
+        state.intact(call)?;
+        state.submit(stream, Action::Kernel(accesses.to_vec()), duration_ns, call)
+    }
+
+    /// Lets later work of a stream wait for all work so far of another. As [`SoftDevice::keep_busy`], no call.
+    pub fn order_after(&self, later: StreamId, earlier: StreamId) -> DriverResult<()> {
+        let call = "cuStreamWaitEvent";
+        let state = &mut *self.state.lock();
+        state.no_capture(call)?;
+        let (later, earlier) = (state.schedule.stream(later, call)?, state.schedule.stream(earlier, call)?);
+        state.order_after(later, earlier);
+        Ok(())
+    }
+
     /// Lets the host be busy for `ns` of virtual time.
     pub fn advance_clock(&self, ns: u64) {
         let state = &mut *self.state.lock();
@@ -164,6 +185,12 @@ impl SoftDevice {
     /// How long the host has waited in `synchronize_*` and other calls that wait, in nanoseconds of virtual time.
     pub fn stall_ns(&self) -> u64 {
         self.state.lock().schedule.stall_ns
+    }
+
+    /// What the calls so far have cost by the [`LatencyModel`], in nanoseconds of virtual time. Waiting is not in it: that is
+    /// [`SoftDevice::stall_ns`].
+    pub fn charged_ns(&self) -> u64 {
+        self.state.lock().charged_ns
     }
 
     /// A number over all calls so far and their arguments. Two runs that made the same calls have the same.
@@ -210,10 +237,18 @@ impl SoftDevice {
     }
 
     /// Tells the checker that copies and fills, until this is switched off, are the allocator's own: they may touch bytes
-    /// that nobody owns, and make those that they write owned. For meshing and compaction. Races are still reported.
+    /// that nobody owns, and who owned the bytes that are read owns those that are written. For meshing and compaction. Races are still
+    /// reported.
     pub fn allocator_copies(&self, on: bool) {
         if let Some(checker) = &mut self.state.lock().checker {
             checker.allocator_copies = on;
+        }
+    }
+
+    /// Tells the checker that what it was told about owners no longer holds: the allocator's own copies were made, and then not used.
+    pub fn forget_owners(&self) {
+        if let Some(checker) = &mut self.state.lock().checker {
+            checker.forget_owners();
         }
     }
 

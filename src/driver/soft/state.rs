@@ -47,6 +47,8 @@ pub(super) struct State {
     pub(super) checker: Option<Checker>,
     tails: Rng,
     hash: u64,
+    /// What calls have cost so far, in virtual time; waiting is not in it.
+    pub(super) charged_ns: u64,
 }
 
 /// A range that an action touches.
@@ -63,6 +65,7 @@ impl State {
             // A generator of its own, so that tails do not change the order in which work runs.
             tails: Rng::new(!settings.seed),
             hash: 0,
+            charged_ns: 0,
         }
     }
 
@@ -88,7 +91,8 @@ impl State {
             ns += STALL_NS;
         }
         self.schedule.advance(ns);
-        if self.settings.event_lag_ns > 0 || self.settings.latency != LatencyModel::Off {
+        self.charged_ns = self.charged_ns.saturating_add(ns);
+        if self.settings.event_lag_ns > 0 || self.settings.latency != LatencyModel::Off || self.schedule.takes_time {
             // Otherwise nothing that the device does depends on the time.
             self.schedule.tick();
         }
@@ -157,7 +161,7 @@ impl State {
     }
 
     /// Lets later work of one stream wait for what another has so far.
-    fn order_after(&mut self, later: usize, earlier: usize) {
+    pub(super) fn order_after(&mut self, later: usize, earlier: usize) {
         let clock = self.checker.as_mut().map(|c| c.recorded(StreamId(earlier as u64))).unwrap_or_default();
         let record = self.schedule.mark(earlier, clock);
         self.schedule.submit(earlier, Action::Record(record.clone()), 0, &self.memory);
