@@ -106,9 +106,9 @@ impl Scene<'_> {
             Some(OomRemedy::DropDedicated) => OomCause::Dedicated,
             Some(OomRemedy::LendPool(_) | OomRemedy::ReleasePool(_)) => OomCause::PrivatePool,
             Some(OomRemedy::RaiseLimit(_)) => OomCause::Limit,
-            Some(OomRemedy::Configure { key: "chunk" | "thrifty", .. }) => OomCause::ChunkSize,
+            Some(OomRemedy::Configure { key: "chunk", .. }) => OomCause::ChunkSize,
             Some(OomRemedy::FreeElsewhere(_)) => OomCause::OtherProcesses,
-            Some(OomRemedy::FreePins(_)) => in_pieces(),
+            Some(OomRemedy::FreePins(_) | OomRemedy::Defragment) => in_pieces(),
             _ if enough_in_pieces => in_pieces(),
             _ => OomCause::InUse,
         }
@@ -149,6 +149,7 @@ impl Scene<'_> {
         if self.want.may_grow {
             self.add_device(told, &mut list);
         }
+        self.add_meshes(&mut list);
         self.add_blocks(told, &mut list);
         let (zone, size, _) = self.want.range();
         if matches!(self.want.kind, Kind::Range { .. }) {
@@ -272,8 +273,19 @@ impl Scene<'_> {
             let pages: u64 = chunks.map(|run| whole(run.addr, run.end)).sum();
             if pages + self.reserve() + align_down(self.room(), unit) >= self.needed(self.want) {
                 let (key, value) = ("thrifty", "true".to_string());
-                list.push(advice(OomRemedy::Configure { key, value }, pages, true));
+                // Blocks would lie elsewhere then, so that nothing is certain.
+                list.push(advice(OomRemedy::Configure { key, value }, pages, false));
             }
+        }
+    }
+
+    /// What pages of slabs would give that share memory.
+    fn add_meshes(&self, list: &mut Vec<OomAdvice>) {
+        let gain = if self.capturing || !self.vmm || !self.want.may_grow { 0 } else { self.meshable() };
+        if gain > 0 {
+            let runs = self.map.runs(self.pool, self.state, &self.as_is());
+            let supply = self.supply(self.want, &runs, false, self.room() + gain);
+            list.push(advice(OomRemedy::Defragment, gain, supply >= self.needed(self.want)));
         }
     }
 
