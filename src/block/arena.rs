@@ -1,5 +1,7 @@
 //! The offset allocator: nodes that tile segments, best fit by owner, O(1) split and coalesce, holes that grow and shrink.
 
+mod claim;
+
 use super::bins::Bins;
 use crate::units::{GRANULE, align_up};
 

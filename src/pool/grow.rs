@@ -30,6 +30,8 @@ struct Picked {
     bytes: u64,
     /// Those of them that blocks could be served from where they are.
     donors: Vec<Donor>,
+    /// Whether none of these are wanted.
+    stays: bool,
 }
 
 impl Picked {
@@ -89,7 +91,25 @@ impl Pool {
             };
             break growth;
         };
-        let mut picked = Picked::default();
+        self.grow_at(state, want, growth, None, last)
+    }
+
+    /// Carries a growth out, and serves the request from what is free there then: at `place`, if that is given, and if that says so with
+    /// nothing that blocks could be served from where it is.
+    pub(super) fn grow_at(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        growth: Growth,
+        place: Option<(u64, bool)>,
+        last: bool,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        let (zone, size, alignment) = want.range();
+        let home = Owner(want.lane);
+        let private = state.lanes.get(want.lane).private.is_some();
+        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+        let empty = || Picked { stays: place.is_some_and(|(_, stays)| stays), ..Picked::default() };
+        let mut picked = empty();
         let mut found = self.pick(state, want, growth, false, &mut picked);
         if !found && !state.private.capturing() {
             // Blocks that waited may have come home, and other streams may be done with theirs.
@@ -99,7 +119,7 @@ impl Pool {
             {
                 return Ok(Some((block, Rung::Passed)));
             }
-            picked = Picked::default();
+            picked = empty();
             found = self.pick(state, want, growth, true, &mut picked);
         }
         let missing = growth.bytes.saturating_sub(picked.bytes);
@@ -123,7 +143,11 @@ impl Pool {
         self.leave_ghosts(state, picked.donors);
         let node = state.zones[zone].fill(home, growth.at, growth.bytes, home, stamp, usable);
         self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
-        let node = state.zones[zone].take_from(node, size, alignment);
+        let node = match place {
+            Some((addr, _)) => state.zones[zone].claim(node, addr, size, usable),
+            None => Some(state.zones[zone].take_from(node, size, alignment)),
+        };
+        let Some(node) = node else { return Ok(None) };
         Ok(self.enter(state, want, node)?.map(|block| (block, rung)))
     }
 
@@ -131,6 +155,9 @@ impl Pool {
     fn pick(&self, state: &PoolState, want: Want, growth: Growth, anyone: bool, picked: &mut Picked) -> bool {
         let mut left = Vec::new();
         for donor in self.donors(state, want.lane, growth, anyone) {
+            if picked.stays && donor.from.is_some() {
+                break;
+            }
             if picked.bytes + donor.size <= growth.bytes {
                 picked.add(donor);
                 if picked.bytes == growth.bytes {

@@ -75,6 +75,20 @@ impl Pool {
         want: Want,
         magazines: &dyn Magazines,
     ) -> Climb<Option<(BlockId, Rung)>> {
+        if state.plans.is_some() {
+            return self.alloc_planned(state, want, magazines);
+        }
+        self.climb_ladder(state, want, magazines)
+    }
+
+    /// [`Pool::alloc`] without plans.
+    #[inline]
+    pub(super) fn climb_ladder(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
         if let Some(block) = self.take(state, want, Owner(want.lane))? {
             return Ok(Some((block, Rung::Own)));
         }
@@ -308,10 +322,17 @@ impl Pool {
         let done = state.pending.take_passed(&state.lanes.clocks);
         for &(block, home_stamp) in &done {
             let header = self.directory.header(block);
+            // What the debug aids do to it now is work on the home stream: the stamp of then would pass too early.
+            let watched = self.is_watched(state);
+            if watched && !self.retire(state, block) {
+                continue;
+            }
             self.active.fold(-(header.size() as i64), 0);
             let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
             self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
-            self.put_back_stamped(state, block, home_stamp);
+            if !watched {
+                self.put_back_stamped(state, block, home_stamp);
+            }
         }
         !done.is_empty()
     }

@@ -14,7 +14,7 @@ use stratalloc::driver::soft::{Access, Backing, LatencyModel, SoftDevice};
 use stratalloc::driver::{DeviceProperties, Driver};
 use stratalloc::error::{ConfigError, DriverError, Result};
 use stratalloc::units::{DevicePtr, StreamId};
-use stratalloc::{AllocRequest, Allocator, BlockState, DefragReport, DeviceSpec, PassLimits};
+use stratalloc::{AllocRequest, Allocator, BlockState, DefragReport, DeviceSpec, PassLimits, PlanStats};
 
 /// Every engine has one device.
 const DEVICE: usize = 0;
@@ -52,6 +52,8 @@ pub struct Setup {
     pub bare: bool,
     /// The allocator's configuration, as from [`configuration`].
     pub config: String,
+    /// A plan from an earlier run.
+    pub plan: Option<Vec<u8>>,
 }
 
 /// How often each driver call was made and how long it took, by its CUDA name.
@@ -182,7 +184,25 @@ impl Engine {
         let config = Config::parse(&setup.config)?;
         let driver: Arc<dyn Driver> = if setup.bare { Arc::new(BareDriver::new(soft.clone())) } else { soft.clone() };
         let allocator = Allocator::builder().device(DeviceSpec::Driver(driver)).config(config).build()?;
+        if let Some(plan) = &setup.plan {
+            allocator.import_plan(DEVICE, plan)?;
+        }
         Ok(Engine { allocator, soft })
+    }
+
+    /// Says that a step begins.
+    pub fn step(&self) {
+        self.allocator.step();
+    }
+
+    /// What plans have done.
+    pub fn plan_stats(&self) -> Result<PlanStats> {
+        self.allocator.plan_stats(DEVICE)
+    }
+
+    /// The plan, for a later run; none where plans are off.
+    pub fn export_plan(&self) -> Option<Vec<u8>> {
+        self.allocator.export_plan(DEVICE).ok()
     }
 
     /// A new stream of the device.

@@ -8,6 +8,7 @@
 //! | [`tune`] | which settings suit a trace |
 //! | [`replay`] | traces against the allocator: time, fragmentation, driver calls, smallest device |
 //! | [`mod@bench`] | pairs and churn beside mimalloc and offset-allocator |
+//! | [`plan_trace`] | the steps that a trace repeats, laid out and drawn |
 //! | [`doctor`] | what this machine has and what the allocator would use |
 //! | [`defrag`] | what letting pages of small blocks share memory gives on traces |
 //! | [`run`] | a program started with the preload library in front of its CUDA driver |
@@ -20,6 +21,7 @@ pub mod defrag;
 pub mod doctor;
 pub mod engine;
 pub mod import;
+pub mod plan_trace;
 pub mod policy;
 pub mod replay;
 pub mod run;
@@ -52,6 +54,8 @@ enum Command {
     Replay(replay::Options),
     /// Time the allocator beside mimalloc and offset-allocator
     Bench(bench::Options),
+    /// Find the steps that a trace repeats, lay them out, and draw one
+    PlanTrace(plan_trace::Options),
     /// Say what this machine has and what the allocator would use
     Doctor(doctor::Options),
     /// Replay traces, and say what letting pages of small blocks share memory gives at points of each
@@ -79,6 +83,7 @@ stratalloc: one allocator for GPU memory. What this command can do:
                                                   would it have fitted? under PyTorch's policies and ours
   stratalloc import snapshot.pickle -o a.trace    make a trace of a PyTorch snapshot or an RMM log
   stratalloc tune step.trace.zst                  search for the settings that suit a trace
+  stratalloc plan-trace step.trace.zst -o plan.svg find the steps that repeat, lay them out, draw one
   stratalloc bench --seconds 20                   time it beside mimalloc and offset-allocator
   stratalloc run --limit 0.8 -- python train.py   start a CUDA program on this allocator, with a limit
 
@@ -152,6 +157,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let finish = match &args.command {
         Some(Command::Replay(options)) => replay::run(options, &mut out),
         Some(Command::Bench(options)) => bench::run(options, &mut out),
+        Some(Command::PlanTrace(options)) => plan_trace::run(options, &mut out),
         Some(Command::Doctor(options)) => doctor::run(options, &mut out),
         Some(Command::Defrag(options)) => defrag::run(options, &mut out),
         Some(Command::Run(options)) => run::run(options, &mut out),

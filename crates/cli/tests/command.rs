@@ -245,6 +245,54 @@ fn a_trace_that_does_not_fit_is_an_error_row() {
 }
 
 #[test]
+fn plan_trace_prints_a_table_and_json_and_draws() {
+    let mut text = String::from("# stratalloc-trace 1\n# workload: steps\n");
+    for step in 0..4 {
+        text += &format!("m step {step}\n");
+        (0..12).for_each(|n| text += &format!("a {} {} 0\n", step * 12 + n, 1_000_000 + n * 4096));
+        (0..12).for_each(|n| text += &format!("f {}\n", step * 12 + n));
+    }
+    let path = file("steps.trace", &text);
+    let svg = format!("{path}.svg");
+    let output = stratalloc(&["plan-trace", &path, "-o", &svg]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for words in ["repeated", "step 0", "step 2", "/ bound", "1.0000 at worst", "is drawn in"] {
+        assert!(stdout(&output).contains(words), "{words}: {}", stdout(&output));
+    }
+    let drawn = fs::read_to_string(&svg).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>") && drawn.matches("<rect").count() > 12);
+    let rows = json(&stratalloc(&["plan-trace", &path, "--json"]));
+    let rows = rows.as_array().unwrap();
+    assert_eq!((&rows[0]["source"], &rows[0]["requests"]), (&"repeated".into(), &12.into()));
+    assert!(rows.iter().all(|row| row["ratio"] == 1.0 && row["planned"] == 12), "{rows:?}");
+    assert_one_error(&stratalloc(&["plan-trace", &path, "--json", "-o", &svg, "--step", "99"]), &["no step 99"]);
+}
+
+#[test]
+fn a_plan_goes_from_one_replay_to_the_next() {
+    let mut text = String::from("# stratalloc-trace 1\n# workload: again\n");
+    for step in 0..4 {
+        (0..20).for_each(|n| text += &format!("a {} {} 0\n", step * 20 + n, 1_000_000 + n * 50_000));
+        (0..20).rev().for_each(|n| text += &format!("f {}\n", step * 20 + n));
+    }
+    let (path, plan) = (file("again.trace", &text), file("again.plan", ""));
+    let base = ["replay", &path, "--repeat", "1", "--json", "--config"];
+    let first = json(&stratalloc(&[&base[..], &["plan:inline", "--plan-out", &plan]].concat()));
+    assert_eq!((&first[0]["plans"]["learned"], &first[0]["plans"]["step"]), (&1.into(), &20.into()), "{first}");
+    let second = json(&stratalloc(&[&base[..], &["plan:inline", "--plan-in", &plan]].concat()));
+    assert_eq!(second[0]["plans"]["learned"], 0, "{second}");
+    assert!(second[0]["plans"]["hits"].as_u64() > Some(20), "{second}");
+    let off = stratalloc(&[&base[..], &["plan:off", "--plan-in", &plan]].concat());
+    assert_eq!(off.status.code(), Some(1));
+    assert!(stdout(&off).contains("plans are off"), "{}", stdout(&off));
+    let damaged = file("damaged.plan", "stplan\r\n and then nothing of the kind");
+    let refused = stratalloc(&[&base[..], &["plan:inline", "--plan-in", &damaged]].concat());
+    assert!(refused.status.code() == Some(1) && stdout(&refused).contains("version"), "{}", stdout(&refused));
+    let missing = stratalloc(&[&base[..], &["plan:inline", "--plan-in", "/nowhere.plan"]].concat());
+    assert_one_error(&missing, &["/nowhere.plan"]);
+}
+
+#[test]
 fn bench_prints_json_and_nothing_else() {
     let output = stratalloc(&["bench", "--seconds", "0", "--json"]);
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));

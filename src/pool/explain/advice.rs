@@ -156,12 +156,14 @@ impl Scene<'_> {
             // Smaller ones would be served elsewhere.
             let least = if zone == LARGE { SMALL_MAX } else { crate::block::CLASS_SIZE_MAX };
             let pieces = PIECES.map(|count| (count, align_up(size.div_ceil(count), GRANULE).unwrap_or(u64::MAX)));
-            let fits = |&(count, piece): &(u64, u64)| piece > least && self.pieces(piece) >= count;
+            // Each piece has red zones of its own, if there are any.
+            let fits =
+                |&(count, piece): &(u64, u64)| piece > least && self.pieces(piece + self.pool.redzone()) >= count;
             if let Some((_, piece)) = pieces.into_iter().find(fits) {
                 list.push(advice(OomRemedy::Split(piece), 0, true));
             }
         }
-        let most = self.largest();
+        let most = self.largest().saturating_sub(align_up(self.pool.redzone(), GRANULE).unwrap_or(0));
         if most > 0 {
             list.push(advice(OomRemedy::AskForLess(most), 0, true));
         }
@@ -202,7 +204,7 @@ impl Scene<'_> {
     /// Wishes beside the size.
     fn add_wishes(&self, told: &OomExplanation, list: &mut Vec<OomAdvice>) {
         let OomRequest { size, persistent, .. } = told.request;
-        let unaligned = Some(self.unaligned(size, persistent));
+        let unaligned = Some(self.unaligned(size.saturating_add(self.pool.redzone()), persistent));
         let others = match self.want.kind {
             Kind::Dedicated { .. } => vec![(OomRemedy::DropDedicated, unaligned)],
             Kind::Range { alignment, .. } if alignment > GRANULE => {

@@ -59,6 +59,7 @@ pub(super) struct Follower<'a> {
     /// By id, and since the ids of a trace are dense, simply one after the other.
     ptrs: Vec<DevicePtr>,
     skip_empty_cache: bool,
+    steps: bool,
     /// By id, if its memory is used: who used the block last.
     uses: Vec<LastUse>,
     /// If sampled: what the allocations of this pass take, and took in earlier ones.
@@ -83,6 +84,7 @@ impl<'a> Follower<'a> {
             streams: (0..trace.streams).map(|_| engine.create_stream()).collect::<Result<_>>()?,
             ptrs: Vec::with_capacity(trace.allocs as usize),
             skip_empty_cache: plan.skip_empty_cache,
+            steps: plan.steps,
             uses: Vec::new(),
             samples: Samples::default(),
             percentiles: Vec::new(),
@@ -145,6 +147,10 @@ impl<'a> Follower<'a> {
                 self.engine.record_stream(self.ptrs[id as usize], self.streams[usize::from(stream)])
             }
             Op::EmptyCache if !self.skip_empty_cache => self.engine.empty_cache(),
+            Op::Marker { .. } if self.steps => {
+                self.engine.step();
+                Ok(())
+            }
             Op::EmptyCache | Op::Marker { .. } => Ok(()),
         }
     }

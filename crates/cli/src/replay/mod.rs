@@ -19,7 +19,7 @@ pub use percentiles::Percentiles;
 pub use report::Report;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use stratalloc::units::{ByteSize, PAGE};
@@ -109,6 +109,17 @@ pub struct Options {
     /// Which columns the table has; JSON has more
     #[arg(long, value_name = "WHICH", default_value = "default")]
     pub columns: Columns,
+    /// Take each marker of the trace for the beginning of a step, as plans want to know
+    #[arg(long)]
+    pub steps: bool,
+
+    /// A plan from an earlier replay of the trace; wants plan:on or plan:inline among the settings
+    #[arg(long, value_name = "FILE")]
+    pub plan_in: Option<PathBuf>,
+
+    /// Where to write the plan at the end, for later replays
+    #[arg(long, value_name = "FILE")]
+    pub plan_out: Option<PathBuf>,
 
     /// Print JSON: an array with one object a trace
     #[arg(long)]
@@ -127,6 +138,7 @@ impl Options {
             checker: self.checker,
             seed: self.seed,
             config: configuration(self.config.as_deref())?,
+            plan: self.plan_in.as_deref().map(read_plan).transpose()?,
         })
     }
 }
@@ -148,6 +160,10 @@ fn pressure(text: &str) -> Result<f64, String> {
 fn under_pressure(trace: &Trace, factor: f64, threads: u32) -> u64 {
     let peak = trace.peak_live_bytes.saturating_mul(u64::from(threads)).max(1);
     ((peak as f64 * factor).ceil() as u64).next_multiple_of(PAGE)
+}
+
+fn read_plan(path: &Path) -> Result<Vec<u8>, Failed> {
+    std::fs::read(path).map_err(|error| Failed::from(format!("{}: {error}", path.display())))
 }
 
 /// Replays all traces and prints what was measured.
@@ -186,11 +202,19 @@ fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) 
         threads: options.threads as usize,
         passes: options.repeat as usize,
         skip_empty_cache: options.skip_empty_cache,
+        steps: options.steps,
         manner,
         bandwidth: options.gpu_bandwidth,
     };
     progress.say(format!("{}: {} passes", trace.name, plan.passes));
-    let mut report = Report::new(trace, &plan, passes::measure(trace, setup, &plan));
+    let outcome = passes::measure(trace, setup, &plan);
+    let written = options.plan_out.as_deref().zip(outcome.as_ref().ok().and_then(|measured| measured.plan.as_deref()));
+    let mut report = Report::new(trace, &plan, outcome.clone());
+    if let Some((path, bytes)) = written
+        && let Err(error) = std::fs::write(path, bytes)
+    {
+        progress.say(format!("{}: {error}", path.display()));
+    }
     if options.min_capacity && report.is_good() {
         let say = |doing| progress.say(format!("{}: {doing}", trace.name));
         match min_capacity::find(trace, setup, &plan, options.capacities, &say) {

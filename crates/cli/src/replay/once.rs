@@ -37,7 +37,7 @@ impl From<Error> for Stopped {
 /// Replays `trace` once on a fresh device.
 pub(crate) fn once(trace: &Trace, setup: &Setup, skip_empty_cache: bool) -> Result<Once, Stopped> {
     let manner = if setup.event_lag_ns > 0 { Manner::Paced } else { Manner::Plain };
-    let plan = Plan { threads: 1, passes: 1, skip_empty_cache, manner, bandwidth: None };
+    let plan = Plan { threads: 1, passes: 1, skip_empty_cache, steps: false, manner, bandwidth: None };
     match measure_once(trace, setup, &plan) {
         Ok(measured) => Ok(Once { peak_reserved_bytes: measured.peak_reserved_bytes, spent: measured.first }),
         Err(Failure { op, error }) => Err(Stopped { op, error }),

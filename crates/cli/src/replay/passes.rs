@@ -10,6 +10,7 @@ use super::follow::{Failure, Follower, Manner};
 use super::percentiles::Percentiles;
 use crate::engine::{Engine, Setup, Spent};
 use crate::trace::{Op, Trace};
+use stratalloc::PlanStats;
 
 /// How a trace is replayed.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub(super) struct Plan {
     pub(super) threads: usize,
     pub(super) passes: usize,
     pub(super) skip_empty_cache: bool,
+    /// Whether markers are told to the allocator.
+    pub(super) steps: bool,
     pub(super) manner: Manner,
     /// How fast kernels go through the blocks that they use.
     pub(super) bandwidth: Option<Bandwidth>,
@@ -49,6 +52,10 @@ pub(super) struct Measured {
     pub(super) peak_live_bytes: u64,
     /// A hash of all addresses given out, where one thread makes them a sequence.
     pub(super) address_hash: Option<u64>,
+    /// What plans have done.
+    pub(super) plans: PlanStats,
+    /// The plan at the end; none where plans are off.
+    pub(super) plan: Option<Vec<u8>>,
     /// What the checker found.
     pub(super) checker_reports: Vec<String>,
 }
@@ -247,6 +254,8 @@ impl<'a> Leader<'a> {
             peak_reserved_bytes_all: self.engine.peak_reserved_bytes()?,
             peak_live_bytes: self.peak_live_bytes,
             address_hash: Some(self.hash.value),
+            plans: self.engine.plan_stats()?,
+            plan: self.engine.export_plan(),
             checker_reports: self.engine.reports(),
         })
     }
@@ -277,7 +286,7 @@ mod tests {
     use crate::engine::Latency;
 
     fn plan(threads: usize, passes: usize) -> Plan {
-        Plan { threads, passes, skip_empty_cache: false, manner: Manner::Plain, bandwidth: None }
+        Plan { threads, passes, skip_empty_cache: false, steps: false, manner: Manner::Plain, bandwidth: None }
     }
 
     fn trace() -> Trace {

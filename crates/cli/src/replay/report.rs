@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use serde::Serialize;
+use stratalloc::PlanStats;
 use stratalloc::units::ByteSize;
 
 use super::columns::{self, Column};
@@ -126,6 +127,9 @@ pub struct Figures {
     /// Chunks touched in all later passes together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub second_pass_chunk_calls: Option<ChunkCalls>,
+    /// What plans did in all passes, where they are on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plans: Option<PlanFigures>,
     /// A hash of all addresses given out, in order, as a hexadecimal number; `null` with several threads.
     pub address_hash: Option<String>,
     /// What the checker found, if it was asked.
@@ -164,6 +168,34 @@ impl Cost {
             stream_waits: spent.calls.stream_waits(),
             virtual_time_us: us(spent.clock_ns),
         }
+    }
+}
+
+/// What plans did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PlanFigures {
+    /// Requests in the step followed at the end; 0 if none is.
+    pub step: u64,
+    /// Those with a planned place.
+    pub planned: u64,
+    /// Requests that got their planned place.
+    pub hits: u64,
+    /// Planned places that were not free.
+    pub misses: u64,
+    /// Requests that were not the step's next.
+    pub deviations: u64,
+    /// Steps learned.
+    pub learned: u64,
+    /// Layouts worked out.
+    pub layouts: u64,
+    /// Plans given up.
+    pub dropped: u64,
+}
+
+impl PlanFigures {
+    fn of(stats: PlanStats) -> PlanFigures {
+        let PlanStats { step, planned, hits, misses, deviations, learned, layouts, dropped, .. } = stats;
+        PlanFigures { step, planned, hits, misses, deviations, learned, layouts, dropped }
     }
 }
 
@@ -259,6 +291,7 @@ impl Report {
             virtual_time_us: first.virtual_time_us,
             second_pass: second,
             second_pass_chunk_calls: (plan.passes > 1).then(|| ChunkCalls::of(&measured.later.calls)),
+            plans: measured.plan.is_some().then(|| PlanFigures::of(measured.plans)),
             address_hash: measured.address_hash.map(|hash| format!("{hash:016x}")),
             checker_reports: (plan.manner == Manner::Checked).then_some(measured.checker_reports),
         });
@@ -400,7 +433,14 @@ mod tests {
     #[test]
     fn failing_above_the_smallest_is_bad_where_it_was_asked() {
         let trace = Trace::decode(b"# stratalloc-trace 1\na 0 512 0\n").unwrap();
-        let plan = Plan { threads: 1, passes: 1, skip_empty_cache: false, manner: Manner::Plain, bandwidth: None };
+        let plan = Plan {
+            threads: 1,
+            passes: 1,
+            skip_empty_cache: false,
+            steps: false,
+            manner: Manner::Plain,
+            bandwidth: None,
+        };
         let found = |fails_above: &[f64]| MinCapacity {
             bytes: 1 << 30,
             ratio: 1.0,
