@@ -96,6 +96,8 @@ pub enum OomRemedy {
     AllowGrowth,
     /// Give free memory back to the device.
     EmptyCache,
+    /// Let pages of small blocks share memory: [`Quiescent::defragment`](crate::Quiescent::defragment).
+    Defragment,
     /// End the captures that are under way, then ask.
     EndCapture,
     /// Ask for no more than this alignment.

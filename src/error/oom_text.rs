@@ -90,6 +90,7 @@ impl OomRemedy {
             OomRemedy::Synchronize(these) => format!("synchronise {}", streams(these)),
             OomRemedy::AllowGrowth => "ask without NO_GROW".to_string(),
             OomRemedy::EmptyCache => "empty the cache".to_string(),
+            OomRemedy::Defragment => "wait for the device, and defragment (Quiescent::defragment)".to_string(),
             OomRemedy::EndCapture => "end the capture first".to_string(),
             OomRemedy::LowerAlignment(to) => format!("ask for an alignment of {to}"),
             OomRemedy::DropPersistent => "ask without Lifetime::Persistent".to_string(),
@@ -253,7 +254,7 @@ impl Display for OomExplanation {
                 text += &format!(": {}", ByteSize(advice.frees));
             }
             if !advice.suffices {
-                text += ", not enough alone";
+                text += ", not known to suffice";
             }
             OomExplanation::line(f, if index == 0 { "to do" } else { "" }, &[text])?;
         }

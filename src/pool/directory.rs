@@ -351,7 +351,8 @@ pub(crate) struct Directory {
 impl Directory {
     /// For a device with so much memory.
     pub(super) fn new(capacity: u64) -> Result<Directory, DriverError> {
-        let slabs = (capacity / PAGE).clamp(1, u64::from(SLABS_MAX)) as u32;
+        // Twice as many as there are pages: those whose pages share memory count too.
+        let slabs = (capacity / PAGE * 2).clamp(1, u64::from(SLABS_MAX)) as u32;
         Ok(Directory {
             headers: LazyTable::new(FIRST_SLOT as usize + slabs as usize * SLOTS as usize + 1)?,
             root: LazyTable::new(ROOT)?,

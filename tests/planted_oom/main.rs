@@ -1,4 +1,5 @@
 //! Shortages of known causes: the explanation names the cause, and what it says to do, done, makes the request succeed.
+#![allow(clippy::print_stdout, reason = "what is told is worth a look: --nocapture shows it")]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -165,7 +166,7 @@ planted! {
         scene.asking(mib(40))
     };
     blocks_pin_chunks: FragmentedChunks, OomRemedy::FreePins(_), |more| {
-        let mut scene = Scene::new(device(64), "chunk_max:32MiB", more);
+        let mut scene = Scene::new(device(64), "chunk:32MiB", more);
         let large = [0; 2].map(|_| {
             let large = scene.hold(mib(31));
             scene.hold(mib(1));
@@ -175,9 +176,17 @@ planted! {
         scene.asking(mib(40))
     };
     slots_pin_slabs: FragmentedSlabs, OomRemedy::FreePins(_), |more| {
-        let mut scene = Scene::new(device(16), "", more);
+        let mut scene = Scene::new(device(16), "thrifty:true", more);
         let slots: Vec<_> = (0..8 * 512).map(|_| scene.hold(AllocRequest::new(4096))).collect();
         slots.into_iter().enumerate().filter(|(index, _)| index % 512 != 7).for_each(|(_, ptr)| scene.free(ptr));
+        scene.asking(AllocRequest::new(8192))
+    };
+    /// One slot in each slab, each at another place.
+    slabs_could_share_pages: FragmentedSlabs, OomRemedy::Defragment, |more| {
+        let mut scene = Scene::new(device(16), "thrifty:true", more);
+        let slots: Vec<_> = (0..8 * 512).map(|_| scene.hold(AllocRequest::new(4096))).collect();
+        let stays = |index: usize| index % 512 == index / 512;
+        slots.into_iter().enumerate().filter(|&(index, _)| !stays(index)).for_each(|(_, ptr)| scene.free(ptr));
         scene.asking(AllocRequest::new(8192))
     };
     a_tag_has_a_limit: TagLimit, OomRemedy::RaiseTagLimit { tag: 1, .. }, |more| {
@@ -194,7 +203,7 @@ planted! {
     };
     addresses_are_used_up: Addresses, OomRemedy::Configure { key: "address_space", .. }, |more| {
         // Such a device has addresses for sixteen times its memory.
-        let mut scene = Scene::new(device(64 << 10), "address_space:64", more);
+        let mut scene = Scene::new(device(64 << 10), "address_space:64,thrifty:true", more);
         scene.hold(mib(2));
         scene.asking(AllocRequest::new(1000))
     };
@@ -223,8 +232,9 @@ planted! {
 /// Nothing helps, and nothing is said to.
 #[test]
 fn a_dead_driver_is_called_dead() {
-    let mut scene = Scene::new(device(64), "", "").asking(mib(4));
+    let mut scene = Scene::new(device(64), "thrifty:true", "");
     scene.hold(mib(2));
+    scene.request = mib(4);
     scene.fault.inject(Fault { when: When::From(1), kind: Sticky, only: None });
     let (error, explanation) = scene.fail();
     assert!(matches!(error, Error::Driver(ref error) if error.kind == Sticky), "{error}");

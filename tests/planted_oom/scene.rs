@@ -6,7 +6,8 @@ use stratalloc::driver::fault::FaultDriver;
 use stratalloc::driver::soft::{Access, Backing, SoftDevice, SoftDeviceBuilder};
 use stratalloc::driver::{ChunkHandle, Driver, Location};
 use stratalloc::{
-    AllocFlags, AllocRequest, Allocator, DevicePtr, Error, Lifetime, OomExplanation, OomRemedy, PoolId, StreamId, Tag,
+    AllocFlags, AllocRequest, Allocator, DevicePtr, Error, Lifetime, OomExplanation, OomRemedy, PassLimits, PoolId,
+    StreamId, Tag,
 };
 
 use crate::common::rig::{MIB, allocator_on};
@@ -110,6 +111,13 @@ impl Scene {
             }
             OomRemedy::AllowGrowth => self.request.flags = flags - AllocFlags::NO_GROW,
             OomRemedy::EmptyCache => assert!(self.allocator.empty_cache(0).unwrap() > 0),
+            OomRemedy::Defragment => {
+                self.device.allocator_copies(true);
+                let done = self.allocator.quiesce(0).unwrap().defragment(PassLimits::default()).unwrap();
+                self.device.allocator_copies(false);
+                self.device.forget_owners();
+                assert!(done.released > 0);
+            }
             OomRemedy::EndCapture => self.allocator.end_capture(0).unwrap(),
             OomRemedy::LowerAlignment(to) => self.request.alignment = *to,
             OomRemedy::DropPersistent => self.request.lifetime = Lifetime::Unknown,

@@ -109,7 +109,7 @@ impl Scene<'_> {
             Some(OomRemedy::RaiseLimit(_)) => OomCause::Limit,
             Some(OomRemedy::Configure { key: "chunk", .. }) => OomCause::ChunkSize,
             Some(OomRemedy::FreeElsewhere(_)) => OomCause::OtherProcesses,
-            Some(OomRemedy::FreePins(_)) => in_pieces(),
+            Some(OomRemedy::FreePins(_) | OomRemedy::Defragment) => in_pieces(),
             _ if enough_in_pieces => in_pieces(),
             _ => OomCause::InUse,
         }
@@ -150,18 +150,21 @@ impl Scene<'_> {
         if self.want.may_grow {
             self.add_device(told, &mut list);
         }
+        self.add_meshes(&mut list);
         self.add_blocks(told, &mut list);
         let (zone, size, _) = self.want.range();
         if matches!(self.want.kind, Kind::Range { .. }) {
             // Smaller ones would be served elsewhere.
             let least = if zone == LARGE { SMALL_MAX } else { crate::block::CLASS_SIZE_MAX };
             let pieces = PIECES.map(|count| (count, align_up(size.div_ceil(count), GRANULE).unwrap_or(u64::MAX)));
-            let fits = |&(count, piece): &(u64, u64)| piece > least && self.pieces(piece) >= count;
+            // Each piece has red zones of its own, if there are any.
+            let fits =
+                |&(count, piece): &(u64, u64)| piece > least && self.pieces(piece + self.pool.redzone()) >= count;
             if let Some((_, piece)) = pieces.into_iter().find(fits) {
                 list.push(advice(OomRemedy::Split(piece), 0, true));
             }
         }
-        let most = self.largest();
+        let most = self.largest().saturating_sub(align_up(self.pool.redzone(), GRANULE).unwrap_or(0));
         if most > 0 {
             list.push(advice(OomRemedy::AskForLess(most), 0, true));
         }
@@ -203,7 +206,7 @@ impl Scene<'_> {
     /// Wishes beside the size.
     fn add_wishes(&self, told: &OomExplanation, list: &mut Vec<OomAdvice>) {
         let OomRequest { size, persistent, .. } = told.request;
-        let unaligned = Some(self.unaligned(size, persistent));
+        let unaligned = Some(self.unaligned(size.saturating_add(self.pool.redzone()), persistent));
         let others = match self.want.kind {
             Kind::Dedicated { .. } => vec![(OomRemedy::DropDedicated, unaligned)],
             Kind::Range { alignment, .. } if alignment > GRANULE => {
@@ -264,6 +267,29 @@ impl Scene<'_> {
         if self.vmm && self.state.space.unit() > PAGE && !matches!(self.want.kind, Kind::Dedicated { .. }) && fits {
             let (key, value) = ("chunk", "2MiB".to_string());
             list.push(advice(OomRemedy::Configure { key, value }, 0, true));
+        } else if self.vmm && !self.pool.config.thrifty && !matches!(self.want.kind, Kind::Dedicated { .. }) {
+            // Small chunks would be free where parts of large ones are.
+            let unit = self.state.space.unit();
+            let runs = self.map.runs(self.pool, self.state, &self.as_is());
+            let whole =
+                |addr: u64, end: u64| align_down(end, unit).saturating_sub(align_up(addr, unit).unwrap_or(u64::MAX));
+            let chunks = runs.iter().filter(|run| self.map.ranges[run.first].plain.is_none());
+            let pages: u64 = chunks.map(|run| whole(run.addr, run.end)).sum();
+            if pages + self.reserve() + align_down(self.room(), unit) >= self.needed(self.want) {
+                let (key, value) = ("thrifty", "true".to_string());
+                // Blocks would lie elsewhere then, so that nothing is certain.
+                list.push(advice(OomRemedy::Configure { key, value }, pages, false));
+            }
+        }
+    }
+
+    /// What pages of slabs would give that share memory.
+    fn add_meshes(&self, list: &mut Vec<OomAdvice>) {
+        let gain = if self.capturing || !self.vmm || !self.want.may_grow { 0 } else { self.meshable() };
+        if gain > 0 {
+            let runs = self.map.runs(self.pool, self.state, &self.as_is());
+            let supply = self.supply(self.want, &runs, false, self.room() + gain);
+            list.push(advice(OomRemedy::Defragment, gain, supply >= self.needed(self.want)));
         }
     }
 

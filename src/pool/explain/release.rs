@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::map::{Assume, Freed, Map, Run, SlabInfo, Use, What};
 use super::scene::Scene;
-use crate::block::Owner;
+use crate::block::{ClassId, Owner};
 use crate::pool::directory::{BlockId, life, slot_id};
 use crate::pool::{Kind, Want};
-use crate::units::GRANULE;
+use crate::units::{GRANULE, PAGE};
 
 /// Blocks that an advice names at most.
 const BLOCKS_MAX: usize = 32;
@@ -211,6 +211,32 @@ impl Scene<'_> {
     pub(super) fn tag_serves(&self, tag: u8) -> bool {
         let assume = Assume { freed: Freed::Tag(tag), ..self.as_is() };
         self.serves(self.want, &assume, self.room())
+    }
+
+    /// Bytes of pages that are sure to come free if slabs with disjoint live slots share memory. Of each two pairs one may be lost to a third slab
+    /// that takes a partner away.
+    pub(super) fn meshable(&self) -> u64 {
+        const LOOKED_AT: usize = 512;
+        let slabs = self.state.slabs.sharable().filter(|&(number, lane, group, slab)| {
+            let private = self.state.lanes.get(lane).private.is_some();
+            !private && group.is_none() && self.state.slabs.is_own(number) && self.state.space.is_front(slab.addr, PAGE)
+        });
+        let mut left: Vec<(ClassId, Box<[u64]>)> = Vec::new();
+        let mut pairs = 0u64;
+        for (_, _, _, slab) in slabs.take(LOOKED_AT) {
+            let taken = slab.taken();
+            let disjoint = |other: &(ClassId, Box<[u64]>)| {
+                other.0 == slab.class && other.1.iter().zip(&taken).all(|(a, b)| a & b == 0)
+            };
+            match left.iter().position(disjoint) {
+                Some(partner) => {
+                    left.swap_remove(partner);
+                    pairs += 1;
+                }
+                None => left.push((slab.class, taken)),
+            }
+        }
+        pairs.div_ceil(2) * PAGE
     }
 
     /// Bytes that other streams have and have not passed, in one piece that a stream could be made to wait for.

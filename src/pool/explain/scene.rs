@@ -148,9 +148,13 @@ impl Scene<'_> {
 
     /// The largest block that a lending pool could give a request of this stream.
     pub(super) fn lendable(&self, pool: PoolId) -> u64 {
-        let (zone, _, alignment) = self.want.range();
+        let (zone, size, alignment) = self.want.range();
         let stream = self.state.lanes.stream(self.want.lane);
         let Some(lane) = self.state.lanes.existing(stream, pool) else { return 0 };
+        if matches!(self.want.kind, Kind::Dedicated { .. }) {
+            let mut whole = self.state.zones[zone].free_nodes(Owner(lane));
+            return if whole.any(|(_, node)| node.size == size) { size } else { 0 };
+        }
         let free = self.state.zones[zone].largest_free(Owner(lane));
         free.saturating_sub(alignment - GRANULE)
     }
@@ -172,7 +176,8 @@ impl Scene<'_> {
             _ => runs.iter().filter(|run| run.zone == zone).map(in_place).max().unwrap_or(0),
         };
         let slack = if self.is_plain(self.want) && alignment > GRANULE { alignment } else { 0 };
-        let mapped = match self.want.may_grow {
+        // During a capture nothing is waited for or moved once more, so that what is free in pieces may not be had together.
+        let mapped = match self.want.may_grow && !self.capturing {
             true => align_down(self.supply(self.want, &runs, false, self.room()), PAGE).saturating_sub(slack),
             false => 0,
         };

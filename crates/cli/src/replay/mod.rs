@@ -2,6 +2,7 @@
 
 mod bandwidth;
 mod columns;
+mod explained;
 mod follow;
 mod min_capacity;
 pub(crate) mod once;
@@ -11,6 +12,7 @@ mod report;
 
 pub use bandwidth::Bandwidth;
 pub use columns::Columns;
+pub use explained::{Advice, Explained};
 pub use min_capacity::MinCapacity;
 pub(crate) use min_capacity::{seek, smallest};
 pub use percentiles::Percentiles;

@@ -11,7 +11,7 @@ use super::columns::{self, Column};
 use super::follow::{Failure, Manner};
 use super::passes::{Measured, Plan};
 use super::percentiles::{self, Percentiles};
-use super::{MinCapacity, Options, passes};
+use super::{Explained, MinCapacity, Options, passes};
 use crate::engine::{Calls, Spent};
 use crate::table::{Table, digits, median};
 use crate::trace::Trace;
@@ -56,6 +56,9 @@ pub struct Report {
     /// Why the replay failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why there was no room, and what to do, if that was it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explained>,
     /// The number of the operation at which it failed, from 0, markers counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub op: Option<usize>,
@@ -230,6 +233,7 @@ impl Report {
             capacities_tried: None,
             must_be_robust: false,
             error: None,
+            explanation: None,
             op: None,
             line: None,
         };
@@ -305,6 +309,7 @@ impl Report {
 
     pub(super) fn set_failure(&mut self, trace: &Trace, failure: &Failure) {
         self.error = Some(failure.error.to_string());
+        self.explanation = Explained::of(&failure.error);
         self.op = failure.op;
         self.line = failure.op.map(|op| trace.line_of(op));
     }
@@ -354,6 +359,9 @@ pub(super) fn for_people(rows: &[Report], options: &Options, out: &mut impl Writ
     }
     write!(out, "{table}")?;
     for row in rows {
+        if let Some(explanation) = &row.explanation {
+            writeln!(out, "{}: {}", row.trace, explanation.text)?;
+        }
         let found = row.checker_reports();
         for report in found.iter().take(SHOWN_REPORTS) {
             writeln!(out, "{}: checker: {report}", row.trace)?;
