@@ -415,6 +415,14 @@ enum stratalloc_status stratalloc_find(struct stratalloc_allocator *allocator,
                                        const void *inside,
                                        struct stratalloc_block *out);
 
+// Waits for the device and compares every red zone and all poison on it: what the configuration keys `poison` and `redzone` are for. Each damage
+// found is a line on stderr, once; `faults` receives how many there were. 0 where no debug aid is on.
+//
+// Required: `allocator` is null or a handle; `faults` is null or may be written.
+enum stratalloc_status stratalloc_check_memory(struct stratalloc_allocator *allocator,
+                                               int32_t device,
+                                               size_t *faults);
+
 // Gives free memory back to the device, after waiting for the streams it was last used on. `given_back`, which may be null, receives the bytes.
 //
 // Required: `allocator` is null or a handle; `given_back` is null or may be written.

@@ -4,6 +4,7 @@ mod allocator;
 pub mod block;
 mod cache;
 pub mod config;
+mod debug;
 mod defrag;
 pub mod driver;
 pub mod error;
@@ -23,7 +24,8 @@ pub use allocator::{
     DeviceSpec, Lifetime, Movable, Move, OomAction, OomObserver, OwnedAllocation, PassLimits, Pinned, Plain, Quiescent,
     Restored, Tag,
 };
-pub use config::{Config, Limit};
+pub use config::{Config, Limit, Poison};
+pub use debug::{Leaks, MemoryFault, MemoryFaultKind, MemoryObserver, MemoryReport, Share};
 pub use error::{
     ConfigError, DriverError, DriverErrorKind, Error, OomAdvice, OomBlock, OomCause, OomExplanation, OomFree, OomGap,
     OomNeighbour, OomPool, OomRemedy, OomRequest, OomRung, OomTag, OutOfMemory, PlanError, Result,

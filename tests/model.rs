@@ -314,7 +314,7 @@ impl Program {
     }
 }
 
-const TEXTS: [&str; 8] = [
+const TEXTS: [&str; 9] = [
     "",
     "cross_stream_wait:true",
     "magazine:0",

@@ -90,6 +90,9 @@ impl DeviceCache {
             let event = Event::new(EventKind::Free, ptr, requested).tag(tag);
             pool.ring.push(event.on(pool.lane_stream(&state, key.lane()), Some(to.pool)));
         }
+        for &Moved { ptr, key, .. } in &after {
+            pool.forget_contents(&mut state, ptr.0, key.bytes());
+        }
         for &Moved { ptr, key, requested, tag, .. } in after.iter().filter(|moved| !moved.stays) {
             pool.count(&mut state, Rung::Own);
             match cache {

@@ -14,6 +14,7 @@
 //! | `trim` | giving free chunks back |
 //! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
+//! | `watch` | what the debug aids are told |
 //! | `checkpoint` | private pools as they were before |
 //! | `mesh` | pages of slabs that share memory |
 //! | `pairs` | larger chunks that share memory |
@@ -38,6 +39,7 @@ mod slabs;
 mod stitch;
 mod trim;
 mod walk;
+mod watch;
 
 use std::sync::Arc;
 
@@ -64,6 +66,7 @@ use stitch::Ghosts;
 
 use crate::block::{Arena, Owner};
 use crate::config::Config;
+use crate::debug::Aids;
 use crate::driver::Driver;
 use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
@@ -136,6 +139,8 @@ pub(crate) struct PoolState {
     notes: Notes,
     /// Driver calls that failed where the caller had nothing to do with it.
     failures: u64,
+    /// Where any is on.
+    aids: Option<Box<Aids<BlockId>>>,
 }
 
 impl Pool {
@@ -172,6 +177,7 @@ impl Pool {
             refusal: None,
             notes: Notes::default(),
             failures: 0,
+            aids: Aids::new(device, &config),
         };
         let directory = Directory::new(capacity)?;
         let (live, active) = (Peak::default(), Peak::default());
@@ -183,6 +189,11 @@ impl Pool {
     #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock()
+    }
+
+    /// Locks the pool, unless another thread keeps it locked for so long.
+    pub(crate) fn try_lock(&self, patience: std::time::Duration) -> Option<MutexGuard<'_, PoolState>> {
+        self.state.try_lock_for(patience)
     }
 
     /// The lane that requests of `stream` go to now.
@@ -202,7 +213,8 @@ impl Pool {
     }
 
     /// Says that memory of a lane was mapped or unmapped.
-    fn note_mapping(&self, state: &PoolState, kind: EventKind, home: Owner, addr: u64, bytes: u64) {
+    fn note_mapping(&self, state: &mut PoolState, kind: EventKind, home: Owner, addr: u64, bytes: u64) {
+        self.forget_contents(state, addr, bytes);
         let event = Event::new(kind, DevicePtr(addr), bytes);
         self.ring.push(event.on(state.lanes.stream(home.0), state.lanes.get(home.0).private));
     }
@@ -222,8 +234,7 @@ impl Pool {
     pub(crate) fn free(&self, state: &mut PoolState, block: BlockId) -> bool {
         let header = self.directory.header(block);
         if !header.is_recorded() {
-            self.put_back(state, block);
-            return true;
+            return self.retire(state, block);
         }
         // Asking once for every 1/256 of the device that waits costs little, and brings blocks back before others are split in their place.
         let ask_at = self.capacity >> 8;
@@ -355,10 +366,11 @@ impl Pool {
     pub(crate) fn add_stats(&self, state: &PoolState, stats: &mut Stats) {
         stats.reserved.current = state.space.physical_bytes();
         stats.reserved.peak = state.reserved_peak;
-        stats.pending = state.pending.bytes();
+        stats.pending = state.pending.bytes() + state.aids.as_ref().map_or(0, |aids| aids.held_bytes());
         stats.reserve = state.space.reserve_bytes();
         stats.out_of_memory = state.out_of_memory;
         stats.cleanup_failures = state.space.cleanup_failures() + state.failures;
+        stats.cleanup_failures += state.aids.as_ref().map_or(0, |aids| aids.failures());
         stats.limit = state.limit;
         stats.chunks = state.space.chunk_count();
         stats.chunk_size = state.space.unit();
@@ -446,6 +458,9 @@ impl Drop for Pool {
             clock.retire(&mut state.events);
         }
         state.events.clear(&*self.driver);
+        if let Some(aids) = &mut state.aids {
+            aids.close(&*self.driver);
+        }
     }
 }
 

@@ -100,8 +100,8 @@ impl Pool {
             waited = true;
         }
         self.finish_pending(state);
-        if self.retire_empty(state) {
-            // What waited brought slabs home, whose pages are freed only now.
+        if self.retire_empty(state) | self.is_watched(state) {
+            // What waited brought slabs home, whose pages are freed only now; or debug aids have worked on it.
             let PoolState { lanes, events, .. } = &mut *state;
             for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
                 clock.wait(&*self.driver, events)?;

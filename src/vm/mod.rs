@@ -2,8 +2,7 @@
 //! driver has no virtual memory management, segments of plain memory take the place of chunks.
 //!
 //! A chunk has at most one **front**, the mapping that blocks are served from. It may be mapped at other addresses as well: mappings that were
-//! its front before. What was submitted to them may still be running, so they are undone later ([`Space::retire`]), or become the front
-//! again without a driver call ([`Space::turn`]). A chunk without a front is in the **reserve**. Blocks may be served from a chunk at further
+//! its front before. What was submitted to them may still be running, so they are undone later ([`Space::retire`]). A chunk without a front is in the **reserve**. Blocks may be served from a chunk at further
 //! addresses, which [`Space::share`] adds.
 //!
 //! Conservation: [`Space::physical_bytes`] == bytes of chunks with a front + of those in the reserve + of plain segments, and each mapping is
@@ -106,11 +105,6 @@ impl Space {
         (self.chunks.len() - self.vacant.len() + self.plain.len()) as u64
     }
 
-    /// Mappings of chunks, fronts and older ones.
-    pub fn mapping_count(&self) -> usize {
-        self.mappings.len()
-    }
-
     /// Physical memory in the reserve.
     pub fn reserve_bytes(&self) -> u64 {
         self.reserve_bytes
@@ -124,11 +118,6 @@ impl Space {
     /// Driver calls that failed while giving memory back, and lost it.
     pub fn cleanup_failures(&self) -> u64 {
         self.cleanup_failures
-    }
-
-    /// A chunk's bytes.
-    pub fn size_of(&self, chunk: ChunkId) -> u64 {
-        self.chunk(chunk).size
     }
 
     fn chunk(&self, id: ChunkId) -> &Chunk {
@@ -196,17 +185,6 @@ impl Space {
     pub fn fronts(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = (u64, ChunkId, u64)> + '_ {
         let inside = self.mappings.range(from..to.max(from)).map(|(&addr, &id)| (addr, id, self.chunk(id).size));
         inside.filter(move |&(addr, id, size)| addr + size <= to && self.chunk(id).front == Some(addr))
-    }
-
-    /// The chunk that is mapped at an address, and whether that is its front.
-    pub fn mapping_at(&self, addr: u64) -> Option<(ChunkId, bool)> {
-        let &id = self.mappings.get(&addr)?;
-        Some((id, self.chunk(id).front == Some(addr)))
-    }
-
-    /// Where blocks are served from a chunk, if they are.
-    pub fn front_of(&self, chunk: ChunkId) -> Option<u64> {
-        self.chunk(chunk).front
     }
 
     /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older
@@ -281,17 +259,6 @@ impl Space {
     /// Unmaps older mappings between two addresses. No unfinished work touches the range.
     pub fn retire(&mut self, at: u64, end: u64) -> DriverResult<()> {
         self.unmap(at, end)
-    }
-
-    /// Makes the older mapping at `addr` its chunk's front again. Returns where the front was.
-    pub fn turn(&mut self, addr: u64) -> Option<u64> {
-        let id = self.mappings[&addr];
-        let before = self.chunk_mut(id).front.replace(addr);
-        if before.is_none() {
-            self.leave_reserve(id);
-            self.front_bytes += self.chunk(id).size;
-        }
-        before
     }
 
     fn leave_reserve(&mut self, id: ChunkId) {

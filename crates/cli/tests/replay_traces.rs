@@ -92,6 +92,13 @@ fn no_access_is_out_of_order_where_the_device_lags_under_pressure() {
 }
 
 #[test]
+fn debug_aids_submit_nothing_out_of_order() {
+    let traces = beginnings("watched");
+    let aids = "poison:check,redzone:512,quarantine:1GiB,leaks:false";
+    is_clean(&replay(&traces, &["--checker", "--repeat", "1", "--seed", "2", "--config", aids]));
+}
+
+#[test]
 fn the_smallest_trace_is_clean_to_its_end() {
     let smallest = recorded().into_iter().min_by_key(|path| Trace::load(path).unwrap().ops.len()).unwrap();
     is_clean(&replay(&[smallest.to_str().unwrap().to_owned()], &["--checker", "--repeat", "1", "--seed", "1"]));

@@ -58,7 +58,8 @@ impl LatencyModel {
             QueryEvent | CaptureStatus => (780, 0),
             // Submitting anything to a stream costs as much as recording an event.
             CreateStream | DestroyStream | SynchronizeStream | SynchronizeDevice | CreateEvent | DestroyEvent
-            | RecordEvent | WaitEvent | SynchronizeEvent | Copy | Fill | Write | Read => (1_340, 0),
+            | RecordEvent | WaitEvent | SynchronizeEvent | Copy | Fill | CopyBlocks | FillWords | CheckWords
+            | Checksum | Write | Read => (1_340, 0),
         };
         fixed + ((u128::from(size) * per_mib) >> 20) as u64
     }

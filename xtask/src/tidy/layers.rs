@@ -16,6 +16,7 @@ const RANKS: &[(&str, u32)] = &[
     ("plan", 3),
     ("cache", 5),
     ("pool", 4),
+    ("debug", 3),
     ("stream", 3),
     ("vm", 3),
     ("block", 2),

@@ -425,7 +425,14 @@ mod tests {
     #[test]
     fn failing_above_the_smallest_is_bad_where_it_was_asked() {
         let trace = Trace::decode(b"# stratalloc-trace 1\na 0 512 0\n").unwrap();
-        let plan = Plan { threads: 1, passes: 1, skip_empty_cache: false, manner: Manner::Plain, bandwidth: None };
+        let plan = Plan {
+            threads: 1,
+            passes: 1,
+            skip_empty_cache: false,
+            steps: false,
+            manner: Manner::Plain,
+            bandwidth: None,
+        };
         let found = |fails_above: &[f64]| MinCapacity {
             bytes: 1 << 30,
             ratio: 1.0,
