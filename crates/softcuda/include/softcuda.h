@@ -43,6 +43,26 @@ size_t softcudaFunctionName(unsigned long long index, char *text, size_t length)
 unsigned long long softcudaReportCount(void);
 size_t softcudaReport(unsigned long long index, char *text, size_t length);
 
+/* For replays, in virtual time (SOFTCUDA_CLOCK=virtual): the clock moves by what calls cost (SOFTCUDA_LATENCY), by what
+ * softcuda_advance says, and by waiting for work. Times are in nanoseconds since cuInit. */
+struct CUstream_st;
+
+/* Submits work that takes `ns` to a stream, and costs the host nothing. Work of one stream runs one after another; streams run
+ * side by side, each at full speed. 0, or a CUresult; a stream that is being captured is refused. */
+int softcuda_busy(struct CUstream_st *stream, unsigned long long ns);
+/* Lets `ns` of the host's own time pass, on all devices. 0, or a CUresult. */
+int softcuda_advance(unsigned long long ns);
+
+/* A device's time; how much of it the host was blocked in waits (cuCtxSynchronize, cuStreamSynchronize, cuEventSynchronize,
+ * cuMemFree, ...); how much the calls have cost by the latency model, waits not counted. 0 for a device that is not there. */
+unsigned long long softcuda_clock_ns(int device);
+unsigned long long softcuda_stall_ns(int device);
+unsigned long long softcuda_driver_ns(int device);
+
+/* How often a function was called: "cuMemFree" means all its versions, with either default stream, "cuMemFree_v2" that one.
+ * Entry points belong to the process: devices are not told apart. 0 for a device that is not there. */
+unsigned long long softcuda_calls(int device, const char *name);
+
 #ifdef __cplusplus
 }
 #endif

@@ -15,6 +15,7 @@
 //! | `options.rs` | the environment |
 //! | `handles.rs` | numbers that stand for objects |
 //! | `tests_api.rs` | accounts and counts for tests |
+//! | `time_api.rs` | virtual time, for replays |
 
 mod abi;
 mod code;
@@ -26,8 +27,12 @@ mod options;
 mod process;
 mod stream;
 mod tests_api;
+mod time_api;
 
 pub use tests_api::{
     Account, softcudaAccount, softcudaCallCount, softcudaFunctionName, softcudaReport, softcudaReportCount,
     softcudaResetCallCounts,
+};
+pub use time_api::{
+    softcuda_advance, softcuda_busy, softcuda_calls, softcuda_clock_ns, softcuda_driver_ns, softcuda_stall_ns,
 };

@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) latency: LatencyModel,
     pub(crate) tails: bool,
     pub(crate) event_lag_us: u64,
+    /// Whether virtual time moves with the host's clock.
+    pub(crate) host_clock: bool,
     pub(crate) faults: Vec<Fault>,
     pub(crate) max_mappings: Option<u64>,
     pub(crate) fill: bool,
@@ -47,6 +49,7 @@ impl Default for Options {
             latency: LatencyModel::Off,
             tails: false,
             event_lag_us: 0,
+            host_clock: true,
             faults: Vec::new(),
             max_mappings: None,
             fill: true,
@@ -100,6 +103,11 @@ impl Options {
         read.value("SOFTCUDA_TAILS", SWITCH, &mut options.tails, switch)?;
         read.value("SOFTCUDA_EVENT_LAG_US", "a number of microseconds", &mut options.event_lag_us, |text| {
             text.parse().ok().filter(|&us: &u64| us <= 1 << 40)
+        })?;
+        read.value("SOFTCUDA_CLOCK", "host or virtual", &mut options.host_clock, |text| match text {
+            "host" => Some(true),
+            "virtual" => Some(false),
+            _ => None,
         })?;
         let faults = "function:when:error, such as cuMemCreate:3:oom or cuMemAlloc_v2:10+:oom or cuMemMap:1%:invalid";
         read.value("SOFTCUDA_FAULTS", faults, &mut options.faults, |text| text.split(',').map(fault).collect())?;
@@ -204,9 +212,11 @@ mod tests {
             ("SOFTCUDA_DEVICES", "4"),
             ("SOFTCUDA_FAULTS", "cuMemCreate:3:oom,cuMemAlloc:2+:719,cuMemMap:50%:invalid"),
             ("SOFTCUDA_MEMSET", "skip"),
+            ("SOFTCUDA_CLOCK", "virtual"),
         ])
         .unwrap();
         assert_eq!((options.memory, options.devices, options.fill), (3 << 29, 4, false));
+        assert!(!options.host_clock);
         assert_eq!(options.faults[0].when, When::Nth(3));
         assert_eq!(options.faults[1].function, "cuMemAlloc_v2");
         assert_eq!(options.faults[1].code, Code(719));
@@ -221,6 +231,7 @@ mod tests {
             ("SOFTCUDA_FAULTS", "cuMemCreat:3:oom"),
             ("SOFTCUDA_FAULTS", "cuMemCreate:0:oom"),
             ("SOFTCUDA_BACKING", "disk"),
+            ("SOFTCUDA_CLOCK", "wall"),
             ("SOFTCUDA_CHECKER", "maybe"),
         ] {
             let message = parse(&[(name, value)]).unwrap_err().to_string();

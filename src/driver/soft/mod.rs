@@ -153,6 +153,17 @@ impl SoftDevice {
         state.submit(stream, Action::Kernel(accesses.to_vec()), duration_ns, "cuLaunchKernel")
     }
 
+    /// As [`SoftDevice::launch`], but costs the host nothing and is no call: for a program whose own time is told by
+    /// [`SoftDevice::advance_clock`]. Work of one stream runs one after another; streams run side by side, each at full speed.
+    pub fn keep_busy(&self, stream: StreamId, accesses: &[Access], duration_ns: u64) -> DriverResult<()> {
+        let call = "cuLaunchKernel";
+        let state = &mut *self.state.lock();
+        state.schedule.tick();
+        state.schedule.run_some(&state.memory);
+        state.intact(call)?;
+        state.submit(stream, Action::Kernel(accesses.to_vec()), duration_ns, call)
+    }
+
     /// Lets the host be busy for `ns` of virtual time.
     pub fn advance_clock(&self, ns: u64) {
         let state = &mut *self.state.lock();
@@ -164,6 +175,12 @@ impl SoftDevice {
     /// How long the host has waited in `synchronize_*` and other calls that wait, in nanoseconds of virtual time.
     pub fn stall_ns(&self) -> u64 {
         self.state.lock().schedule.stall_ns
+    }
+
+    /// What the calls so far have cost by the [`LatencyModel`], in nanoseconds of virtual time. Waiting is not in it: that is
+    /// [`SoftDevice::stall_ns`].
+    pub fn charged_ns(&self) -> u64 {
+        self.state.lock().charged_ns
     }
 
     /// A number over all calls so far and their arguments. Two runs that made the same calls have the same.

@@ -120,6 +120,8 @@ pub(super) struct Schedule {
     pub(super) blocking: usize,
     now_ns: u64,
     pub(super) stall_ns: u64,
+    /// Whether any work has taken time so far.
+    pub(super) takes_time: bool,
     /// What broke the device.
     pub(super) broken: Option<String>,
 }
@@ -139,6 +141,7 @@ impl Schedule {
             blocking: 0,
             now_ns: 0,
             stall_ns: 0,
+            takes_time: false,
             broken: None,
         }
     }
@@ -165,7 +168,7 @@ impl Schedule {
 
     /// The host waits for the device.
     fn wait_until(&mut self, ns: u64) {
-        self.stall_ns += ns.saturating_sub(self.now_ns);
+        self.stall_ns = self.stall_ns.saturating_add(ns.saturating_sub(self.now_ns));
         self.now_ns = self.now_ns.max(ns);
     }
 
@@ -288,6 +291,7 @@ impl Schedule {
 
     pub(super) fn submit(&mut self, stream: usize, action: Action, duration_ns: u64, memory: &Memory) {
         let duration_ns = if self.real_time.is_some() { 0 } else { duration_ns };
+        self.takes_time |= duration_ns > 0;
         let work = Work { action, submitted_ns: self.now_ns, duration_ns };
         self.streams[stream].submitted += 1;
         self.streams[stream].queue.push_back(work);

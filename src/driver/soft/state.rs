@@ -47,6 +47,8 @@ pub(super) struct State {
     pub(super) checker: Option<Checker>,
     tails: Rng,
     hash: u64,
+    /// What calls have cost so far, in virtual time; waiting is not in it.
+    pub(super) charged_ns: u64,
 }
 
 /// A range that an action touches.
@@ -63,6 +65,7 @@ impl State {
             // A generator of its own, so that tails do not change the order in which work runs.
             tails: Rng::new(!settings.seed),
             hash: 0,
+            charged_ns: 0,
         }
     }
 
@@ -88,7 +91,8 @@ impl State {
             ns += STALL_NS;
         }
         self.schedule.advance(ns);
-        if self.settings.event_lag_ns > 0 || self.settings.latency != LatencyModel::Off {
+        self.charged_ns = self.charged_ns.saturating_add(ns);
+        if self.settings.event_lag_ns > 0 || self.settings.latency != LatencyModel::Off || self.schedule.takes_time {
             // Otherwise nothing that the device does depends on the time.
             self.schedule.tick();
         }

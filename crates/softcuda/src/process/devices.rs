@@ -49,7 +49,7 @@ impl Device {
             .max_mappings(options.max_mappings)
             .checker(options.checker)
             .event_lag_ns(options.event_lag_us * 1000)
-            .host_clock(true)
+            .host_clock(options.host_clock)
             .build()?;
         Ok(Device {
             ordinal,

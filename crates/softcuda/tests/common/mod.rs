@@ -82,6 +82,12 @@ impl Cuda {
         function(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11])
     }
 
+    /// A function of softcuda's own, of the type that the header gives it.
+    pub fn function<F: Copy>(&self, name: &str) -> F {
+        // SAFETY: the tests write the header's types.
+        *unsafe { self.0.get::<F>(name) }.unwrap_or_else(|_| panic!("no {name}"))
+    }
+
     #[track_caller]
     pub fn ok(&self, name: &str, arguments: &[usize]) {
         assert_eq!(self.call(name, arguments), 0, "{name}({arguments:x?})");
