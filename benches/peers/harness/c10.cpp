@@ -46,7 +46,6 @@ public:
   peers::Own own() {
     const auto stats = allocator_->getDeviceStats(0);
     peers::Own own;
-    own.has_reserved = true;
     own.reserved = static_cast<uint64_t>(stats.reserved_bytes[0].current);
     own.reserved_peak = static_cast<uint64_t>(stats.reserved_bytes[0].peak);
     own.retries = static_cast<uint64_t>(stats.num_alloc_retries);

@@ -32,11 +32,12 @@ struct NoRoom : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// What an allocator says of itself. 0 where it does not count.
+/// What an allocator says of itself.
 struct Own {
-  uint64_t reserved = 0, reserved_peak = 0, retries = 0;
-  /// Whether `reserved` means anything.
-  bool has_reserved = false;
+  /// Physical memory that it holds, and has held at most.
+  uint64_t reserved = 0, reserved_peak = 0;
+  /// Requests for which it gave its cache back and tried again; 0 where it does not count.
+  uint64_t retries = 0;
 };
 
 /// Where changes of reserved memory are written: `op_index reserved_bytes` lines, and `op_index what bytes` for segments.
@@ -79,7 +80,7 @@ struct Options {
   int passes = 1, threads = 1;
   /// Time each allocation of the last pass.
   bool each = false;
-  /// Look at the device after each operation, for its peak; and count calls.
+  /// Count calls and virtual time, and look at what is reserved after each operation.
   bool watch = false;
   /// Virtual time of the host for each operation, and of a kernel for each 1024 bytes allocated.
   uint64_t op_ns = 0;
@@ -296,7 +297,8 @@ template <class Peer> void each(Peer &peer, const Trace &trace, const Options &o
 }
 
 /// What the first pass and the later ones take of the device: memory, calls, virtual time.
-template <class Peer> void watched(Peer &peer, const Trace &trace, const Options &options, const Device &device) {
+template <class Peer>
+void watched(Peer &peer, const Trace &trace, const Options &options, const Device &device, uint64_t base) {
   Follower<Peer> follower(peer, trace, 0);
   Log log;
   if (!options.dump.empty()) {
@@ -307,19 +309,19 @@ template <class Peer> void watched(Peer &peer, const Trace &trace, const Options
     }
     peer.watch(&log);
   }
-  uint64_t peak = device.used();
-  const uint64_t base = peak;
   const auto after = [&](const Op &op) {
     if (options.kernel_ns_per_byte > 0 && op.kind == Kind::Alloc) {
       const double ns = options.kernel_ns_per_byte * static_cast<double>(op.bytes);
       device.busy(follower.stream(op.stream), static_cast<uint64_t>(ns));
     }
     if (options.watch) {
-      const uint64_t used = device.used();
-      peak = std::max(peak, used);
-      const Own own = peer.own();
-      log.op = follower.at;
-      log.change(own.has_reserved ? own.reserved : used - base);
+      const uint64_t reserved = peer.own().reserved;
+      // Asked for at changes only, since it takes time. What a peer says of itself is not simply believed.
+      if (reserved != log.last && reserved != device.used() - base) {
+        throw std::runtime_error("the allocator says that it holds " + std::to_string(reserved) + " bytes, the device says " +
+                                 std::to_string(device.used() - base));
+      }
+      log.change(reserved);
     }
     if (options.op_ns > 0) {
       device.advance(options.op_ns);
@@ -362,10 +364,7 @@ template <class Peer> void watched(Peer &peer, const Trace &trace, const Options
   close();
   const Device::Calls first = device.calls();
   const Own own = peer.own();
-  say("peak_used", peak - base);
-  if (own.has_reserved) {
-    say("peak_reserved", own.reserved_peak);
-  }
+  say("peak_reserved", own.reserved_peak);
   say("retries", own.retries);
   say("driver_ns.first", device.driver_ns() - start_driver);
   say("driver_ns.steady", device.driver_ns() - third_driver);
@@ -384,7 +383,7 @@ template <class Peer> void watched(Peer &peer, const Trace &trace, const Options
   if (options.passes > 1) {
     say("driver_ns.later", (device.driver_ns() - first_driver) / (options.passes - 1));
     say("stall_ns.later", (device.stall_ns() - first_stall) / (options.passes - 1));
-    say("peak_used.all", peak - base);
+    say("peak_reserved.all", peer.own().reserved_peak);
     print_calls("later", device.calls(), first);
   }
 }
@@ -398,12 +397,13 @@ template <class Peer> int run(int count, char **words) {
     std::printf("peak_live %llu\nops %zu\nsteps %zu\n", static_cast<unsigned long long>(trace.peak_live), trace.calls, trace.markers);
     int status = 0;
     try {
+      const uint64_t base = device.used();
       // Leaked: peers differ in what they do when they end, and none of it is measured.
       Peer &peer = *new Peer(options.setting, device.total());
       if (options.each) {
         each(peer, trace, options);
       } else if (options.watch || options.op_ns > 0 || options.kernel_ns_per_byte > 0 || !options.dump.empty()) {
-        watched(peer, trace, options, device);
+        watched(peer, trace, options, device, base);
       } else {
         timed(peer, trace, options);
       }

@@ -5,6 +5,7 @@
 #include <rmm/mr/device/arena_memory_resource.hpp>
 #include <rmm/mr/device/cuda_memory_resource.hpp>
 #include <rmm/mr/device/pool_memory_resource.hpp>
+#include <rmm/mr/device/statistics_resource_adaptor.hpp>
 
 #include <memory>
 #include <unordered_map>
@@ -37,18 +38,21 @@ void cuda_stream_view::synchronize_no_throw() const noexcept { cudaStreamSynchro
 namespace {
 
 class Rmm {
+  /// Asked only where a pool grows.
+  using Counted = rmm::mr::statistics_resource_adaptor<rmm::mr::cuda_memory_resource>;
+
 public:
   Rmm(const std::string &setting, uint64_t capacity) {
-    using Pool = rmm::mr::pool_memory_resource<rmm::mr::cuda_memory_resource>;
-    using Arena = rmm::mr::arena_memory_resource<rmm::mr::cuda_memory_resource>;
+    using Pool = rmm::mr::pool_memory_resource<Counted>;
+    using Arena = rmm::mr::arena_memory_resource<Counted>;
     const size_t whole = capacity / 256 * 256;
     try {
       if (setting == "pool-grow") {
-        resource_ = std::make_unique<Pool>(&upstream_, size_t{64} << 20);
+        resource_ = std::make_unique<Pool>(&counted_, size_t{64} << 20);
       } else if (setting == "pool-one") {
-        resource_ = std::make_unique<Pool>(&upstream_, whole, whole);
+        resource_ = std::make_unique<Pool>(&counted_, whole, whole);
       } else if (setting == "arena") {
-        resource_ = std::make_unique<Arena>(&upstream_, whole);
+        resource_ = std::make_unique<Arena>(&counted_, whole);
       } else {
         throw std::runtime_error("there is no setting '" + setting + "': pool-grow, pool-one, arena");
       }
@@ -82,7 +86,14 @@ public:
   /// Nor a way to give memory back.
   void empty_cache() {}
 
-  peers::Own own() { return {}; }
+  peers::Own own() {
+    const auto bytes = counted_.get_bytes_counter();
+    peers::Own own;
+    own.reserved = static_cast<uint64_t>(bytes.value);
+    own.reserved_peak = static_cast<uint64_t>(bytes.peak);
+    return own;
+  }
+
   void watch(peers::Log *) {}
 
 private:
@@ -104,6 +115,7 @@ private:
   static thread_local std::unordered_multimap<void *, cudaStream_t> recorded;
 
   rmm::mr::cuda_memory_resource upstream_;
+  Counted counted_{&upstream_};
   std::unique_ptr<rmm::mr::device_memory_resource> resource_;
 };
 

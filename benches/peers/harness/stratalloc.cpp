@@ -40,7 +40,6 @@ public:
     stats.struct_size = sizeof stats;
     must(stratalloc_get_stats(allocator_, 0, &stats));
     peers::Own own;
-    own.has_reserved = true;
     own.reserved = stats.reserved.current;
     own.reserved_peak = stats.reserved.peak;
     return own;
