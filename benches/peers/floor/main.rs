@@ -1,58 +1,37 @@
-//! What the C++ peers need from Rust: traces decoded into a form that they read at once.
-#![allow(clippy::print_stderr, reason = "a command's output is its result")]
+//! The least that book-keeping costs, and the decoder of traces for the peers in C++.
+//!
+//! ```text
+//! peer-floor decode TRACE FILE
+//! peer-floor --trace FILE --setting mimalloc|offset-allocator --passes N --threads N
+//! ```
+//!
+//! Both allocators know nothing of streams and drivers. mimalloc gets sizes that are 2,048 times smaller, so that 80 GiB are 40 MiB of
+//! host memory which it has at hand: what is timed is its book-keeping, not the kernel's. offset-allocator gets the real sizes, in
+//! granules of 512 bytes, on a device of SOFTCUDA_MEMORY bytes.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output is its result")]
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+mod decode;
+mod replay;
+
 use std::path::Path;
 use std::process::ExitCode;
 
-use stratalloc_trace::{Op, Trace};
+/// As the harness in C++ has it: there was no room.
+const NO_ROOM: u8 = 3;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        ["decode", from, to] => decode(Path::new(from), Path::new(to)),
-        _ => Err("peer-floor decode TRACE FILE".to_string()),
+        ["decode", from, to] => decode::decode(Path::new(from), Path::new(to)).map(|()| true),
+        words => replay::Options::parse(words).and_then(|options| replay::run(&options)),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(NO_ROOM),
         Err(message) => {
             eprintln!("peer-floor: {message}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes a trace as `harness/trace.h` reads it.
-fn decode(from: &Path, to: &Path) -> Result<(), String> {
-    let trace = Trace::load(from).map_err(|error| error.to_string())?;
-    let failed = |error: io::Error| format!("cannot write {}: {error}", to.display());
-    let mut file = BufWriter::new(File::create(to).map_err(failed)?);
-    write_ops(&trace, &mut file).and_then(|()| file.flush()).map_err(failed)
-}
-
-fn write_ops(trace: &Trace, to: &mut impl Write) -> io::Result<()> {
-    to.write_all(b"stratops")?;
-    for number in [trace.ops.len() as u64, trace.first_third() as u64, u64::from(trace.streams)] {
-        to.write_all(&number.to_ne_bytes())?;
-    }
-    let mut next = 0;
-    for op in &trace.ops {
-        let (bytes, id, stream, kind) = match *op {
-            Op::Alloc { bytes, stream } => {
-                next += 1;
-                (bytes, next - 1, stream, 0)
-            }
-            Op::Free { id } => (0, id, 0, 1),
-            Op::Record { id, stream } => (0, id, stream, 2),
-            Op::EmptyCache => (0, 0, 0, 3),
-            Op::Marker { label } => (0, label, 0, 4),
-        };
-        to.write_all(&bytes.to_ne_bytes())?;
-        to.write_all(&u32::to_ne_bytes(id))?;
-        to.write_all(&u16::to_ne_bytes(stream))?;
-        to.write_all(&[kind, 0])?;
-    }
-    Ok(())
 }
