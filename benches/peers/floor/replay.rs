@@ -175,3 +175,75 @@ fn load(options: &Options) -> Result<(Vec<Op>, usize), String> {
     }
     Ok((ops, allocs))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(text: &str) -> (tempdir::Folder, Options) {
+        let folder = tempdir::Folder::new();
+        let (trace, ops) = (folder.path.join("t.trace"), folder.path.join("ops"));
+        fs::write(&trace, text).unwrap();
+        crate::decode::decode(&trace, &ops).unwrap();
+        (folder, Options { trace: ops, setting: String::new(), passes: 2, threads: 1 })
+    }
+
+    mod tempdir {
+        use std::path::PathBuf;
+        use std::sync::atomic::{AtomicU32, Ordering};
+
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+
+        pub(super) struct Folder {
+            pub(super) path: PathBuf,
+        }
+
+        impl Folder {
+            pub(super) fn new() -> Folder {
+                let name = format!("peer-floor-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+                let path = std::env::temp_dir().join(name);
+                std::fs::create_dir_all(&path).unwrap();
+                Folder { path }
+            }
+        }
+
+        impl Drop for Folder {
+            fn drop(&mut self) {
+                let _ = std::fs::remove_dir_all(&self.path);
+            }
+        }
+    }
+
+    const TRACE: &str = "# stratalloc-trace 1\na 0 1000 0\na 1 600 0\nm x\nr 0 1\nf 0\na 2 512 1\n";
+
+    #[test]
+    fn a_decoded_trace_has_the_operations_of_the_trace() {
+        let (_folder, options) = decoded(TRACE);
+        let (ops, allocs) = load(&options).unwrap();
+        let sizes: Vec<(usize, u64)> = ops
+            .iter()
+            .filter_map(|op| if let Op::Alloc { id, bytes } = *op { Some((id, bytes)) } else { None })
+            .collect();
+        assert_eq!((sizes, allocs, ops.len()), (vec![(0, 1000), (1, 600), (2, 512)], 3, 4));
+    }
+
+    #[test]
+    fn there_is_room_or_there_is_not() {
+        let (_folder, options) = decoded(TRACE);
+        let (ops, allocs) = load(&options).unwrap();
+        let offsets = |granules| passes(&options, &ops, allocs, || Offsets(offset_allocator::Allocator::new(granules)));
+        assert!(offsets(64) && !offsets(3));
+        let two = Options { threads: 2, ..options };
+        assert!(passes(&two, &ops, allocs, || Mimalloc));
+    }
+
+    #[test]
+    fn bad_input_is_named() {
+        assert!(Options::parse(&["--passes", "0"]).is_err() && Options::parse(&["--trace"]).is_err());
+        let (_folder, mut options) = decoded(TRACE);
+        options.setting = "jemalloc".to_string();
+        assert!(run(&options).unwrap_err().contains("jemalloc"));
+        fs::write(&options.trace, "no").unwrap();
+        assert!(run(&options).unwrap_err().contains("not a decoded trace"));
+    }
+}

@@ -1,6 +1,6 @@
 //! One replay: a process of its own, and the figures that it prints.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -23,6 +23,8 @@ pub(super) struct Replay {
     pub(super) memory: u64,
     /// Whether calls and memory are watched, in virtual time; if not, real time is taken.
     pub(super) watch: bool,
+    /// Whether calls take virtual time.
+    pub(super) latency: bool,
     /// How late events are seen to complete, in microseconds of virtual time.
     pub(super) event_lag_us: u64,
     /// What an operation takes of the host's virtual time.
@@ -115,6 +117,22 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// What `stratalloc replay` reserves at most for the same trace under the same settings, on a device of this many bytes.
+    pub(super) fn replay_command(&self, peer: &Peer, trace: &Path, memory: u64) -> Result<u64, String> {
+        let mut command = Command::new(&self.place.stratalloc);
+        command
+            .args(["replay", "--json", "--repeat", "1", "--config", &peer.conf, "--capacity", &format!("{memory}B")])
+            .arg(trace);
+        let output = command.output().map_err(|error| format!("cannot run {command:?}: {error}"))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let after = text.split_once("\"peak_reserved_bytes\":").map(|(_, after)| after.trim_start());
+        let digits = after.map(|after| after.chars().take_while(char::is_ascii_digit).collect::<String>());
+        let bytes = digits.and_then(|digits| digits.parse().ok());
+        bytes.ok_or_else(|| {
+            format!("{command:?} tells no peak_reserved_bytes: {}", String::from_utf8_lossy(&output.stderr))
+        })
+    }
+
     fn environment(&self, peer: &Peer, replay: &Replay, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
@@ -127,7 +145,9 @@ impl<'a> Runner<'a> {
         }
         command.env("SOFTCUDA_BACKING", "none").env("SOFTCUDA_MEMORY", replay.memory.to_string());
         if replay.watch {
-            command.env("SOFTCUDA_CLOCK", "virtual").env("SOFTCUDA_LATENCY", "a100");
+            command
+                .env("SOFTCUDA_CLOCK", "virtual")
+                .env("SOFTCUDA_LATENCY", if replay.latency { "a100" } else { "off" });
             command.env("SOFTCUDA_EVENT_LAG_US", replay.event_lag_us.to_string());
         }
         let variable = match peer.family {
@@ -188,7 +208,8 @@ mod tests {
 
     #[test]
     fn work_is_done_in_any_order_and_given_in_the_items() {
-        let place = Place { bin: PathBuf::new(), ops: PathBuf::new(), libraries: Vec::new() };
+        let place =
+            Place { bin: PathBuf::new(), stratalloc: PathBuf::new(), ops: PathBuf::new(), libraries: Vec::new() };
         let runner = Runner::new(&place, 3);
         let items: Vec<u64> = (0..100).collect();
         assert_eq!(runner.each(&items, |item| Ok(item * 2)).unwrap()[99], 198);

@@ -18,6 +18,8 @@ const CUDA_12_HEADERS: &str = "nvidia-cuda-runtime-cu12==12.8.90";
 pub(super) struct Place {
     /// The programs.
     pub(super) bin: PathBuf,
+    /// The command `stratalloc`.
+    pub(super) stratalloc: PathBuf,
     /// Traces in the form that the programs read.
     pub(super) ops: PathBuf,
     /// Folders of shared libraries, in order.
@@ -48,8 +50,9 @@ pub(super) fn set_up(root: &Path, peers: &[Peer]) -> Result<Place, String> {
     // PyTorch's libraries, and everybody's headers, come through pip: all families but the floor need the environment.
     let venv = venv::prepare(&cache.join("torch-venv"))?;
     let libraries = softcuda::lay_out(root, &softcuda::Options::plain(&work.join("softcuda")))?;
-    let mut place = Place { bin, ops, libraries: vec![libraries] };
-    build_floor(root, &place)?;
+    let stratalloc = bin.join("stratalloc");
+    let mut place = Place { bin, stratalloc, ops, libraries: vec![libraries] };
+    build(root, "stratalloc-benches", &place.program(Family::Floor))?;
 
     let cuda_13 = venv::cuda_headers(&venv, &cache.join("cuda-headers"))?;
     if needs(Family::Torch) {
@@ -63,6 +66,7 @@ pub(super) fn set_up(root: &Path, peers: &[Peer]) -> Result<Place, String> {
     if needs(Family::Stratalloc) {
         let prefix = work.join("stratalloc");
         install::library(root, &prefix)?;
+        build(root, "stratalloc-cli", &place.stratalloc)?;
         let mut build = Build::new(root, &place, "stratalloc.cpp", "-std=c++20");
         build.system(&prefix.join("include")).system(&cuda_13).library(&prefix.join("lib"), &["stratalloc"]);
         build.run(&place, Family::Stratalloc, 13)?;
@@ -90,14 +94,14 @@ pub(super) fn set_up(root: &Path, peers: &[Peer]) -> Result<Place, String> {
     Ok(place)
 }
 
-/// The program in Rust: the floor, and who decodes traces.
-fn build_floor(root: &Path, place: &Place) -> Result<(), String> {
+/// A program of one of our packages.
+fn build(root: &Path, package: &str, to: &Path) -> Result<(), String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let arguments = ["build", "--release", "--quiet", "-p", "stratalloc-benches", "--bin", "peer-floor"];
-    succeed(Command::new(cargo).args(arguments).current_dir(root))?;
-    let built = softcuda::target_folder(root).join("release/peer-floor");
-    let to = place.program(Family::Floor);
-    fs::copy(&built, &to).map(drop).map_err(|error| format!("cannot copy {}: {error}", built.display()))
+    let name = to.file_name().unwrap_or_default();
+    let arguments = ["build", "--release", "--quiet", "-p", package, "--bin"];
+    succeed(Command::new(cargo).args(arguments).arg(name).current_dir(root))?;
+    let built = softcuda::target_folder(root).join("release").join(name);
+    fs::copy(&built, to).map(drop).map_err(|error| format!("cannot copy {}: {error}", built.display()))
 }
 
 /// A compiler's command line.

@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn a_failure_above_the_smallest_is_found() {
         let peak_live = 10 << 30;
-        let trace = Trace { name: String::new(), ops: "".into(), peak_live, calls: 0, records: 0 };
+        let trace = Trace { name: String::new(), file: "".into(), ops: "".into(), peak_live, calls: 0, records: 0 };
         let mut figures = Figures::default();
         sweep(&trace, peak_live, |memory| Ok(memory > peak_live / 10 * 12), &mut figures).unwrap();
         assert!(figures.number("robust_ratio").unwrap() > 1.2);

@@ -25,6 +25,9 @@ const PAGE: u64 = 2 << 20;
 /// A recorded program.
 pub(super) struct Trace {
     pub(super) name: String,
+    /// As it was recorded.
+    pub(super) file: PathBuf,
+    /// Decoded.
     pub(super) ops: PathBuf,
     /// The most requested bytes that are live at one time.
     pub(super) peak_live: u64,
@@ -49,7 +52,7 @@ impl Trace {
         let number =
             |key: &str| figures.number(key).map(|value| value as u64).ok_or_else(|| format!("no {key} of {name}"));
         let (peak_live, calls, records) = (number("peak_live")?, number("calls")?, number("records")?);
-        Ok(Trace { peak_live, calls, records, ops, name })
+        Ok(Trace { peak_live, calls, records, ops, file: file.to_path_buf(), name })
     }
 
     /// A watched replay on a device with this memory.
@@ -63,6 +66,7 @@ impl Trace {
             ops: self.ops.clone(),
             memory,
             watch: false,
+            latency: true,
             event_lag_us: 0,
             op_ns: 0,
             kernel_ns_per_byte: 0.0,

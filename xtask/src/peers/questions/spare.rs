@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{Answers, Asking, SPARE_MEMORY};
+use crate::peers::roster::Family;
 
 /// The part of the peak that a device has for the second dump.
 const TIGHT: f64 = 1.02;
@@ -16,7 +17,11 @@ pub(super) fn ask(asking: &Asking<'_>, answers: &mut Answers) -> Result<(), Stri
     let found = asking.runner.each(&asked, |(trace, peer)| {
         let mut replay = trace.watched(SPARE_MEMORY);
         replay.passes = PASSES;
-        asking.runner.replay(peer, &replay)
+        let mut figures = asking.runner.replay(peer, &replay)?;
+        if peer.family == Family::Stratalloc && figures.completed() {
+            figures.set("replay_reserved", asking.runner.replay_command(peer, &trace.file, SPARE_MEMORY)?);
+        }
+        Ok(figures)
     })?;
     for ((trace, peer), figures) in asked.into_iter().zip(found) {
         answers.add("spare", trace, peer, figures);

@@ -139,6 +139,7 @@ fn spare(page: &Page<'_>) -> String {
     let mut table = page.table("spare", ratio_cell);
     if !table.is_empty() {
         table += &page.summary("spare", "geometric mean, worst", reserved_ratio, mean_and_worst);
+        table += &replayed(page);
         table += "\n![what is reserved beyond what is live](ratios.svg)\n";
     }
     section(
@@ -148,10 +149,38 @@ fn spare(page: &Page<'_>) -> String {
     )
 }
 
+/// How far `stratalloc replay` is from this harness.
+fn replayed(page: &Page<'_>) -> String {
+    let mut apart = Vec::new();
+    let mut compared = 0;
+    for answer in page.answers.0.iter().filter(|answer| answer.question == "spare") {
+        let (here, there) = (answer.figures.number("peak_reserved"), answer.figures.number("replay_reserved"));
+        if let Some((here, there)) = here.zip(there) {
+            compared += 1;
+            if here != there {
+                let mib = |bytes: f64| bytes / f64::from(1 << 20);
+                apart.push(format!(
+                    "{} on {}: {:.0} MiB there, {:.0} here",
+                    answer.peer,
+                    answer.trace,
+                    mib(there),
+                    mib(here)
+                ));
+            }
+        }
+    }
+    match (compared, apart.as_slice()) {
+        (0, _) => String::new(),
+        (_, []) => "\n`stratalloc replay` gives the same bytes for each of its rows.\n".to_string(),
+        _ => format!("\n`stratalloc replay` differs: {}.\n", apart.join("; ")),
+    }
+}
+
 /// Calls of the driver that say nothing of memory.
 fn is_idle(call: &str) -> bool {
     [
         "cuCtxGet",
+        "cuGetError",
         "cuDevice",
         "cuInit",
         "cuStreamIsCapturing",
@@ -246,8 +275,10 @@ fn capacity(page: &Page<'_>) -> String {
     if !table.is_empty() {
         table +=
             &page.summary("capacity", "geometric mean, worst", |_, figures| figures.number("ratio"), mean_and_worst);
-        let robust = |_: &Trace, figures: &Figures| figures.number("robust_ratio");
-        table += &page.summary("capacity", "robust: mean, worst", robust, mean_and_worst);
+        if page.answers.0.iter().any(|answer| answer.figures.number("robust_ratio").is_some()) {
+            let robust = |_: &Trace, figures: &Figures| figures.number("robust_ratio");
+            table += &page.summary("capacity", "robust: mean, worst", robust, mean_and_worst);
+        }
     }
     let text = format!(
         "By bisection, to 0.2 % of the peak. In brackets: retries at that capacity, for each of which PyTorch gives its cache back and waits\nfor \
@@ -260,7 +291,10 @@ fn capacity(page: &Page<'_>) -> String {
 fn pressure(page: &Page<'_>) -> String {
     let cell = |_: &Trace, figures: &Figures| {
         let calls = |names: &[&str]| -> f64 {
-            names.iter().filter_map(|name| figures.number(&format!("calls.first.{name}"))).sum()
+            names
+                .iter()
+                .filter_map(|name| figures.number(&format!("calls.first.{name}")))
+                .fold(0.0, |sum, count| sum + count)
         };
         let device = calls(&["cuCtxSynchronize", "cuMemFree_v2"]);
         let waits = calls(&["cuStreamSynchronize", "cuEventSynchronize"]);
