@@ -64,8 +64,12 @@ impl FromStr for Limit {
 pub struct Config {
     /// The most physical memory to hold on each device. Default: all of it.
     pub limit: Option<Limit>,
-    /// Bytes a physical chunk: a power of two, 2 MiB to 1 GiB.
+    /// Bytes of the smallest physical chunks: a power of two, 2 MiB to 1 GiB.
     pub chunk: ByteSize,
+    /// Bytes of the largest physical chunks: a power of two, up to 1 GiB. Below [`Config::chunk`], all are of that size.
+    pub chunk_max: ByteSize,
+    /// Whether all chunks are as small as they can be: less memory is lost between blocks, for more driver calls when memory is taken.
+    pub thrifty: bool,
     /// Bytes that one thread may keep in its magazines on a device, as a part of the device's memory, 0 to 1. 0 turns magazines off.
     pub magazine: f64,
     /// The part of the limit above which free memory is moved or given back before more is taken from the device, above 0
@@ -88,6 +92,8 @@ impl Default for Config {
         Config {
             limit: None,
             chunk: ByteSize(PAGE),
+            chunk_max: ByteSize::mib(64),
+            thrifty: false,
             magazine: 0.25,
             gc_threshold: 1.0,
             cross_stream_wait: false,
@@ -118,7 +124,7 @@ fn part(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part))
 }
 
-const TABLE: [Key; 8] = [
+const TABLE: [Key; 10] = [
     Key {
         name: "limit",
         allowed: "a size such as 70GiB, or a part of the device's memory above 0 and at most 1.0, such as 0.9",
@@ -132,6 +138,16 @@ const TABLE: [Key; 8] = [
             put(&mut config.chunk, size.filter(|size| size.0.is_power_of_two() && (PAGE..=1 << 30).contains(&size.0)))
         },
     },
+    Key {
+        name: "chunk_max",
+        allowed: "a power of two from 2MiB to 1GiB",
+        set: |config, text| {
+            let size = text.parse::<ByteSize>().ok();
+            let fits = |size: &ByteSize| size.0.is_power_of_two() && (PAGE..=1 << 30).contains(&size.0);
+            put(&mut config.chunk_max, size.filter(fits))
+        },
+    },
+    Key { name: "thrifty", allowed: "true or false", set: |config, text| put(&mut config.thrifty, text.parse().ok()) },
     Key {
         name: "magazine",
         allowed: "a part of the device's memory from 0 (off) to 1",
@@ -187,8 +203,20 @@ impl fmt::Display for Config {
         if let Some(limit) = self.limit {
             write!(f, "limit:{limit},")?;
         }
-        let Config { limit: _, chunk, magazine, gc_threshold, cross_stream_wait, address_space, trace, strict } = self;
-        write!(f, "chunk:{},magazine:{magazine},gc_threshold:{gc_threshold},", chunk.0)?;
+        let Config {
+            limit: _,
+            chunk,
+            chunk_max,
+            thrifty,
+            magazine,
+            gc_threshold,
+            cross_stream_wait,
+            address_space,
+            trace,
+            strict,
+        } = self;
+        write!(f, "chunk:{},chunk_max:{},thrifty:{thrifty},", chunk.0, chunk_max.0)?;
+        write!(f, "magazine:{magazine},gc_threshold:{gc_threshold},")?;
         write!(f, "cross_stream_wait:{cross_stream_wait},address_space:{address_space},trace:{trace},strict:{strict}")
     }
 }

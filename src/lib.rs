@@ -21,7 +21,10 @@ pub use allocator::{
     OwnedAllocation, Plain, Restored, Tag,
 };
 pub use config::{Config, Limit};
-pub use error::{ConfigError, DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+pub use error::{
+    ConfigError, DriverError, DriverErrorKind, Error, OomAdvice, OomBlock, OomCause, OomExplanation, OomFree, OomGap,
+    OomNeighbour, OomPool, OomRemedy, OomRequest, OomRung, OomTag, OutOfMemory, Result,
+};
 pub use pool::Checkpoint;
 pub use snapshot::Snapshot;
 pub use telemetry::{

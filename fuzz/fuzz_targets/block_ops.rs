@@ -106,7 +106,7 @@ impl Model {
                 let usable = |other: Owner| other == owner || other == Owner::SHARED;
                 let Some(growth) = self.arena.plan_growth(owner, size, alignment, PAGE, usable) else { return };
                 self.map(growth);
-                let whole = self.arena.fill(owner, growth, owner, 0, usable);
+                let whole = self.arena.fill(owner, growth.at, growth.bytes, owner, 0, usable);
                 self.arena.take_from(whole, size, alignment)
             }
             None => return,
@@ -122,7 +122,7 @@ impl Model {
         self.used.push((node, addr, size, owner));
     }
 
-    fn map(&mut self, Growth { at, bytes }: Growth) {
+    fn map(&mut self, Growth { at, bytes, .. }: Growth) {
         assert!(bytes > 0 && bytes % PAGE == 0 && at % PAGE == 0);
         for page in (at..at + bytes).step_by(PAGE as usize) {
             assert!(self.mapped.insert(page, ()).is_none(), "{page:#x} is mapped twice");

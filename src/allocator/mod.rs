@@ -20,7 +20,7 @@ use crate::cache::{DeviceCache, Request, TAGS};
 use crate::config::Limit;
 use crate::driver::Driver;
 use crate::driver::metered::Metered;
-use crate::error::{Error, OutOfMemory, Result};
+use crate::error::{Error, OomExplanation, OutOfMemory, Result};
 use crate::pool::BlockId;
 use crate::snapshot::Snapshot;
 use crate::sync::Mutex;
@@ -169,7 +169,7 @@ impl Allocator {
             may_grow: !request.flags.contains(AllocFlags::NO_GROW),
             dedicated: request.flags.contains(AllocFlags::DEDICATED),
         };
-        let ptr = device.alloc(inner).or_else(|error| self.observe(device, inner, error))?;
+        let ptr = device.alloc(inner).or_else(|error| self.observe(device, inner, self.name_tags(error)))?;
         if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }
     }
 
@@ -207,10 +207,18 @@ impl Allocator {
                     device.count_observed();
                     return Ok(ptr);
                 }
-                Err(next) => error = next,
+                Err(next) => error = self.name_tags(next),
             }
         }
         Err(error)
+    }
+
+    #[cold]
+    fn name_tags(&self, mut error: Error) -> Error {
+        if let Error::OutOfMemory(shortage) = &mut error {
+            shortage.explanation.name_tags(|tag| self.tag_name(Tag(tag)));
+        }
+        error
     }
 
     /// Frees memory from [`Allocator::raw_alloc`] or [`Allocation::into_raw`], in the order of its home stream: work submitted to that stream
@@ -342,6 +350,16 @@ impl Allocator {
         let before = observers.len();
         observers.retain(|&(other, _)| other != number);
         observers.len() < before
+    }
+
+    /// Why the last request on a device failed that found no room, whether it was refused at once ([`Error::NeverFits`], [`Error::OverLimit`]),
+    /// failed in the driver, or ran out of memory.
+    pub fn last_oom(&self, device: usize) -> Result<Option<OomExplanation>> {
+        let mut last = self.device(device)?.last_oom();
+        if let Some(explanation) = &mut last {
+            explanation.name_tags(|tag| self.tag_name(Tag(tag)));
+        }
+        Ok(last)
     }
 
     /// The newest events of a device, oldest first. Empty unless `trace` is configured.

@@ -1,7 +1,7 @@
 //! The offset allocator: nodes that tile segments, best fit by owner, O(1) split and coalesce, holes that grow and shrink.
 
 use super::bins::Bins;
-use crate::units::{GRANULE, align_down, align_up};
+use crate::units::{GRANULE, align_up};
 
 /// A node's number, dense from 0 and used again.
 pub type NodeId = u32;
@@ -28,6 +28,8 @@ pub enum State {
     Free,
     /// Nothing is mapped there.
     Hole,
+    /// A mapping whose memory is served from another place now. Its owner and stamp say what may still touch it.
+    Ghost,
 }
 
 /// A range of a segment.
@@ -39,8 +41,8 @@ pub struct Node {
     pub size: u64,
     /// The owner's epoch when the node became free.
     pub stamp: u64,
-    prev: NodeId,
-    next: NodeId,
+    pub(super) prev: NodeId,
+    pub(super) next: NodeId,
     pub(super) bin_prev: NodeId,
     pub(super) bin_next: NodeId,
     /// Who may use the node, while it is free.
@@ -59,27 +61,18 @@ impl Node {
     }
 }
 
-/// Where memory has to be mapped so that a request fits: `bytes` at `at`, inside one hole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Growth {
-    /// First byte to map.
-    pub at: u64,
-    /// How much, a multiple of the chunk size or the whole hole.
-    pub bytes: u64,
-}
-
 /// Ranges of one or several segments. See the [module](super) for the words.
 ///
-/// Conservation: used + free + hole bytes == bytes of all segments, and the bins of all owners hold exactly the free nodes
+/// Conservation: used + free + hole + ghost bytes == bytes of all segments, and the bins of all owners hold exactly the free nodes
 /// ([`Arena::validate`]).
 #[derive(Debug, Clone, Default)]
 pub struct Arena {
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     vacant: Vec<NodeId>,
     /// By owner.
-    bins: Vec<Bins>,
+    pub(super) bins: Vec<Bins>,
     /// By home.
-    holes: Vec<Bins>,
+    pub(super) holes: Vec<Bins>,
     used_bytes: u64,
     segment_bytes: u64,
 }
@@ -273,106 +266,8 @@ impl Arena {
         !ids.is_empty()
     }
 
-    /// The cheapest place in the segments of `home` where mapping memory into a hole makes room for `size` bytes: the least to map, the
-    /// lowest address among equals. What `usable` owners have free beside the hole counts.
-    pub fn plan_growth(
-        &self,
-        home: Owner,
-        size: u64,
-        alignment: u64,
-        chunk: u64,
-        usable: impl Fn(Owner) -> bool,
-    ) -> Option<Growth> {
-        // Free nodes in a row count together: of one owner they never stand side by side, but `usable` may name several.
-        let beside = |from: NodeId, step: fn(&Node) -> NodeId| {
-            let mut bytes = 0;
-            let mut id = from;
-            while id != NIL && self.is_free_for_any(id, &usable) {
-                bytes += self.nodes[id as usize].size;
-                id = step(&self.nodes[id as usize]);
-            }
-            bytes
-        };
-        let mut best: Option<Growth> = None;
-        let mut offer = |at: u64, bytes: u64| {
-            if best.is_none_or(|best| (bytes, at) < (best.bytes, best.at)) {
-                best = Some(Growth { at, bytes });
-            }
-        };
-        for id in self.holes.get(home.0 as usize)?.iter(&self.nodes) {
-            let hole = &self.nodes[id as usize];
-            let first = hole.addr - beside(hole.prev, |node| node.prev);
-            let last = hole.end() + beside(hole.next, |node| node.next);
-            // From the left: the request starts as low as it can.
-            let Some(end) = align_up(first, alignment).and_then(|start| start.checked_add(size)) else { continue };
-            if end > last {
-                continue;
-            }
-            let bytes = align_up(end.saturating_sub(hole.addr).max(1), chunk).unwrap_or(u64::MAX);
-            offer(hole.addr, bytes.min(hole.size));
-            // From the right: it ends as high as it can.
-            let start = align_down(last - size, alignment);
-            let bytes = align_up(hole.end().saturating_sub(start).max(1), chunk).unwrap_or(u64::MAX);
-            if last > hole.end() && bytes <= hole.size && start + size > hole.end() - bytes {
-                offer(hole.end() - bytes, bytes);
-            }
-        }
-        best
-    }
-
-    /// Memory has been mapped: the range, inside one hole, becomes free for `owner`, coalesced with its `usable` neighbours.
-    /// Returns the node that it is part of then.
-    pub fn fill(
-        &mut self,
-        home: Owner,
-        growth: Growth,
-        owner: Owner,
-        stamp: u64,
-        usable: impl Fn(Owner) -> bool,
-    ) -> NodeId {
-        let hole = self.hole_around(home, growth.at, growth.bytes).expect("growth lies in a hole");
-        self.take_hole(hole);
-        let id = self.cut(hole, growth.at, growth.bytes, |arena, rest| arena.put_hole(rest));
-        let mut id = self.put_coalesced(id, owner, stamp, &usable);
-        // A neighbour that has joined may have had a usable one on its other side.
-        while self.has_neighbour_for(id, &usable) {
-            self.bins[owner.0 as usize].remove(&mut self.nodes, id);
-            let stamp = self.nodes[id as usize].stamp;
-            id = self.put_coalesced(id, owner, stamp, &usable);
-        }
-        id
-    }
-
-    /// Memory is to be unmapped: `size` bytes at `addr` of the free node `id` become a hole.
-    pub fn punch(&mut self, id: NodeId, addr: u64, size: u64) {
-        let Node { owner, stamp, state, .. } = self.nodes[id as usize];
-        assert!(state == State::Free, "only free nodes are punched");
-        self.bins[owner.0 as usize].remove(&mut self.nodes, id);
-        let hole = self.cut(id, addr, size, |arena, rest| arena.put_free(rest, owner, stamp));
-        let Node { prev, next, .. } = self.nodes[hole as usize];
-        let mut merged = hole;
-        if next != NIL && self.nodes[next as usize].state == State::Hole {
-            self.take_hole(next);
-            self.merge_next(merged);
-        }
-        if prev != NIL && self.nodes[prev as usize].state == State::Hole {
-            self.take_hole(prev);
-            self.merge_next(prev);
-            merged = prev;
-        }
-        self.put_hole(merged);
-    }
-
-    /// The hole that contains the whole range.
-    fn hole_around(&self, home: Owner, addr: u64, size: u64) -> Option<NodeId> {
-        self.holes.get(home.0 as usize)?.iter(&self.nodes).find(|&id| {
-            let hole = self.node(id);
-            hole.addr <= addr && addr + size <= hole.end()
-        })
-    }
-
     /// Cuts `[addr, addr + size)` out of the unbinned node `id`; `put` takes the rests on either side.
-    fn cut(&mut self, id: NodeId, addr: u64, size: u64, mut put: impl FnMut(&mut Arena, NodeId)) -> NodeId {
+    pub(super) fn cut(&mut self, id: NodeId, addr: u64, size: u64, mut put: impl FnMut(&mut Arena, NodeId)) -> NodeId {
         let mut middle = id;
         if addr > self.nodes[id as usize].addr {
             middle = self.split(id, addr - self.nodes[id as usize].addr);
@@ -386,17 +281,17 @@ impl Arena {
     }
 
     #[inline]
-    fn is_free_for(&self, id: NodeId, owner: Owner) -> bool {
+    pub(super) fn is_free_for(&self, id: NodeId, owner: Owner) -> bool {
         let node = &self.nodes[id as usize];
         node.state == State::Free && node.owner == owner
     }
 
-    fn is_free_for_any(&self, id: NodeId, usable: impl Fn(Owner) -> bool) -> bool {
+    pub(super) fn is_free_for_any(&self, id: NodeId, usable: impl Fn(Owner) -> bool) -> bool {
         let node = &self.nodes[id as usize];
         node.state == State::Free && usable(node.owner)
     }
 
-    fn has_neighbour_for(&self, id: NodeId, usable: impl Fn(Owner) -> bool) -> bool {
+    pub(super) fn has_neighbour_for(&self, id: NodeId, usable: impl Fn(Owner) -> bool) -> bool {
         let Node { prev, next, .. } = self.nodes[id as usize];
         [prev, next].into_iter().any(|beside| beside != NIL && self.is_free_for_any(beside, &usable))
     }
@@ -417,7 +312,7 @@ impl Arena {
 
     /// Merges an unbinned node with its unbinned right neighbour, which ceases to be.
     #[inline]
-    fn merge_next(&mut self, id: NodeId) {
+    pub(super) fn merge_next(&mut self, id: NodeId) {
         let right = self.nodes[id as usize].next;
         let Node { size, next, .. } = self.nodes[right as usize];
         self.nodes[id as usize].size += size;
@@ -430,7 +325,13 @@ impl Arena {
 
     /// Puts an unbinned node into the bins of `owner`, merged with the free neighbours whose owner `joins`.
     #[inline]
-    fn put_coalesced(&mut self, id: NodeId, owner: Owner, mut stamp: u64, joins: impl Fn(Owner) -> bool) -> NodeId {
+    pub(super) fn put_coalesced(
+        &mut self,
+        id: NodeId,
+        owner: Owner,
+        mut stamp: u64,
+        joins: impl Fn(Owner) -> bool,
+    ) -> NodeId {
         let mut id = id;
         let Node { prev, next, .. } = self.nodes[id as usize];
         for neighbour in [next, prev] {
@@ -457,7 +358,7 @@ impl Arena {
     }
 
     #[inline]
-    fn put_free(&mut self, id: NodeId, owner: Owner, stamp: u64) {
+    pub(super) fn put_free(&mut self, id: NodeId, owner: Owner, stamp: u64) {
         let node = &mut self.nodes[id as usize];
         node.state = State::Free;
         node.owner = owner;
@@ -468,7 +369,7 @@ impl Arena {
         self.bins[owner.0 as usize].insert(&mut self.nodes, id);
     }
 
-    fn put_hole(&mut self, id: NodeId) {
+    pub(super) fn put_hole(&mut self, id: NodeId) {
         self.nodes[id as usize].state = State::Hole;
         let home = self.nodes[id as usize].home.0 as usize;
         if self.holes.len() <= home {
@@ -477,7 +378,7 @@ impl Arena {
         self.holes[home].insert(&mut self.nodes, id);
     }
 
-    fn take_hole(&mut self, id: NodeId) {
+    pub(super) fn take_hole(&mut self, id: NodeId) {
         let home = self.nodes[id as usize].home.0 as usize;
         self.holes[home].remove(&mut self.nodes, id);
     }
@@ -523,7 +424,7 @@ impl Arena {
                 State::Used => used += node.size,
                 State::Free => free_nodes += 1,
                 State::Hole => hole_nodes += 1,
-                State::Vacant => {}
+                State::Ghost | State::Vacant => {}
             }
             if node.size == 0 || !node.size.is_multiple_of(GRANULE) || !node.addr.is_multiple_of(GRANULE) {
                 return fail("not a multiple of the granule");

@@ -3,7 +3,8 @@
 //! Words, in the order in which one needs them:
 //!
 //! - A **node** is a range `[addr, addr + size)`. The nodes of a segment tile it in address order and know their
-//!   neighbours. A node is *used*, *free* (mapped, may be handed out) or a *hole* (nothing is mapped there).
+//!   neighbours. A node is *used*, *free* (mapped, may be handed out), a *hole* (nothing is mapped there) or a
+//!   *ghost* (mapped, but its memory is served from another place now).
 //! - An **owner** is whoever may use a free node at once: one lane (a stream, or a private pool's part of it), or
 //!   [`Owner::SHARED`], which anyone may use. Two free neighbours coalesce unless two different lanes own them.
 //! - A **stamp** is the owner's epoch when the node became free. Once the owner's clock has passed it, the node can be
@@ -16,8 +17,10 @@
 mod arena;
 mod bins;
 mod class;
+mod growth;
 mod slab;
 
-pub use arena::{Arena, Growth, Node, NodeId, Owner, State};
+pub use arena::{Arena, Node, NodeId, Owner, State};
 pub use class::{CLASS_SIZE_MAX, ClassId, block_granules};
+pub use growth::Growth;
 pub use slab::Slab;

@@ -5,6 +5,7 @@
 mod counts;
 mod gate;
 mod magazine;
+mod oom;
 mod private;
 mod stats;
 mod threads;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Weak};
 use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
 use crate::driver::Driver;
-use crate::error::{Error, Result};
+use crate::error::{Error, OomExplanation, Result};
 use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
@@ -66,6 +67,8 @@ pub(crate) struct DeviceCache {
     /// Locked after the pool, if both are.
     threads: Mutex<Vec<&'static ThreadCache>>,
     retired: Mutex<Retired>,
+    /// Why the last request failed that found no room.
+    last_oom: Mutex<Option<Box<OomExplanation>>>,
 }
 
 impl DeviceCache {
@@ -84,6 +87,7 @@ impl DeviceCache {
             tag_limits: Mutex::new([u64::MAX; TAGS]),
             threads: Mutex::new(Vec::new()),
             retired: Mutex::new(Retired::default()),
+            last_oom: Mutex::new(None),
         }))
     }
 
@@ -178,10 +182,10 @@ impl DeviceCache {
         let pool = &self.pool;
         let mut state = pool.lock();
         if u64::from(granules) * GRANULE > pool.limit(&state) {
-            return Err(self.never_fits(&state, size));
+            return Err(self.never_fits(&state, request, u64::from(granules) * GRANULE));
         }
         if self.tag_is_limited(tag) {
-            self.check_tag_limit(tag, size)?;
+            self.check_tag_limit(&state, request)?;
         }
         let block_size = u64::from(granules) * GRANULE;
         // Slots are aligned to the largest power of two that divides their class, and none is larger than the largest class.
@@ -216,13 +220,11 @@ impl DeviceCache {
                 if !is_slot && cache.is_some_and(packs) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
                 }
-                let (block, rung) = match pool.alloc(&mut state, Want { lane, kind, may_grow }, self) {
+                let want = Want { lane, kind, may_grow };
+                let (block, rung) = match pool.alloc(&mut state, want, self) {
                     Ok(Some(found)) => found,
-                    Ok(None) => return Err(self.no_room(&mut state, size)),
-                    Err(error) if error.is_out_of_memory() => {
-                        return Err(pool.shortage(&mut state, size, self.live_bytes(), Some(error)));
-                    }
-                    Err(error) => return Err(error.into()),
+                    Ok(None) => return Err(self.no_room(&mut state, request, want, None)),
+                    Err(error) => return Err(self.no_room(&mut state, request, want, Some(error))),
                 };
                 pool.count(&mut state, rung);
                 pool.directory.header(block).hand_out(size, tag);
@@ -312,19 +314,6 @@ impl DeviceCache {
         self.pool.count(&mut self.pool.lock(), Rung::Observer);
     }
 
-    /// Said before anything is moved or taken from the device for it.
-    #[cold]
-    fn never_fits(&self, state: &PoolState, size: u64) -> Error {
-        let (limit, capacity) = (self.pool.limit(state), self.pool.capacity);
-        Error::NeverFits { size, capacity, limit: (limit < capacity).then_some(limit) }
-    }
-
-    #[cold]
-    fn no_room(&self, state: &mut PoolState, size: u64) -> Error {
-        self.pool.ring.push(Event::new(EventKind::OutOfMemory, DevicePtr::NULL, size));
-        self.pool.shortage(state, size, self.live_bytes(), None)
-    }
-
     /// Notes that work on `stream` uses the live block.
     pub(crate) fn record_stream(&self, block: BlockId, stream: StreamId) -> Result<()> {
         let header = self.pool.directory.header(block);
@@ -369,15 +358,6 @@ impl DeviceCache {
             Some(_) => self.limited_tags.fetch_or(bit, Relaxed),
             None => self.limited_tags.fetch_and(!bit, Relaxed),
         };
-        Ok(())
-    }
-
-    /// Under the pool's lock, so that two requests of one tag cannot both get its last bytes.
-    fn check_tag_limit(&self, tag: u8, size: u64) -> Result<()> {
-        let (in_use, limit) = (self.tag_bytes(tag), self.tag_limits.lock()[tag as usize]);
-        if in_use.saturating_add(size) > limit {
-            return Err(Error::OverLimit { size, tag, in_use, limit });
-        }
         Ok(())
     }
 

@@ -4,13 +4,10 @@
 use super::directory::{self, BlockId};
 use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
-use crate::block::{Arena, CLASS_SIZE_MAX, ClassId, Growth, NodeId, Owner};
-use crate::driver::{Driver, DriverError};
+use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner};
+use crate::driver::DriverError;
 use crate::telemetry::{Event, EventKind, Rung};
-use crate::units::{GRANULE, PAGE, align_up};
-
-/// The first lanes get address space for many times the device's memory at once: 16.
-const WIDE_LANES: LaneId = 16;
+use crate::units::{GRANULE, PAGE};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +33,7 @@ pub(crate) enum Kind {
 
 impl Want {
     /// Where to look, for how much, at which alignment: a slot needs a page if no slab has one free.
-    fn range(&self) -> (usize, u64, u64) {
+    pub(super) fn range(&self) -> (usize, u64, u64) {
         match self.kind {
             Kind::Slot(_) => (SMALL, PAGE, PAGE),
             Kind::Dedicated { size } => (DEDICATED, size, GRANULE),
@@ -90,6 +87,8 @@ impl Pool {
     fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
         state.refusal = None;
+        let at_hand = state.at_hand(want.lane);
+        state.notes.begin(at_hand);
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
         if may_ask
@@ -97,6 +96,9 @@ impl Pool {
             && let Some(found) = found(self.search(state, want)?, Rung::Passed)
         {
             return Ok(Some(found));
+        }
+        if may_ask {
+            state.tried(want.lane, Rung::Passed);
         }
         if may_ask
             && self.config.cross_stream_wait
@@ -121,10 +123,12 @@ impl Pool {
                 return Ok(Some(found));
             }
         }
-        if want.may_grow
-            && let Some(block) = self.grow(state, want, magazines, false)?
-        {
-            return Ok(Some((block, Rung::NewChunk)));
+        state.tried(want.lane, Rung::Merge);
+        if want.may_grow {
+            if let Some(found) = self.grow(state, want, magazines, false)? {
+                return Ok(Some(found));
+            }
+            state.tried(want.lane, Rung::NewChunk);
         }
         if may_ask
             && self.advance(state)? | self.absorb(state, want)
@@ -132,18 +136,31 @@ impl Pool {
         {
             return Ok(Some(found));
         }
+        if may_ask {
+            state.tried(want.lane, Rung::Passed);
+        }
         if !want.may_grow {
             return Ok(None);
         }
-        if let Some(block) = self.grow(state, want, magazines, true)? {
-            return Ok(Some((block, Rung::Trim)));
+        if (magazines.drain(self, state, Drain::All) > 0) | self.retire_empty(state)
+            && let Some(found) = found(self.search(state, want)?, Rung::Merge)
+        {
+            return Ok(Some(found));
         }
-        if may_ask && self.settle(state)? {
+        state.tried(want.lane, Rung::Merge);
+        if let Some(found) = self.grow(state, want, magazines, true)? {
+            return Ok(Some(found));
+        }
+        state.tried(want.lane, Rung::Stitch);
+        if may_ask {
+            let has_changed = self.settle(state)? | (self.release_dedicated(state, want.range().1)? > 0);
             self.absorb(state, want);
+            state.tried(want.lane, Rung::Wait);
+            // Also where nothing was left to wait for: the search for more may have found that streams are done.
             if let Some(found) = found(self.search(state, want)?, Rung::Wait) {
                 return Ok(Some(found));
             }
-            if let Some(block) = self.grow(state, want, magazines, true)? {
+            if has_changed && let Some((block, _)) = self.grow(state, want, magazines, true)? {
                 return Ok(Some((block, Rung::Wait)));
             }
         }
@@ -194,7 +211,7 @@ impl Pool {
     }
 
     /// Looks through what the lane may use at once.
-    fn search(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+    pub(super) fn search(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
         match self.take(state, want, Owner(want.lane))? {
             Some(block) => Ok(Some(block)),
             None => self.take(state, want, Owner::SHARED),
@@ -222,7 +239,7 @@ impl Pool {
 
     /// Makes a block of a node that was taken for the request.
     #[inline]
-    fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
+    pub(super) fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
         let (zone, size, _) = want.range();
         let addr = state.zones[zone].node(node).addr;
         let entered = match want.kind {
@@ -268,13 +285,19 @@ impl Pool {
 
     /// Learns how far all streams are, and makes what they have passed everyone's. Returns whether there was any.
     pub(super) fn advance(&self, state: &mut PoolState) -> Climb<bool> {
-        self.advance_pending(state)?;
+        self.poll(state)?;
+        self.finish_pending(state);
+        Ok(self.share_passed(state))
+    }
+
+    /// Learns how far all streams are.
+    pub(super) fn poll(&self, state: &mut PoolState) -> Climb<()> {
         let PoolState { lanes, events, .. } = &mut *state;
         for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
             clock.close(&*self.driver, events)?;
             clock.poll(&*self.driver, events)?;
         }
-        Ok(self.share_passed(state))
+        Ok(())
     }
 
     /// Blocks that waited for recorded streams and do so no longer go back to where they belong.
@@ -339,152 +362,5 @@ impl Pool {
             }
         }
         Ok(None)
-    }
-
-    /// Maps memory where that makes room: new chunks as long as the limit and the device allow; with `trim`, free ones from elsewhere.
-    fn grow(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines, trim: bool) -> Climb<Option<BlockId>> {
-        if !self.driver.properties().vmm || matches!(want.kind, Kind::Dedicated { .. }) {
-            return self.grow_plain(state, want, magazines, trim);
-        }
-        let (zone, size, alignment) = want.range();
-        let home = Owner(want.lane);
-        let private = state.lanes.get(want.lane).private.is_some();
-        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
-        let chunk = state.space.chunk_size();
-        if trim
-            && magazines.drain(self, state, Drain::All) > 0
-            && let Some(block) = self.search(state, want)?
-        {
-            return Ok(Some(block));
-        }
-        let growth = loop {
-            let Some(growth) = state.zones[zone].plan_growth(home, size, alignment, chunk, usable) else {
-                let Some(least) = align_up(size + alignment, chunk) else { return Ok(None) };
-                match state.space.reserve_segment(self.segment_size(zone, want.lane, private), least) {
-                    Ok((addr, size)) => _ = state.zones[zone].add_segment(addr, size, home),
-                    // Address space, too, can be had from pools that are no more.
-                    Err(error) if error.is_out_of_memory() && self.bury(state) => {}
-                    Err(error) if error.is_out_of_memory() => return Ok(None),
-                    Err(error) => return Err(error),
-                }
-                continue;
-            };
-            // Above the threshold, what is free is moved first; what that does not yield is taken from the device after all.
-            if !self.over_threshold(state, growth.bytes) {
-                self.create_chunks(state, growth.bytes)?;
-            }
-            let missing = growth.bytes.saturating_sub(state.space.reserve_bytes());
-            if missing == 0 {
-                break growth;
-            }
-            if !trim {
-                return Ok(None);
-            }
-            let beside = growth.at..=growth.at + growth.bytes;
-            if self.harvest(state, missing, Some(beside))? > 0 || self.harvest(state, missing, None)? > 0 {
-                continue;
-            }
-            self.create_chunks(state, growth.bytes)?;
-            if state.space.reserve_bytes() < growth.bytes {
-                return Ok(None);
-            }
-            break growth;
-        };
-        state.space.map(growth.at, growth.bytes)?;
-        let stamp = if private { u64::MAX } else { 0 };
-        let node = state.zones[zone].fill(home, growth, home, stamp, usable);
-        self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
-        let node = state.zones[zone].take_from(node, size, alignment);
-        self.enter(state, want, node)
-    }
-
-    /// Creates chunks until the reserve holds `bytes`, the limit is reached, or the device has no more.
-    fn create_chunks(&self, state: &mut PoolState, bytes: u64) -> Climb<()> {
-        let chunk = state.space.chunk_size();
-        while state.space.reserve_bytes() < bytes && state.space.physical_bytes() + chunk <= state.limit {
-            match state.space.create() {
-                Ok(()) => state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes()),
-                Err(error) if error.is_out_of_memory() => {
-                    state.refusal = Some(error);
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn over_threshold(&self, state: &PoolState, bytes: u64) -> bool {
-        let bound = state.limit as f64 * self.config.gc_threshold;
-        (state.space.physical_bytes() + bytes) as f64 > bound && self.config.gc_threshold < 1.0
-    }
-
-    /// Address space for a zone's segment. A later one is needed only when this is in pieces; lanes of which there may be hundreds begin
-    /// with less.
-    fn segment_size(&self, zone: usize, lane: LaneId, private: bool) -> u64 {
-        if private || lane > WIDE_LANES {
-            return (self.capacity >> 3).max(self.capacity.min(1 << 30));
-        }
-        let multiple = if zone == LARGE { u64::from(self.config.address_space) } else { 1 };
-        self.capacity.saturating_mul(multiple)
-    }
-
-    /// The same for what lies in memory of its own, and for all without virtual memory management: a segment of plain memory, with `trim` after freeing those that are not in use.
-    fn grow_plain(
-        &self,
-        state: &mut PoolState,
-        want: Want,
-        magazines: &dyn Magazines,
-        trim: bool,
-    ) -> Climb<Option<BlockId>> {
-        let (zone, size, alignment) = want.range();
-        let home = Owner(want.lane);
-        let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
-        // A 64th of the device at a time for what is smaller than that, so that segments stay few.
-        let shared = !matches!(want.kind, Kind::Dedicated { .. });
-        let wanted = if shared { least.max((self.capacity >> 6).min(64 << 20)) } else { least };
-        if trim
-            && magazines.drain(self, state, Drain::All) > 0
-            && let Some(block) = self.search(state, want)?
-        {
-            return Ok(Some(block));
-        }
-        for bytes in [wanted, least] {
-            let Some(bytes) = align_up(bytes, PAGE) else { return Ok(None) };
-            loop {
-                if let Some(addr) = self.plain_segment(state, bytes)? {
-                    let arena: &mut Arena = &mut state.zones[zone];
-                    arena.add_segment(addr, bytes, home);
-                    let node = arena.fill(home, Growth { at: addr, bytes }, home, 0, |_| false);
-                    let node = arena.take_from(node, size, alignment);
-                    self.note_mapping(state, EventKind::Map, home, addr, bytes);
-                    return self.enter(state, want, node);
-                }
-                let freed = if trim { self.harvest(state, bytes, None)? } else { 0 };
-                // Chunks in the reserve are no plain memory: they go back to the device first.
-                let reserve = state.space.reserve_bytes();
-                if state.space.release_reserve(reserve.saturating_sub(bytes)) == 0 && freed == 0 {
-                    break;
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn plain_segment(&self, state: &mut PoolState, bytes: u64) -> Climb<Option<u64>> {
-        if state.space.physical_bytes().saturating_add(bytes) > state.limit {
-            return Ok(None);
-        }
-        match state.space.alloc_plain(bytes) {
-            Ok(addr) => {
-                state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
-                Ok(Some(addr))
-            }
-            Err(error) if error.is_out_of_memory() => {
-                state.refusal = Some(error);
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
     }
 }

@@ -8,7 +8,10 @@
 //! | `pending` | blocks that wait for recorded streams |
 //! | `private` | private pools for captures |
 //! | `ladder` | how a request is served, rung by rung |
-//! | `trim` | moving free chunks, and giving them back |
+//! | `grow` | more memory where a request is |
+//! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
+//! | `trim` | giving free chunks back |
+//! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
 //! | `checkpoint` | private pools as they were before |
 //!
@@ -17,11 +20,14 @@
 
 mod checkpoint;
 mod directory;
+mod explain;
+mod grow;
 mod ladder;
 mod lanes;
 mod pending;
 mod private;
 mod slabs;
+mod stitch;
 mod trim;
 mod walk;
 
@@ -30,22 +36,25 @@ use std::sync::Arc;
 pub use checkpoint::Checkpoint;
 pub(crate) use checkpoint::Moved;
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
+pub(crate) use explain::Asked;
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
 pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
+use explain::Notes;
 use lanes::Lanes;
 use pending::Pending;
 use private::PrivatePools;
 use slabs::{Retired, Slabs};
+use stitch::Ghosts;
 
 use crate::block::{Arena, Owner};
 use crate::config::Config;
 use crate::driver::Driver;
 use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
-use crate::error::{DriverError, DriverErrorKind, Error, OutOfMemory, Result};
+use crate::error::{DriverError, DriverErrorKind, Error, Result};
 use crate::stream::EventPool;
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::{Event, EventKind, Peak, Rung, Stats, TraceRing};
@@ -88,6 +97,11 @@ pub(crate) struct Pool {
 pub(crate) struct PoolState {
     zones: [Arena; ZONES],
     space: Space,
+    ghosts: Ghosts,
+    /// The most bytes that were in use when memory was taken from the device.
+    needed: u64,
+    /// How often memory was given back on request.
+    emptied: u32,
     slabs: Slabs,
     lanes: Lanes,
     events: EventPool,
@@ -101,6 +115,8 @@ pub(crate) struct PoolState {
     out_of_memory: u64,
     /// What the driver said when it had no memory for the request that is being served.
     refusal: Option<DriverError>,
+    /// What the rungs of the last climb did.
+    notes: Notes,
     /// Driver calls that failed where the caller had nothing to do with it.
     failures: u64,
 }
@@ -121,6 +137,9 @@ impl Pool {
         let state = PoolState {
             zones: Default::default(),
             space,
+            ghosts: Ghosts::default(),
+            needed: 0,
+            emptied: 0,
             slabs: Slabs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
@@ -132,6 +151,7 @@ impl Pool {
             rungs: [0; Rung::ALL.len()],
             out_of_memory: 0,
             refusal: None,
+            notes: Notes::default(),
             failures: 0,
         };
         let directory = Directory::new(capacity)?;
@@ -299,25 +319,6 @@ impl Pool {
         state.limit
     }
 
-    /// What an error says of the state of the pool.
-    #[cold]
-    pub(crate) fn shortage(&self, state: &mut PoolState, size: u64, live: u64, driver: Option<DriverError>) -> Error {
-        state.out_of_memory += 1;
-        let owners = || state.zones.iter().flat_map(|zone| zone.owners().map(move |owner| zone.largest_free(owner)));
-        Error::OutOfMemory(Box::new(OutOfMemory {
-            size,
-            device: self.device,
-            capacity: self.capacity,
-            limit: (state.limit < self.capacity).then_some(state.limit),
-            reserved: state.space.physical_bytes(),
-            live,
-            pending: state.pending.bytes(),
-            cached: state.zones.iter().map(Arena::free_bytes_total).sum::<u64>() + state.space.reserve_bytes(),
-            largest_free: owners().max().unwrap_or(0),
-            driver: driver.or_else(|| state.refusal.take()),
-        }))
-    }
-
     /// Fills in what the pool knows.
     pub(crate) fn add_stats(&self, state: &PoolState, stats: &mut Stats) {
         stats.reserved.current = state.space.physical_bytes();
@@ -328,7 +329,7 @@ impl Pool {
         stats.cleanup_failures = state.space.cleanup_failures() + state.failures;
         stats.limit = state.limit;
         stats.chunks = state.space.chunk_count();
-        stats.chunk_size = state.space.chunk_size();
+        stats.chunk_size = state.space.unit();
         let largest = |zone: &Arena| zone.owners().map(|owner| zone.largest_free(owner)).max();
         stats.largest_free = state.zones.iter().filter_map(largest).max().unwrap_or(0);
         let calls = self.driver.calls();
@@ -378,6 +379,18 @@ impl Pool {
 }
 
 impl PoolState {
+    /// Bytes that a lane may use where they lie, or have mapped anew.
+    fn at_hand(&self, lane: LaneId) -> u64 {
+        let free = |zone: &Arena| zone.free_bytes(Owner(lane)) + zone.free_bytes(Owner::SHARED);
+        self.zones.iter().map(free).sum::<u64>() + self.space.reserve_bytes()
+    }
+
+    /// Notes that a rung has been tried, and what it gained.
+    fn tried(&mut self, lane: LaneId, rung: Rung) {
+        let at_hand = self.at_hand(lane);
+        self.notes.tried(rung, at_hand, self.refusal.is_some());
+    }
+
     /// Gives a retired slab's page back to its lane.
     fn put_page(&mut self, Retired { node, lane }: Retired) {
         let stamp = self.lanes.stamp(lane);

@@ -128,6 +128,16 @@ impl Pending {
         self.queues.get(clock as usize).is_some_and(|queue| !queue.is_empty())
     }
 
+    /// Every block that waits, and the clocks that it waits for.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (BlockId, Vec<u16>)> + '_ {
+        (0..=u16::MAX).zip(&self.queues).flat_map(|(clock, queue)| {
+            let clocks = move |waiting: &Waiting| {
+                [clock].into_iter().chain(waiting.rest.iter().map(|&(next, _)| next)).collect()
+            };
+            queue.iter().map(move |waiting| (waiting.block, clocks(waiting)))
+        })
+    }
+
     /// Bytes that wait.
     #[inline]
     pub(super) fn bytes(&self) -> u64 {

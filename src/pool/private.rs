@@ -31,6 +31,8 @@ struct Users {
     count: usize,
     /// Tells pools apart that have had the same number.
     birth: u64,
+    /// Whether a capture may have filled it: its graphs use its memory whenever they like.
+    captured: bool,
 }
 
 struct Open {
@@ -69,6 +71,10 @@ impl PrivatePools {
             return Err(Error::UnknownPool { pool, what: "is being filled already" });
         }
         self.retain(pool);
+        let captured = capture || self.captures > 0;
+        if let Some(users) = self.users.get_mut(&pool) {
+            users.captured |= captured;
+        }
         self.open.push(Open { pool, filter, capture });
         Ok(())
     }
@@ -77,7 +83,7 @@ impl PrivatePools {
     pub(super) fn retain(&mut self, pool: PoolId) {
         let users = self.users.entry(pool).or_insert_with(|| {
             self.born += 1;
-            Users { count: 0, birth: self.born }
+            Users { count: 0, birth: self.born, captured: false }
         });
         users.count += 1;
     }
@@ -96,6 +102,9 @@ impl PrivatePools {
     pub(super) fn mark_capture(&mut self, begins: bool) -> Result<()> {
         let captures = if begins { self.captures.checked_add(1) } else { self.captures.checked_sub(1) };
         self.captures = captures.ok_or(Error::NotCapturing)?;
+        for open in self.open.iter().filter(|_| begins) {
+            self.users.entry(open.pool).and_modify(|users| users.captured = true);
+        }
         Ok(())
     }
 
@@ -106,6 +115,16 @@ impl PrivatePools {
             self.lending.push(pool);
         }
         Ok(())
+    }
+
+    /// Whether a pool could lend, which it does not yet: no graph uses its memory behind our back.
+    pub(super) fn may_lend(&self, pool: PoolId) -> bool {
+        !self.lending.contains(&pool) && self.users.get(&pool).is_some_and(|users| !users.captured)
+    }
+
+    /// Whether requests go to the pool now.
+    pub(super) fn is_open(&self, pool: PoolId) -> bool {
+        self.open.iter().any(|open| open.pool == pool)
     }
 
     /// The pools whose free memory others may have rather than fail.

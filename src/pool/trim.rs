@@ -1,51 +1,38 @@
 //! Free chunks: moved to the reserve, from where they go to another address or back to the device.
 
-use std::ops::RangeInclusive;
-
 use super::ladder::{Climb, Drain, Magazines};
-use super::{Pool, PoolState};
+use super::{DEDICATED, Pool, PoolState};
 use crate::block::{Node, NodeId, Owner};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::telemetry::EventKind;
-use crate::units::{PoolId, align_down, align_up};
+use crate::units::PoolId;
 
 impl Pool {
-    /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; largest
-    /// free blocks first. Nodes that touch `spare` are left alone. Returns the bytes gained.
-    pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64, spare: Option<RangeInclusive<u64>>) -> Climb<u64> {
-        let near = |node: &Node| spare.as_ref().is_some_and(|s| node.addr <= *s.end() && *s.start() <= node.end());
-        self.harvest_where(state, wanted, |node| !near(node))
+    /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; those of the
+    /// largest free blocks first. Without virtual memory management, plain segments go back to the device. Returns the bytes gained.
+    pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64) -> Climb<u64> {
+        self.harvest_where(state, wanted, |_, _| true)
+    }
+
+    /// Gives dedicated memory that is free back to the device, up to `wanted` bytes. Returns the bytes given back.
+    pub(super) fn release_dedicated(&self, state: &mut PoolState, wanted: u64) -> Climb<u64> {
+        self.harvest_where(state, wanted, |zone, _| zone == DEDICATED)
     }
 
     /// [`Pool::harvest`] of the nodes that `wants` names.
-    fn harvest_where(&self, state: &mut PoolState, wanted: u64, wants: impl Fn(&Node) -> bool) -> Climb<u64> {
+    fn harvest_where(&self, state: &mut PoolState, wanted: u64, wants: impl Fn(usize, &Node) -> bool) -> Climb<u64> {
         self.retire_empty(state);
         if !state.private.capturing() {
             self.advance(state)?;
         }
-        let chunk = state.space.chunk_size();
-        let vmm = self.driver.properties().vmm;
-        // What can go: whole chunks of free nodes, or whole plain segments.
-        let part = |state: &PoolState, node: &Node| {
-            if let Some(whole) = state.space.plain_segment(node.addr) {
-                return (whole == node.size).then_some((node.addr, node.size));
-            }
-            if !vmm {
-                return None;
-            }
-            let (first, last) = (align_up(node.addr, chunk)?, align_down(node.end(), chunk));
-            (first < last).then(|| (first, last - first))
-        };
         let mut candidates: Vec<(u64, usize, NodeId, u64)> = Vec::new();
         for (zone, arena) in state.zones.iter().enumerate() {
             for owner in arena.owners() {
                 let private = owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
-                for (id, node) in arena.free_nodes(owner).filter(|_| !private) {
-                    if wants(node) && state.lanes.has_passed(owner.0, node.stamp) {
-                        candidates.extend(part(state, node).map(|(addr, bytes)| (bytes, zone, id, addr)));
-                    }
-                }
+                let free = arena.free_nodes(owner).filter(|(_, node)| !private && wants(zone, node));
+                let passed = free.filter(|(_, node)| state.lanes.has_passed(owner.0, node.stamp));
+                candidates.extend(passed.map(|(id, node)| (node.size, zone, id, node.addr)));
             }
         }
         candidates.sort_unstable_by_key(|&(bytes, zone, _, addr)| (std::cmp::Reverse(bytes), zone, addr));
@@ -54,29 +41,38 @@ impl Pool {
             if gained >= wanted {
                 break;
             }
-            if state.space.plain_segment(addr).is_none() {
-                let bytes = bytes.min(align_up(wanted.saturating_sub(gained), chunk).unwrap_or(bytes));
-                // From the upper end, so that low addresses stay in use.
-                let end = align_down(state.zones[zone].node(id).end(), chunk);
-                let home = state.zones[zone].node(id).home;
-                state.space.unmap(end - bytes, bytes)?;
-                state.zones[zone].punch(id, end - bytes, bytes);
-                self.note_mapping(state, EventKind::Unmap, home, end - bytes, bytes);
-                gained += bytes;
-            } else {
-                let home = state.zones[zone].node(id).home;
-                state.space.free_plain(addr)?;
-                state.zones[zone].punch(id, addr, bytes);
-                state.zones[zone].remove_segment(id);
-                self.note_mapping(state, EventKind::Unmap, home, addr, bytes);
-                gained += bytes;
+            let home = state.zones[zone].node(id).home;
+            if let Some(whole) = state.space.plain_segment(addr) {
+                if whole == bytes {
+                    state.space.free_plain(addr)?;
+                    state.zones[zone].punch(id, addr, bytes);
+                    state.zones[zone].remove_segment(id);
+                    self.note_mapping(state, EventKind::Unmap, home, addr, bytes);
+                    gained += bytes;
+                }
+                continue;
+            }
+            // From the upper end, so that low addresses stay in use. Chunks in a free block lie side by side.
+            let mut range: Option<(u64, u64)> = None;
+            for (at, _, size) in state.space.fronts(addr, addr + bytes).rev() {
+                let end = range.map_or(at + size, |(_, end)| end);
+                range = Some((at, end));
+                if gained + (end - at) >= wanted {
+                    break;
+                }
+            }
+            if let Some((at, end)) = range {
+                state.space.withdraw(at, end)?;
+                state.zones[zone].punch(id, at, end - at);
+                self.note_mapping(state, EventKind::Unmap, home, at, end - at);
+                gained += end - at;
             }
         }
         Ok(gained)
     }
 
     /// Frees the pages of empty slabs. Returns whether there were any.
-    fn retire_empty(&self, state: &mut PoolState) -> bool {
+    pub(super) fn retire_empty(&self, state: &mut PoolState) -> bool {
         let retired = state.slabs.retire_empty();
         retired.iter().for_each(|&retired| state.put_page(retired));
         !retired.is_empty()
@@ -126,9 +122,10 @@ impl Pool {
         }
         magazines.drain(self, state, Drain::All);
         self.settle(state)?;
+        self.retire_ghosts(state, usize::MAX);
         let before = state.space.physical_bytes();
         let keep = state.space.reserve_bytes();
-        self.harvest_where(state, u64::MAX, |node| lanes.contains(&node.home.0))?;
+        self.harvest_where(state, u64::MAX, |_, node| lanes.contains(&node.home.0))?;
         state.space.release_reserve(keep);
         self.bury(state);
         Ok(before - state.space.physical_bytes())
@@ -173,14 +170,17 @@ impl Pool {
         }
         magazines.drain(self, state, Drain::All);
         self.settle(state)?;
+        self.retire_ghosts(state, usize::MAX);
         let before = state.space.physical_bytes();
         let excess = before.saturating_sub(keep);
         let missing = excess.saturating_sub(state.space.reserve_bytes());
         if missing > 0 {
-            self.harvest(state, missing, None)?;
+            self.harvest(state, missing)?;
         }
         let in_use = state.space.physical_bytes() - state.space.reserve_bytes();
-        state.space.release_reserve(keep.saturating_sub(in_use));
+        if state.space.release_reserve(keep.saturating_sub(in_use)) > 0 {
+            state.emptied += 1;
+        }
         self.bury(state);
         Ok(before - state.space.physical_bytes())
     }

@@ -22,7 +22,7 @@ impl Pool {
                 let mut open: Option<SegmentInfo> = None;
                 for id in arena.from(head) {
                     let node = arena.node(id);
-                    if node.state == State::Hole {
+                    if matches!(node.state, State::Hole | State::Ghost) {
                         segments.extend(open.take());
                         continue;
                     }

@@ -121,6 +121,16 @@ impl TraceRing {
         self.capacity > 0
     }
 
+    /// Events and microseconds since the block at `ptr` was handed out, if the newest events tell. Looks at a bounded number of them.
+    pub(crate) fn age_of(&self, ptr: DevicePtr) -> Option<(u64, u64)> {
+        const LOOKED_AT: usize = 1 << 16;
+        let now = self.start.elapsed().as_micros() as u64;
+        let (next, events) = &*self.events.lock();
+        let is_it = |event: &&Event| event.kind == EventKind::Alloc && event.ptr == ptr;
+        let found = events.iter().rev().take(LOOKED_AT).find(is_it)?;
+        Some((next - found.number, now.saturating_sub(found.time_us)))
+    }
+
     /// Adds an event, over the oldest if need be.
     pub fn push(&self, event: Event) {
         let observed = self.observed.load(Relaxed) && event.kind.is_rare();

@@ -30,10 +30,10 @@ pub enum Rung {
     StreamWait,
     /// From magazines that were emptied and coalesced.
     Merge,
+    /// From free chunks that lay apart, mapped side by side.
+    Stitch,
     /// From new chunks.
     NewChunk,
-    /// From free chunks that were moved to a new place.
-    Trim,
     /// After waiting for streams.
     Wait,
     /// After an observer freed something.
@@ -51,8 +51,8 @@ impl Rung {
         Rung::Passed,
         Rung::StreamWait,
         Rung::Merge,
+        Rung::Stitch,
         Rung::NewChunk,
-        Rung::Trim,
         Rung::Wait,
         Rung::Observer,
         Rung::Lent,
@@ -68,7 +68,7 @@ impl Rung {
             Rung::StreamWait => "stream_wait",
             Rung::Merge => "merge",
             Rung::NewChunk => "new_chunk",
-            Rung::Trim => "trim",
+            Rung::Stitch => "stitch",
             Rung::Wait => "wait",
             Rung::Observer => "observer",
             Rung::Lent => "lent",

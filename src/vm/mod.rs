@@ -1,77 +1,113 @@
-//! Address space and physical memory of one device: reservations, the chunks mapped in them, and a reserve of chunks that are
-//! mapped nowhere. Where the driver has no virtual memory management, segments of plain memory take their place.
+//! Address space and physical memory of one device: reservations, chunks of several sizes, and which chunk is mapped where. Where the
+//! driver has no virtual memory management, segments of plain memory take the place of chunks.
 //!
-//! Conservation: [`Space::physical_bytes`] == chunk size * (mapped + stuck + reserve) + bytes of plain segments.
+//! A chunk has at most one **front**, the mapping that blocks are served from. It may be mapped at other addresses as well: mappings that were
+//! its front before. What was submitted to them may still be running, so they are undone later ([`Space::retire`]), or become the front
+//! again without a driver call ([`Space::turn`]). A chunk without a front is in the **reserve**.
+//!
+//! Conservation: [`Space::physical_bytes`] == bytes of chunks with a front + of those in the reserve + of plain segments, and each mapping is
+//! the front of its chunk, an older one that was counted in the chunk, or stuck ([`Space::validate`]).
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::driver::{ChunkHandle, Driver, DriverResult, Location};
 use crate::units::{DevicePtr, PAGE, align_up};
 
-/// A range of addresses, and the chunks mapped in it by their place.
-#[derive(Debug)]
+/// A chunk's number, used again when it has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkId(u32);
+
+/// A piece of physical memory, mapped whole.
+#[derive(Debug, Clone, Copy)]
+struct Chunk {
+    handle: ChunkHandle,
+    size: u64,
+    /// Where blocks are served from it. `None` in the reserve.
+    front: Option<u64>,
+    /// All its mappings, the front among them.
+    mappings: u32,
+}
+
+/// A range of addresses that was reserved in one piece.
+#[derive(Debug, Clone, Copy)]
 struct Reservation {
     ptr: DevicePtr,
     size: u64,
-    /// Grows with the highest place in use.
-    chunks: Vec<Option<ChunkHandle>>,
 }
 
 /// The memory of one device that this allocator holds.
 #[derive(Debug)]
 pub struct Space {
     driver: Arc<dyn Driver>,
-    chunk_size: u64,
+    /// The smallest chunk. All others are multiples, by a power of two.
+    unit: u64,
     reservations: Vec<Reservation>,
-    /// Chunks mapped.
-    mapped: u64,
-    /// Mapped where a hole is meant to be, by address: the driver refused to undo a mapping that had failed half-way.
-    stuck: BTreeMap<u64, ChunkHandle>,
-    /// Created, mapped nowhere.
-    reserve: Vec<ChunkHandle>,
+    chunks: Vec<Option<Chunk>>,
+    vacant: Vec<u32>,
+    /// Every mapping by its address.
+    mappings: BTreeMap<u64, ChunkId>,
+    /// Mappings where a hole is meant to be: the driver refused to undo what had failed half-way.
+    stuck: BTreeSet<u64>,
+    /// Chunks without a front.
+    reserve: Vec<ChunkId>,
+    reserve_bytes: u64,
+    front_bytes: u64,
     /// Plain segments by address, with their sizes.
     plain: BTreeMap<u64, u64>,
-    physical: u64,
+    plain_bytes: u64,
     cleanup_failures: u64,
 }
 
 impl Space {
-    /// Nothing is reserved yet. `chunk_size` is a power of two of at least [`PAGE`].
-    pub fn new(driver: Arc<dyn Driver>, chunk_size: u64) -> Space {
-        debug_assert!(chunk_size.is_power_of_two() && chunk_size >= PAGE);
+    /// Nothing is reserved yet. `unit` is a power of two of at least [`PAGE`].
+    pub fn new(driver: Arc<dyn Driver>, unit: u64) -> Space {
+        debug_assert!(unit.is_power_of_two() && unit >= PAGE);
         Space {
             driver,
-            chunk_size,
+            unit,
             reservations: Vec::new(),
-            mapped: 0,
-            stuck: BTreeMap::new(),
+            chunks: Vec::new(),
+            vacant: Vec::new(),
+            mappings: BTreeMap::new(),
+            stuck: BTreeSet::new(),
             reserve: Vec::new(),
+            reserve_bytes: 0,
+            front_bytes: 0,
             plain: BTreeMap::new(),
-            physical: 0,
+            plain_bytes: 0,
             cleanup_failures: 0,
         }
     }
 
-    /// Bytes a chunk.
-    pub fn chunk_size(&self) -> u64 {
-        self.chunk_size
+    /// Bytes of the smallest chunk, of which all sizes are multiples.
+    pub fn unit(&self) -> u64 {
+        self.unit
     }
 
     /// Physical memory held, mapped or not.
     pub fn physical_bytes(&self) -> u64 {
-        self.physical
+        self.front_bytes + self.reserve_bytes + self.plain_bytes
     }
 
     /// Chunks and plain segments held.
     pub fn chunk_count(&self) -> u64 {
-        self.mapped + (self.stuck.len() + self.reserve.len() + self.plain.len()) as u64
+        (self.chunks.len() - self.vacant.len() + self.plain.len()) as u64
+    }
+
+    /// Mappings of chunks, fronts and older ones.
+    pub fn mapping_count(&self) -> usize {
+        self.mappings.len()
     }
 
     /// Physical memory in the reserve.
     pub fn reserve_bytes(&self) -> u64 {
-        self.reserve.len() as u64 * self.chunk_size
+        self.reserve_bytes
+    }
+
+    /// Bytes that blocks may be served from: fronts, and plain segments.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.front_bytes + self.plain_bytes
     }
 
     /// Driver calls that failed while giving memory back, and lost it.
@@ -79,14 +115,27 @@ impl Space {
         self.cleanup_failures
     }
 
+    /// A chunk's bytes.
+    pub fn size_of(&self, chunk: ChunkId) -> u64 {
+        self.chunk(chunk).size
+    }
+
+    fn chunk(&self, id: ChunkId) -> &Chunk {
+        self.chunks[id.0 as usize].as_ref().expect("chunks that are named exist")
+    }
+
+    fn chunk_mut(&mut self, id: ChunkId) -> &mut Chunk {
+        self.chunks[id.0 as usize].as_mut().expect("chunks that are named exist")
+    }
+
     /// Reserves `wanted` bytes of address space, or less, down to `least`, where the driver has no more in one piece.
     pub fn reserve_segment(&mut self, wanted: u64, least: u64) -> DriverResult<(u64, u64)> {
-        let round = |size: u64| align_up(size, self.chunk_size).unwrap_or(size);
+        let round = |size: u64| align_up(size, self.unit).unwrap_or(size);
         let (mut size, least) = (round(wanted.max(least)), round(least));
         loop {
-            match self.driver.reserve(size, self.chunk_size) {
+            match self.driver.reserve(size, self.unit) {
                 Ok(ptr) => {
-                    self.reservations.push(Reservation { ptr, size, chunks: Vec::new() });
+                    self.reservations.push(Reservation { ptr, size });
                     return Ok((ptr.0, size));
                 }
                 Err(_) if size / 2 >= least => size = round(size / 2),
@@ -107,89 +156,168 @@ impl Space {
         true
     }
 
-    /// Creates one chunk into the reserve.
-    pub fn create(&mut self) -> DriverResult<()> {
-        let chunk = self.driver.create(self.chunk_size, Location::Device)?;
-        self.reserve.push(chunk);
-        self.physical += self.chunk_size;
-        Ok(())
+    /// Creates a chunk into the reserve.
+    pub fn create(&mut self, size: u64) -> DriverResult<ChunkId> {
+        debug_assert!(size.is_multiple_of(self.unit));
+        let handle = self.driver.create(size, Location::Device)?;
+        let chunk = Some(Chunk { handle, size, front: None, mappings: 0 });
+        let id = match self.vacant.pop() {
+            Some(id) => {
+                self.chunks[id as usize] = chunk;
+                ChunkId(id)
+            }
+            None => {
+                self.chunks.push(chunk);
+                ChunkId(self.chunks.len() as u32 - 1)
+            }
+        };
+        self.reserve.push(id);
+        self.reserve_bytes += size;
+        Ok(id)
     }
 
-    /// The places of a range's chunks: which reservation, and which of its chunks.
-    fn places(&self, at: u64, bytes: u64) -> (usize, Range<usize>) {
-        let inside = |r: &Reservation| r.ptr.0 <= at && at + bytes <= r.ptr.0 + r.size;
-        let index = self.reservations.iter().position(inside).expect("segments lie in reservations");
-        let first = ((at - self.reservations[index].ptr.0) / self.chunk_size) as usize;
-        (index, first..first + (bytes / self.chunk_size) as usize)
+    /// The chunks in the reserve, with their sizes.
+    pub fn reserve(&self) -> impl DoubleEndedIterator<Item = (ChunkId, u64)> + '_ {
+        self.reserve.iter().map(|&id| (id, self.chunk(id).size))
     }
 
-    /// Maps `bytes` at `at` with chunks of the reserve, which holds enough. All or nothing.
-    pub fn map(&mut self, at: u64, bytes: u64) -> DriverResult<()> {
-        assert!(bytes.is_multiple_of(self.chunk_size) && bytes <= self.reserve_bytes(), "the reserve is too small");
+    /// The chunks whose fronts lie in a range of addresses, whole: addresses, numbers, sizes, in ascending order.
+    pub fn fronts(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = (u64, ChunkId, u64)> + '_ {
+        let inside = self.mappings.range(from..to.max(from)).map(|(&addr, &id)| (addr, id, self.chunk(id).size));
+        inside.filter(move |&(addr, id, size)| addr + size <= to && self.chunk(id).front == Some(addr))
+    }
+
+    /// The chunk that is mapped at an address, and whether that is its front.
+    pub fn mapping_at(&self, addr: u64) -> Option<(ChunkId, bool)> {
+        let &id = self.mappings.get(&addr)?;
+        Some((id, self.chunk(id).front == Some(addr)))
+    }
+
+    /// Where blocks are served from a chunk, if they are.
+    pub fn front_of(&self, chunk: ChunkId) -> Option<u64> {
+        self.chunk(chunk).front
+    }
+
+    /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older
+    /// mappings then. All or nothing.
+    pub fn map(&mut self, at: u64, chunks: &[ChunkId]) -> DriverResult<()> {
+        let bytes = chunks.iter().map(|&id| self.chunk(id).size).sum::<u64>();
         self.free_stuck(at, at + bytes)?;
-        let (index, places) = self.places(at, bytes);
-        let chunks = &mut self.reservations[index].chunks;
-        if chunks.len() < places.end {
-            chunks.resize(places.end, None);
-        }
-        for (place, addr) in places.zip((at..).step_by(self.chunk_size as usize)) {
-            let chunk = *self.reserve.last().expect("counted above");
-            if let Err(error) = self.driver.map(DevicePtr(addr), self.chunk_size, chunk, 0) {
-                self.undo_map(at, addr - at);
+        let mut addr = at;
+        for &id in chunks {
+            let Chunk { handle, size, .. } = *self.chunk(id);
+            if let Err(error) = self.driver.map(DevicePtr(addr), size, handle, 0) {
+                self.undo_map(at, addr);
                 return Err(error);
             }
-            self.reservations[index].chunks[place] = self.reserve.pop();
-            self.mapped += 1;
+            self.mappings.insert(addr, id);
+            self.chunk_mut(id).mappings += 1;
+            addr += size;
         }
-        self.driver.set_access(DevicePtr(at), bytes).inspect_err(|_| self.undo_map(at, bytes))
+        if let Err(error) = self.driver.set_access(DevicePtr(at), bytes) {
+            self.undo_map(at, addr);
+            return Err(error);
+        }
+        let mut addr = at;
+        for &id in chunks {
+            let size = self.chunk(id).size;
+            if self.chunk_mut(id).front.replace(addr).is_none() {
+                self.leave_reserve(id);
+                self.front_bytes += size;
+            }
+            addr += size;
+        }
+        Ok(())
     }
 
     #[cold]
-    fn undo_map(&mut self, at: u64, bytes: u64) {
-        if bytes > 0 && self.unmap(at, bytes).is_err() {
-            // The chunks stay mapped at addresses that are a hole for the arena, until those are wanted.
+    fn undo_map(&mut self, at: u64, end: u64) {
+        if at < end && self.unmap(at, end).is_err() {
+            // They stay mapped at addresses that are a hole for the arena, until those are wanted.
             self.cleanup_failures += 1;
-            let (index, places) = self.places(at, bytes);
-            self.mapped -= places.len() as u64;
-            let chunks = self.reservations[index].chunks[places].iter_mut().map(|chunk| chunk.take());
-            let addrs = (at..).step_by(self.chunk_size as usize);
-            self.stuck.extend(addrs.zip(chunks).filter_map(|(addr, chunk)| Some((addr, chunk?))));
+            let addrs: Vec<u64> = self.mappings.range(at..end).map(|(&addr, _)| addr).collect();
+            self.stuck.extend(addrs);
         }
     }
 
-    /// Unmaps whole chunks, which go to the reserve. No unfinished work touches the range.
-    pub fn unmap(&mut self, at: u64, bytes: u64) -> DriverResult<()> {
-        self.driver.unmap(DevicePtr(at), bytes)?;
-        let (index, places) = self.places(at, bytes);
-        self.mapped -= places.len() as u64;
-        let chunks = self.reservations[index].chunks[places].iter_mut();
-        self.reserve.extend(chunks.map(|chunk| chunk.take().expect("a chunk is mapped at every step of the range")));
-        Ok(())
-    }
-
-    /// Unmaps what is stuck in the range into the reserve.
-    fn free_stuck(&mut self, from: u64, to: u64) -> DriverResult<()> {
-        while let Some((&addr, &chunk)) = self.stuck.range(from..to).next() {
-            self.driver.unmap(DevicePtr(addr), self.chunk_size)?;
+    /// Unmaps all mappings between two addresses, and forgets them.
+    fn unmap(&mut self, at: u64, end: u64) -> DriverResult<()> {
+        self.driver.unmap(DevicePtr(at), end - at)?;
+        let gone: Vec<(u64, ChunkId)> = self.mappings.range(at..end).map(|(&addr, &id)| (addr, id)).collect();
+        for (addr, id) in gone {
+            self.mappings.remove(&addr);
             self.stuck.remove(&addr);
-            self.reserve.push(chunk);
+            self.chunk_mut(id).mappings -= 1;
         }
         Ok(())
     }
 
-    /// Gives chunks of the reserve back to the driver until at most `keep` bytes are left there. Returns the bytes released.
+    /// Unmaps the fronts between two addresses; their chunks go to the reserve. No unfinished work touches the range.
+    pub fn withdraw(&mut self, at: u64, end: u64) -> DriverResult<()> {
+        let chunks: Vec<ChunkId> = self.fronts(at, end).map(|(_, id, _)| id).collect();
+        self.unmap(at, end)?;
+        for id in chunks {
+            let chunk = self.chunk_mut(id);
+            chunk.front = None;
+            let size = chunk.size;
+            self.front_bytes -= size;
+            self.reserve.push(id);
+            self.reserve_bytes += size;
+        }
+        Ok(())
+    }
+
+    /// Unmaps older mappings between two addresses. No unfinished work touches the range.
+    pub fn retire(&mut self, at: u64, end: u64) -> DriverResult<()> {
+        self.unmap(at, end)
+    }
+
+    /// Makes the older mapping at `addr` its chunk's front again. Returns where the front was.
+    pub fn turn(&mut self, addr: u64) -> Option<u64> {
+        let id = self.mappings[&addr];
+        let before = self.chunk_mut(id).front.replace(addr);
+        if before.is_none() {
+            self.leave_reserve(id);
+            self.front_bytes += self.chunk(id).size;
+        }
+        before
+    }
+
+    fn leave_reserve(&mut self, id: ChunkId) {
+        let at = self.reserve.iter().rposition(|&other| other == id).expect("without a front, it is in the reserve");
+        self.reserve.swap_remove(at);
+        self.reserve_bytes -= self.chunk(id).size;
+    }
+
+    /// Unmaps what is stuck in the range.
+    fn free_stuck(&mut self, from: u64, to: u64) -> DriverResult<()> {
+        while let Some(&addr) = self.stuck.range(from..to).next() {
+            self.unmap(addr, addr + self.chunk(self.mappings[&addr]).size)?;
+        }
+        Ok(())
+    }
+
+    /// Gives chunks of the reserve back to the driver until at most `keep` bytes are left there; not those that are mapped somewhere
+    /// still. Returns the bytes released.
     pub fn release_reserve(&mut self, keep: u64) -> u64 {
-        // What is stuck still is so afterwards, and counted.
+        // What is stuck still is so afterwards, and stays.
         let _ = self.free_stuck(0, u64::MAX);
         let mut released = 0;
-        while self.reserve_bytes() > keep {
-            let Some(chunk) = self.reserve.pop() else { break };
-            match self.driver.release(chunk) {
-                Ok(()) => released += self.chunk_size,
+        for id in std::mem::take(&mut self.reserve).into_iter().rev() {
+            let Chunk { handle, size, mappings, .. } = *self.chunk(id);
+            if self.reserve_bytes <= keep || mappings > 0 {
+                self.reserve.push(id);
+                continue;
+            }
+            match self.driver.release(handle) {
+                Ok(()) => released += size,
                 Err(_) => self.cleanup_failures += 1,
             }
-            self.physical -= self.chunk_size;
+            self.reserve_bytes -= size;
+            self.chunks[id.0 as usize] = None;
+            self.vacant.push(id.0);
         }
+        self.reserve.reverse();
         released
     }
 
@@ -197,7 +325,7 @@ impl Space {
     pub fn alloc_plain(&mut self, size: u64) -> DriverResult<u64> {
         let ptr = self.driver.alloc_plain(size)?;
         self.plain.insert(ptr.0, size);
-        self.physical += size;
+        self.plain_bytes += size;
         Ok(ptr.0)
     }
 
@@ -210,25 +338,45 @@ impl Space {
     pub fn free_plain(&mut self, addr: u64) -> DriverResult<()> {
         self.driver.free_plain(DevicePtr(addr))?;
         if let Some(size) = self.plain.remove(&addr) {
-            self.physical -= size;
+            self.plain_bytes -= size;
         }
         Ok(())
     }
 
-    /// Checks the conservation equation.
+    /// Checks the conservation equations.
     pub fn validate(&self) -> Result<(), String> {
-        let found: usize = self.reservations.iter().map(|r| r.chunks.iter().flatten().count()).sum();
-        if found as u64 != self.mapped {
-            return Err(format!("{found} chunks mapped, {} counted", self.mapped));
+        let (mut fronts, mut reserve, mut mappings) = (0, 0, 0);
+        for (id, chunk) in (0..).map(ChunkId).zip(&self.chunks) {
+            let Some(chunk) = chunk else { continue };
+            match chunk.front {
+                Some(addr) if self.mappings.get(&addr) != Some(&id) => {
+                    return Err(format!("chunk {id:?} is not mapped at its front: {chunk:?}"));
+                }
+                Some(_) => fronts += chunk.size,
+                None => reserve += chunk.size,
+            }
+            mappings += chunk.mappings as usize;
         }
-        let chunks = (self.mapped + self.stuck.len() as u64) * self.chunk_size + self.reserve_bytes();
-        let total = chunks + self.plain.values().sum::<u64>();
-        if total == self.physical { Ok(()) } else { Err(format!("{total} bytes of chunks, {} counted", self.physical)) }
-    }
-
-    /// Bytes of chunks mapped now.
-    pub fn mapped_bytes(&self) -> u64 {
-        self.mapped * self.chunk_size + self.plain.values().sum::<u64>()
+        let plain = self.plain.values().sum::<u64>();
+        let found = (fronts, reserve, plain, mappings);
+        let counted = (self.front_bytes, self.reserve_bytes, self.plain_bytes, self.mappings.len());
+        if found != counted {
+            return Err(format!(
+                "bytes of fronts, reserve, plain segments, and mappings: {found:?}, {counted:?} counted"
+            ));
+        }
+        let listed: u64 = self.reserve().map(|(_, size)| size).sum();
+        if listed != reserve || self.stuck.iter().any(|addr| !self.mappings.contains_key(addr)) {
+            return Err(format!(
+                "{reserve} bytes of chunks without a front, {listed} in the reserve; stuck {:?}",
+                self.stuck
+            ));
+        }
+        let ends = self.mappings.iter().map(|(&addr, &id)| addr + self.chunk(id).size);
+        match self.mappings.keys().skip(1).zip(ends).find(|&(&next, end)| next < end) {
+            Some((next, end)) => Err(format!("a mapping ends at {end:#x}, the next begins at {next:#x}")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -236,30 +384,30 @@ impl Drop for Space {
     /// Unmaps and releases everything, once the device is done: what was freed in stream order may still be in use. Failures have nowhere to
     /// go: the device's owner is going down with the space.
     fn drop(&mut self) {
-        let holds_any = self.mapped > 0 || !self.stuck.is_empty() || !self.plain.is_empty();
+        let holds_any = !self.mappings.is_empty() || !self.plain.is_empty();
         if holds_any && self.driver.synchronize_device().is_err() {
             // Memory under running work must stay where it is. It goes with the context.
             return;
         }
-        for reservation in &self.reservations {
-            let addr = |place: usize| DevicePtr(reservation.ptr.0 + place as u64 * self.chunk_size);
-            let mut place = 0;
-            for run in reservation.chunks.chunk_by(|a, b| a.is_some() == b.is_some()) {
-                if run[0].is_some() {
-                    let _ = self.driver.unmap(addr(place), run.len() as u64 * self.chunk_size);
+        let mut open: Option<(u64, u64)> = None;
+        let ranges = self.mappings.iter().map(|(&addr, &id)| (addr, addr + self.chunk(id).size));
+        let starts: BTreeSet<u64> = self.reservations.iter().map(|r| r.ptr.0).collect();
+        for (addr, end) in ranges {
+            // One call for mappings side by side in one reservation.
+            open = match open {
+                Some((from, to)) if to == addr && !starts.contains(&addr) => Some((from, end)),
+                Some((from, to)) => {
+                    let _ = self.driver.unmap(DevicePtr(from), to - from);
+                    Some((addr, end))
                 }
-                place += run.len();
-            }
-            for &chunk in reservation.chunks.iter().flatten() {
-                let _ = self.driver.release(chunk);
-            }
+                None => Some((addr, end)),
+            };
         }
-        for (&addr, &chunk) in &self.stuck {
-            let _ = self.driver.unmap(DevicePtr(addr), self.chunk_size);
-            let _ = self.driver.release(chunk);
+        if let Some((from, to)) = open {
+            let _ = self.driver.unmap(DevicePtr(from), to - from);
         }
-        for chunk in self.reserve.drain(..) {
-            let _ = self.driver.release(chunk);
+        for chunk in self.chunks.iter().flatten() {
+            let _ = self.driver.release(chunk.handle);
         }
         for &addr in self.plain.keys() {
             let _ = self.driver.free_plain(DevicePtr(addr));

@@ -12,7 +12,7 @@
 mod cache;
 mod clock_model;
 mod driver;
-#[path = "../../../src/error.rs"]
+#[path = "../../../src/error/mod.rs"]
 mod error;
 mod gate_model;
 mod stream;

@@ -56,7 +56,7 @@ fn modules_name_lower_ones_only() {
     finds(&[("src/block/bins.rs", "use crate::{error, units::{DevicePtr,\n PAGE}, pool::{self, A}};")], 1, above);
     finds(&[("src/block/bins.rs", "fn f() { crate::pool::f() }")], 1, above);
     finds(&[("src/block/bins.rs", "use super::super::pool::Pool;")], 1, above);
-    finds(&[("src/error.rs", "use super::pool::Pool;")], 1, "`error` (rank 1) names `pool` (rank 4)");
+    finds(&[("src/error/mod.rs", "use super::pool::Pool;")], 1, "`error` (rank 1) names `pool` (rank 4)");
     finds(&[("src/kv/mod.rs", "use crate::admit::A;")], 1, "only lower ranks");
     finds(&[("src/pool/mod.rs", "use crate::Allocator;")], 1, "`crate::Allocator` is no module");
     finds(&[("src/novelty.rs", "")], 1, "`novelty` has no rank");

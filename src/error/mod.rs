@@ -8,6 +8,14 @@
 //! | wait for a capture to end | [`Error::Capturing`] |
 //! | give the device up | [`Error::Driver`] |
 
+mod oom;
+mod oom_text;
+
+pub use oom::{
+    OomAdvice, OomBlock, OomCause, OomExplanation, OomFree, OomGap, OomNeighbour, OomPool, OomRemedy, OomRequest,
+    OomRung, OomTag, OutOfMemory,
+};
+
 use crate::units::{ByteSize, DevicePtr, PoolId};
 
 /// What an operation of the allocator returns.
@@ -127,54 +135,6 @@ pub enum Error {
     /// The driver failed.
     #[error("{0}")]
     Driver(#[from] DriverError),
-}
-
-/// The state of a device when a request found no room.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct OutOfMemory {
-    /// What was asked for, in bytes.
-    pub size: u64,
-    /// The device's ordinal in this allocator.
-    pub device: usize,
-    /// Memory of the device, in bytes.
-    pub capacity: u64,
-    /// The limit on reserved memory, in bytes, if there is one.
-    pub limit: Option<u64>,
-    /// Physical memory held, in bytes.
-    pub reserved: u64,
-    /// Requested and not freed, in bytes.
-    pub live: u64,
-    /// Held, in blocks that are free but may not be used yet, because a stream has not passed them, in bytes.
-    pub pending: u64,
-    /// Held in blocks that are free, in bytes.
-    pub cached: u64,
-    /// The largest free block, in bytes.
-    pub largest_free: u64,
-    /// What the driver said, where it was the driver that had no memory.
-    pub driver: Option<DriverError>,
-}
-
-impl std::fmt::Display for OutOfMemory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "out of memory on device {}: no room for {}", self.device, ByteSize(self.size))?;
-        write!(f, "; {} of {} reserved", ByteSize(self.reserved), ByteSize(self.capacity))?;
-        if let Some(limit) = self.limit {
-            write!(f, " (limit {})", ByteSize(limit))?;
-        }
-        write!(
-            f,
-            ", {} live, {} cached (largest block {}), {} waiting for streams",
-            ByteSize(self.live),
-            ByteSize(self.cached),
-            ByteSize(self.largest_free),
-            ByteSize(self.pending)
-        )?;
-        match &self.driver {
-            Some(driver) => write!(f, "; the driver: {driver}"),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Why a configuration was refused. The message names the key, the value and what is allowed.

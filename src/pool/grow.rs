@@ -1,0 +1,285 @@
+//! More memory where a request is: free chunks from elsewhere first, then new ones, mapped into a hole of the lane's segments.
+
+use super::ladder::{Climb, Drain, Kind, Magazines, Want};
+use super::lanes::LaneId;
+use super::stitch::Donor;
+use super::{BlockId, LARGE, Pool, PoolState, SMALL};
+use crate::block::{Arena, Growth, Owner};
+use crate::driver::Driver;
+use crate::telemetry::{EventKind, Rung};
+use crate::units::{PAGE, align_up};
+use crate::vm::ChunkId;
+
+/// The first lanes get address space for many times the device's memory at once: 16.
+const WIDE_LANES: LaneId = 16;
+
+/// What may be held beyond the most that was needed before new chunks get half as large, and half as large again. Measured on the
+/// recorded traces; DESIGN.md has the curve.
+const EXCESS: [f64; 2] = [0.001, 0.0025];
+/// New chunks get twice as large when memory has been given back, so many times: 4 x.
+const REGROWTH_MAX: u32 = 2;
+/// No chunk is larger: 1 GiB.
+const CHUNK_LIMIT: u64 = 1 << 30;
+
+/// Chunks for a growth, which nothing has happened to yet.
+#[derive(Debug, Default)]
+struct Picked {
+    chunks: Vec<ChunkId>,
+    bytes: u64,
+    /// Those of them that blocks could be served from where they are.
+    donors: Vec<Donor>,
+}
+
+impl Picked {
+    fn add(&mut self, donor: Donor) {
+        self.chunks.push(donor.chunk);
+        self.bytes += donor.size;
+        self.donors.extend(donor.from.is_some().then_some(donor));
+    }
+}
+
+impl Pool {
+    /// Maps memory where that makes room: chunks that are free elsewhere, then new ones as long as the limit and the device allow, and
+    /// unless `sparing` up to the limit rather than the threshold.
+    pub(super) fn grow(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+        last: bool,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        if !self.driver.properties().vmm || matches!(want.kind, Kind::Dedicated { .. }) {
+            return self.grow_plain(state, want, magazines, last);
+        }
+        let grown = self.grow_in(state, want, last, 0)?;
+        if grown.is_some() || !last {
+            return Ok(grown);
+        }
+        // The hole with the least to map may have no room for the chunks that are free.
+        let (_, size, alignment) = want.range();
+        self.grow_in(state, want, last, size + alignment + self.config.chunk_max.0.max(state.space.unit()))
+    }
+
+    /// [`Pool::grow`] in a hole of at least so many bytes.
+    fn grow_in(&self, state: &mut PoolState, want: Want, last: bool, roomy: u64) -> Climb<Option<(BlockId, Rung)>> {
+        let (zone, size, alignment) = want.range();
+        let home = Owner(want.lane);
+        let private = state.lanes.get(want.lane).private.is_some();
+        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+        let unit = state.space.unit();
+        let growth = loop {
+            let zones = &mut state.zones;
+            let Some(growth) = zones[zone].plan_roomy_growth(home, size, alignment, unit, roomy, usable) else {
+                let Some(least) = align_up((size + alignment).max(roomy), unit) else { return Ok(None) };
+                match state.space.reserve_segment(self.segment_size(zone, want.lane, private), least) {
+                    Ok((addr, size)) => _ = state.zones[zone].add_segment(addr, size, home),
+                    // Address space, too, can be had from pools that are no more.
+                    Err(error) if error.is_out_of_memory() && self.bury(state) => {}
+                    Err(error) if error.is_out_of_memory() => {
+                        if roomy == 0 {
+                            state.refusal = Some(error);
+                        }
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(error),
+                }
+                continue;
+            };
+            break growth;
+        };
+        let mut picked = Picked::default();
+        let mut found = self.pick(state, want, growth, false, &mut picked);
+        if !found && !state.private.capturing() {
+            // Blocks that waited may have come home, and other streams may be done with theirs.
+            self.poll(state)?;
+            if self.finish_pending(state)
+                && let Some(block) = self.search(state, want)?
+            {
+                return Ok(Some((block, Rung::Passed)));
+            }
+            picked = Picked::default();
+            found = self.pick(state, want, growth, true, &mut picked);
+        }
+        let missing = growth.bytes.saturating_sub(picked.bytes);
+        if !found && (last || !self.over_threshold(state, missing)) {
+            found = self.create_chunks(state, want, growth, &mut picked)?;
+        }
+        if !found {
+            return Ok(None);
+        }
+        let rung = if missing > 0 { Rung::NewChunk } else { Rung::Stitch };
+        let growth = growth.widened(picked.bytes);
+        if let Err(error) = state.space.map(growth.at, &picked.chunks) {
+            // There is a limit to mappings too.
+            if !error.is_out_of_memory() || !self.retire_ghosts(state, usize::MAX) {
+                return Err(error);
+            }
+            state.space.map(growth.at, &picked.chunks)?;
+        }
+        let stamp = picked.donors.iter().map(|donor| donor.stamp).max().unwrap_or(0);
+        let stamp = if private { u64::MAX } else { stamp };
+        self.leave_ghosts(state, picked.donors);
+        let node = state.zones[zone].fill(home, growth.at, growth.bytes, home, stamp, usable);
+        self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
+        let node = state.zones[zone].take_from(node, size, alignment);
+        Ok(self.enter(state, want, node)?.map(|block| (block, rung)))
+    }
+
+    /// Picks free chunks for a growth: those in the reserve, and those that lie free elsewhere. Returns whether they suffice.
+    fn pick(&self, state: &PoolState, want: Want, growth: Growth, anyone: bool, picked: &mut Picked) -> bool {
+        let mut left = Vec::new();
+        for donor in self.donors(state, want.lane, growth, anyone) {
+            if picked.bytes + donor.size <= growth.bytes {
+                picked.add(donor);
+                if picked.bytes == growth.bytes {
+                    return true;
+                }
+            } else {
+                left.push(donor);
+            }
+        }
+        let missing = growth.bytes - picked.bytes;
+        let rest = left.into_iter().filter(|donor| donor.size >= missing && picked.bytes + donor.size <= growth.room);
+        let Some(rest) = rest.min_by_key(|donor| donor.size) else { return false };
+        picked.add(rest);
+        true
+    }
+
+    /// How large new chunks are to be, and what to round up to. Large ones cost few driver calls, small ones leave no large rests that no
+    /// request can use: so they are large as long as hardly more is held than was ever needed at once, and smaller when that is no longer so.
+    /// A program that gives its memory back and takes it again gets larger ones.
+    fn chunk_sizes(&self, state: &mut PoolState, zone: usize, size: u64, missing: u64) -> (u64, u64) {
+        let unit = state.space.unit();
+        let largest = self.config.chunk_max.0.max(unit);
+        if self.config.thrifty || largest == unit {
+            return (unit, unit);
+        }
+        if zone == SMALL {
+            // A part of what small blocks have already, so that what they do not use of it is little.
+            let part = state.zones[SMALL].used_bytes() / 16;
+            let size = unit.max(1 << part.max(1).ilog2()).min(largest);
+            return (size, size);
+        }
+        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        state.needed = state.needed.max(used + size);
+        let held = state.space.physical_bytes() + missing;
+        let excess = held.saturating_sub(state.needed) as f64 / state.needed as f64;
+        let shrink = EXCESS.iter().filter(|&&bound| excess >= bound).count();
+        let largest = largest << state.emptied.min(REGROWTH_MAX) >> shrink;
+        (largest.clamp(unit, CHUNK_LIMIT), (2 * unit).min(largest))
+    }
+
+    /// Creates chunks of `missing` bytes together, or as much as the limit and the device allow. Returns whether that is all.
+    fn create_chunks(&self, state: &mut PoolState, want: Want, growth: Growth, picked: &mut Picked) -> Climb<bool> {
+        let unit = state.space.unit();
+        let (zone, size, _) = want.range();
+        let mut missing = growth.bytes - picked.bytes;
+        let (mut largest, step) = self.chunk_sizes(state, zone, size, missing);
+        let rounded = missing.next_multiple_of(step);
+        let fits = state.space.physical_bytes() + rounded <= state.limit && picked.bytes + rounded <= growth.room;
+        if fits {
+            missing = rounded;
+        }
+        while missing > 0 {
+            let allowed = state.limit.saturating_sub(state.space.physical_bytes());
+            let size = largest.min(1 << missing.ilog2()).min(if allowed > 0 { 1 << allowed.ilog2() } else { 0 });
+            if size < unit {
+                return Ok(false);
+            }
+            match state.space.create(size) {
+                Ok(chunk) => {
+                    state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
+                    picked.chunks.push(chunk);
+                    picked.bytes += size;
+                    missing -= size;
+                }
+                Err(error) if error.is_out_of_memory() => {
+                    state.refusal = Some(error);
+                    largest = size / 2;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn over_threshold(&self, state: &PoolState, bytes: u64) -> bool {
+        let bound = state.limit as f64 * self.config.gc_threshold;
+        (state.space.physical_bytes() + bytes) as f64 > bound && self.config.gc_threshold < 1.0
+    }
+
+    /// Address space for a zone's segment. A later one is needed only when this is in pieces; lanes of which there may be hundreds begin
+    /// with less.
+    fn segment_size(&self, zone: usize, lane: LaneId, private: bool) -> u64 {
+        if private || lane > WIDE_LANES {
+            return (self.capacity >> 3).max(self.capacity.min(1 << 30));
+        }
+        let multiple = if zone == LARGE { u64::from(self.config.address_space) } else { 1 };
+        self.capacity.saturating_mul(multiple)
+    }
+
+    /// The same for what lies in memory of its own, and for all without virtual memory management: a segment of plain memory, with `trim` after freeing those that are not in use.
+    fn grow_plain(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+        trim: bool,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        let (zone, size, alignment) = want.range();
+        let home = Owner(want.lane);
+        let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
+        let shared = !matches!(want.kind, Kind::Dedicated { .. });
+        let wanted = if shared { least.max(self.plain_least()) } else { least };
+        if trim
+            && magazines.drain(self, state, Drain::All) > 0
+            && let Some(block) = self.search(state, want)?
+        {
+            return Ok(Some((block, Rung::Merge)));
+        }
+        for bytes in [wanted, least] {
+            let Some(bytes) = align_up(bytes, PAGE) else { return Ok(None) };
+            loop {
+                if let Some(addr) = self.plain_segment(state, bytes)? {
+                    let arena: &mut Arena = &mut state.zones[zone];
+                    arena.add_segment(addr, bytes, home);
+                    let node = arena.fill(home, addr, bytes, home, 0, |_| false);
+                    let node = arena.take_from(node, size, alignment);
+                    self.note_mapping(state, EventKind::Map, home, addr, bytes);
+                    return Ok(self.enter(state, want, node)?.map(|block| (block, Rung::NewChunk)));
+                }
+                let freed = if trim { self.harvest(state, bytes)? } else { 0 };
+                // A chunk that is still mapped somewhere stays the device's.
+                let _ = trim && self.retire_ghosts(state, usize::MAX);
+                // Chunks in the reserve are no plain memory: they go back to the device first.
+                let reserve = state.space.reserve_bytes();
+                if state.space.release_reserve(reserve.saturating_sub(bytes)) == 0 && freed == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Plain segments are to be a 64th of the device, so that they stay few.
+    pub(super) fn plain_least(&self) -> u64 {
+        (self.capacity >> 6).min(64 << 20)
+    }
+
+    fn plain_segment(&self, state: &mut PoolState, bytes: u64) -> Climb<Option<u64>> {
+        if state.space.physical_bytes().saturating_add(bytes) > state.limit {
+            return Ok(None);
+        }
+        match state.space.alloc_plain(bytes) {
+            Ok(addr) => {
+                state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
+                Ok(Some(addr))
+            }
+            Err(error) if error.is_out_of_memory() => {
+                state.refusal = Some(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Stitching: free chunks that lie apart are mapped once more, side by side, and serve one large request. Nothing is waited for: the lane's
+//! own free chunks are free for it in stream order, at whichever address. Where they were, a **ghost** stays: the old mapping, which
+//! unfinished work may still touch. It is undone when its stream has passed it and mappings have become many.
+//!
+//! Virtual aliases of one allocation are CUDA's ("Virtual Aliasing Support" in its programming guide): what a kernel has written through one
+//! address is there for a later one, in stream order, through another. GMLake (Guo et al., ASPLOS 2024) stitches so.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::lanes::LaneId;
+use super::{DEDICATED, Pool, PoolState};
+use crate::block::{Growth, NodeId, Owner, State};
+use crate::telemetry::EventKind;
+use crate::vm::ChunkId;
+
+/// So many ghosts may stand before the oldest are undone.
+const GHOSTS_MAX: usize = 1 << 14;
+/// So many are undone at a time.
+const RETIRE_BATCH: usize = 64;
+
+/// A free chunk that may be mapped elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Donor {
+    pub(super) chunk: ChunkId,
+    pub(super) size: u64,
+    /// The lane's epoch that has to have passed before others may use it; 0 where it is everyone's.
+    pub(super) stamp: u64,
+    /// The zone and the free node it lies in, and its address. `None` in the reserve.
+    pub(super) from: Option<(usize, NodeId, u64)>,
+}
+
+/// The ghosts of a pool.
+#[derive(Debug, Default)]
+pub(super) struct Ghosts {
+    by_addr: BTreeMap<u64, Ghost>,
+    /// Oldest first, by number and address. Some have gone already.
+    queue: VecDeque<(u64, u64)>,
+    next: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ghost {
+    number: u64,
+    zone: usize,
+    node: NodeId,
+    end: u64,
+}
+
+impl Ghosts {
+    fn add(&mut self, addr: u64, end: u64, zone: usize, node: NodeId) {
+        self.by_addr.insert(addr, Ghost { number: self.next, zone, node, end });
+        self.queue.push_back((self.next, addr));
+        self.next += 1;
+    }
+
+    /// The oldest, taken off the queue.
+    fn pop_oldest(&mut self) -> Option<(u64, Ghost)> {
+        while let Some((number, addr)) = self.queue.pop_front() {
+            if let Some(&ghost) = self.by_addr.get(&addr).filter(|ghost| ghost.number == number) {
+                return Some((addr, ghost));
+            }
+        }
+        None
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.by_addr.len()
+    }
+}
+
+impl Pool {
+    /// Free chunks that the lane may use at once, outside of a growth; with `anyone`, those too that other lanes own and have passed. The
+    /// reserve comes first, then what lies in the smallest free blocks.
+    pub(super) fn donors(
+        &self,
+        state: &PoolState,
+        lane: LaneId,
+        growth: Growth,
+        anyone: bool,
+    ) -> impl Iterator<Item = Donor> {
+        let unit = state.space.unit();
+        let private = |owner: Owner| owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
+        let mut nodes: Vec<(u64, usize, NodeId)> = Vec::new();
+        for (zone, arena) in state.zones.iter().enumerate().take(DEDICATED) {
+            for owner in arena.owners().filter(|&owner| !private(owner)) {
+                let own = owner == Owner::SHARED || owner == Owner(lane);
+                if !own && !anyone {
+                    continue;
+                }
+                let large = arena.free_nodes(owner).filter(|(_, node)| node.size >= unit);
+                let free = large.filter(|(_, node)| own || state.lanes.has_passed(owner.0, node.stamp));
+                nodes.extend(free.map(|(id, node)| (node.size, zone, id)));
+            }
+        }
+        nodes.sort_unstable();
+        let reserve: Vec<Donor> =
+            state.space.reserve().rev().map(|(chunk, size)| Donor { chunk, size, stamp: 0, from: None }).collect();
+        let donors = nodes.into_iter().flat_map(move |(_, zone, id)| {
+            let node = state.zones[zone].node(id);
+            let fronts = state.space.fronts(node.addr, node.end());
+            let apart = fronts.filter(move |&(addr, _, size)| addr + size <= growth.start || growth.end <= addr);
+            let stamp = if node.owner == Owner(lane) { node.stamp } else { 0 };
+            apart.map(move |(addr, chunk, size)| Donor { chunk, size, stamp, from: Some((zone, id, addr)) })
+        });
+        reserve.into_iter().chain(donors)
+    }
+
+    /// These chunks have been mapped elsewhere.
+    pub(super) fn leave_ghosts(&self, state: &mut PoolState, mut donors: Vec<Donor>) {
+        // From the upper end of each node, which keeps its number as long as something of it is left below.
+        donors.sort_unstable_by_key(|donor| std::cmp::Reverse(donor.from));
+        for Donor { size, from, .. } in donors {
+            let Some((zone, id, addr)) = from else { continue };
+            let ghost = state.zones[zone].leave_ghost(id, addr, size);
+            let home = state.zones[zone].node(ghost).home;
+            state.ghosts.add(addr, addr + size, zone, ghost);
+            self.note_mapping(state, EventKind::Unmap, home, addr, size);
+        }
+        if state.ghosts.count() > GHOSTS_MAX {
+            self.retire_ghosts(state, RETIRE_BATCH);
+        }
+    }
+
+    /// Undoes the mappings of so many ghosts, the oldest first, as far as streams are known to have passed them. Returns whether
+    /// there were any.
+    pub(super) fn retire_ghosts(&self, state: &mut PoolState, count: usize) -> bool {
+        let mut left = Vec::new();
+        let mut retired = 0;
+        while retired < count
+            && let Some((addr, ghost)) = state.ghosts.pop_oldest()
+        {
+            let is_over = |state: &PoolState, ghost: &Ghost| {
+                let node = state.zones[ghost.zone].node(ghost.node);
+                debug_assert!(node.state == State::Ghost);
+                state.lanes.has_passed(node.owner.0, node.stamp)
+            };
+            if !is_over(state, &ghost) {
+                left.push((ghost.number, addr));
+                if left.len() > RETIRE_BATCH {
+                    break;
+                }
+                continue;
+            }
+            // With those beside it, in one call.
+            let mut run = vec![(addr, ghost)];
+            let mut end = ghost.end;
+            while let Some(&next) = state.ghosts.by_addr.get(&end).filter(|next| is_over(state, next)) {
+                // Never over the border of two reservations.
+                if next.zone != ghost.zone || state.zones[next.zone].beside(next.node)[0].is_none() {
+                    break;
+                }
+                run.push((end, next));
+                end = next.end;
+            }
+            if state.space.retire(addr, end).is_err() {
+                state.failures += 1;
+                left.push((ghost.number, addr));
+                break;
+            }
+            for (addr, ghost) in run {
+                state.zones[ghost.zone].retire_ghost(ghost.node);
+                state.ghosts.by_addr.remove(&addr);
+                retired += 1;
+            }
+        }
+        left.into_iter().rev().for_each(|entry| state.ghosts.queue.push_front(entry));
+        retired > 0
+    }
+}
