@@ -317,12 +317,16 @@ void watched(Peer &peer, const Trace &trace, const Options &options, const Devic
     }
     peer.watch(&log);
   }
+  uint64_t charged = 0;
   const auto after = [&](const Op &op) {
     if (options.kernel_ns_per_byte > 0 && op.kind == Kind::Alloc) {
       const double ns = options.kernel_ns_per_byte * static_cast<double>(op.bytes);
       device.busy(follower.stream(op.stream), static_cast<uint64_t>(ns));
     }
-    if (options.watch) {
+    // Where calls take virtual time, what is reserved is the same as long as none was made.
+    const uint64_t charged_before = charged;
+    charged = device.driver_ns();
+    if (options.watch && (charged == 0 || charged != charged_before)) {
       const uint64_t reserved = peer.own().reserved;
       if (reserved != log.last) {
         compare(reserved, device.used() - base);

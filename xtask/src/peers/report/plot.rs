@@ -79,6 +79,11 @@ fn percent(value: f64) -> String {
     if value < 1.0 { format!("{value} %") } else { format!("{value:.0} %") }
 }
 
+/// How it is written on an axis of milliseconds.
+fn time(ms: f64) -> String {
+    if ms < 1000.0 { format!("{ms} ms") } else { format!("{} s", ms / 1000.0) }
+}
+
 /// For each trace a row, for each peer a dot: how much more is reserved than is live, with memory to spare.
 pub(in crate::peers) fn ratios(traces: &[Trace], peers: &[Peer], answers: &Answers) -> String {
     let over = |trace: &Trace, peer: &Peer| {
@@ -118,6 +123,8 @@ pub(in crate::peers) fn ratios(traces: &[Trace], peers: &[Peer], answers: &Answe
         for (index, peer) in shown.iter().enumerate().rev() {
             if let Some(over) = over(trace, peer) {
                 let title = format!("{} on {}: {over:.2} %", peer.name, trace.name);
+                // A little apart, so that equal ones are all seen.
+                let y = y + 3.0 * (index as f64 - (shown.len() - 1) as f64 / 2.0);
                 let radius = if peer.family == Family::Stratalloc { 7.5 } else { 6.0 };
                 svg.dot((scale.place(over), y), radius, COLOURS[index % COLOURS.len()], &title);
             }
@@ -186,12 +193,13 @@ pub(in crate::peers) fn pareto(traces: &[Trace], peers: &[Peer], answers: &Answe
     );
     for tick in across.ticks() {
         svg.line((across.place(tick), up.to), (across.place(tick), up.from), "#dddddd");
-        svg.text((across.place(tick), up.from + 20.0), "middle", &format!("{tick} ms"));
+        svg.text((across.place(tick), up.from + 20.0), "middle", &time(tick));
     }
     for tick in up.ticks() {
         svg.line((across.from, up.place(tick)), (across.to, up.place(tick)), "#dddddd");
         svg.text((across.from - 8.0, up.place(tick) + 4.5), "end", &percent(tick));
     }
+    let mut labels: Vec<(f64, f64)> = Vec::new();
     for point in &points {
         let at = (across.place(point.driver_ns / 1e6), up.place(over(point)));
         let colour = match point.family {
@@ -200,7 +208,13 @@ pub(in crate::peers) fn pareto(traces: &[Trace], peers: &[Peer], answers: &Answe
             Family::Rmm | Family::Floor => COLOURS[2],
         };
         svg.dot(at, 6.5, colour, &format!("{}: {:.2} %, {:.0} ms", point.name, over(point), point.driver_ns / 1e6));
-        svg.text((at.0 + 10.0, at.1 + 4.5), "start", &point.name);
+        // Below the labels that it would lie on.
+        let mut label = (at.0 + 10.0, at.1 + 4.5);
+        while let Some(other) = labels.iter().find(|(x, y)| (x - label.0).abs() < 140.0 && (y - label.1).abs() < 14.0) {
+            label.1 = other.1 + 14.5;
+        }
+        labels.push(label);
+        svg.text(label, "start", point.name.strip_prefix("stratalloc ").unwrap_or(&point.name));
     }
     svg.end()
 }
