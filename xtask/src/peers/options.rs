@@ -7,7 +7,7 @@ use super::questions;
 use crate::softcuda;
 
 /// Settings of this allocator that lie on the curve of memory against driver time, unless others are given.
-const SETTINGS: &str = "thrifty:true;chunk:2MiB;chunk:8MiB;chunk:32MiB";
+const SETTINGS: &str = "thrifty:true;chunk_max:8MiB;chunk_max:32MiB;chunk:8MiB";
 
 /// What is measured.
 pub(crate) struct Options {
