@@ -6,7 +6,7 @@ mod spare;
 mod time;
 
 pub(super) use capacity::STEPS_ABOVE;
-pub(super) use pressure::{GPU_BYTES_PER_NS, LAGS_US, PRESSURE};
+pub(super) use pressure::{GPU_BYTES_PER_NS, LAGS_US, PRESSURE, lag_question};
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
