@@ -303,8 +303,13 @@ fn pressure(page: &Page<'_>) -> String {
     };
     let mut table = page.table("pressure", cell);
     if !table.is_empty() {
-        let total = |values: &[f64]| format!("{} ms", ms(values.iter().sum()));
-        table += &page.summary("pressure", "stall, all", |_, figures| figures.number("stall_ns"), total);
+        table += "| stall of those completed |";
+        for peer in page.asked("pressure") {
+            let stall = |trace: &Trace| page.answers.number("pressure", &trace.name, &peer.name, "stall_ns");
+            let stalls: Vec<f64> = page.traces.iter().filter_map(stall).collect();
+            let _ = write!(table, " {} ms ({} of {}) |", ms(stalls.iter().sum()), stalls.len(), page.traces.len());
+        }
+        table.push('\n');
     }
     let text = format!(
         "A device of {PRESSURE} times the peak, with a kernel over each block that is allocated, at {} TB/s, on the block's stream; the host takes 300 ns for an \
