@@ -415,6 +415,14 @@ enum stratalloc_status stratalloc_find(struct stratalloc_allocator *allocator,
                                        const void *inside,
                                        struct stratalloc_block *out);
 
+// Waits for the device and compares every red zone and all poison on it: what the configuration keys `poison` and `redzone` are for. Each damage
+// found is a line on stderr, once; `faults` receives how many there were. 0 where no debug aid is on.
+//
+// Required: `allocator` is null or a handle; `faults` is null or may be written.
+enum stratalloc_status stratalloc_check_memory(struct stratalloc_allocator *allocator,
+                                               int32_t device,
+                                               size_t *faults);
+
 // Gives free memory back to the device, after waiting for the streams it was last used on. `given_back`, which may be null, receives the bytes.
 //
 // Required: `allocator` is null or a handle; `given_back` is null or may be written.
@@ -496,6 +504,17 @@ enum stratalloc_status stratalloc_add_oom_observer(struct stratalloc_allocator *
                                                    stratalloc_oom_observer observer,
                                                    void *context,
                                                    uint64_t *out_id);
+
+// Why the last request on a device failed that found no room, whichever thread's: the verdict and the cheapest thing to do in the first line,
+// then what is where, what was tried, and what else could be done, in less than 40 lines; "" where none has failed. Copied, cut to fit
+// and with its final 0, into `capacity` bytes at `buffer`, which may be null if `capacity` is 0. Returns the length that the whole text
+// needs, with its final 0; or 0 where there is no such allocator or device, as `stratalloc_last_error` then says.
+//
+// Required: `allocator` is null or a handle; `buffer` is null or has room for `capacity` bytes.
+size_t stratalloc_explain_oom(struct stratalloc_allocator *allocator,
+                              int32_t device,
+                              char *buffer,
+                              size_t capacity);
 
 // Removes an observer. It is not called any more once this returns. From inside an observer, this does not wait for calls that are under way,
 // those on other threads included: keep the context until they have returned.

@@ -58,6 +58,64 @@ impl FromStr for Limit {
     }
 }
 
+/// Whether steps that repeat are learned, and large blocks placed by plans for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Plan {
+    /// No.
+    #[default]
+    Off,
+    /// Yes. What has to be worked out is, now and then, on a thread that ends with it. Requests above 512 KiB then take the device's lock.
+    On,
+    /// Yes, and what has to be worked out is by the request that comes upon it: it takes as long as it takes, and equal programs get equal
+    /// addresses. For tests and replays.
+    Inline,
+}
+
+impl Plan {
+    const ALL: [(&str, Plan); 3] = [("off", Plan::Off), ("on", Plan::On), ("inline", Plan::Inline)];
+
+    fn name(self) -> &'static str {
+        Plan::ALL.iter().find(|(_, plan)| *plan == self).map_or("off", |(name, _)| name)
+    }
+
+    fn from_name(text: &str) -> Option<Plan> {
+        Plan::ALL.iter().find(|(name, _)| *name == text).map(|&(_, plan)| plan)
+    }
+}
+
+/// What is done with the contents of freed blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Poison {
+    /// Nothing.
+    #[default]
+    Off,
+    /// They are filled with the bytes `ef be ad de`, so that whoever reads them sees it.
+    Fill,
+    /// And compared when they are used again: a write after the free is reported.
+    Check,
+}
+
+impl Poison {
+    const NAMES: [(Poison, &str); 3] = [(Poison::Off, "off"), (Poison::Fill, "fill"), (Poison::Check, "check")];
+}
+
+impl fmt::Display for Poison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Poison::NAMES.iter().find(|(poison, _)| poison == self).map_or("off", |(_, name)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Poison {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Poison, ()> {
+        Poison::NAMES.iter().find(|(_, name)| *name == text).map(|&(poison, _)| poison).ok_or(())
+    }
+}
+
 /// How an allocator behaves. [`Config::default`] suits most programs.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -80,11 +138,23 @@ pub struct Config {
     pub cross_stream_wait: bool,
     /// Address space to reserve a device, in multiples of its memory, 1 to 64. Ignored without virtual memory management.
     pub address_space: u32,
+    /// Whether steps that repeat are learned, and large blocks placed by plans for them. See [`Plan`].
+    pub plan: Plan,
     /// Events that the trace ring keeps. 0: no tracing.
     pub trace: usize,
     /// Whether libraries that are loaded into somebody's program (the C library, the preload shim) fail where [`ENV`] cannot be
     /// understood, rather than go on with the defaults and say so. See [`Config::from_env_or_default`].
     pub strict: bool,
+    /// What is done with the contents of freed blocks. A debug aid: every call then takes the lock.
+    pub poison: Poison,
+    /// Bytes behind every block that nobody should write: they are compared when the block is freed, and by
+    /// [`Allocator::check_memory`](crate::Allocator::check_memory). 0: none. A debug aid: every call then takes the lock.
+    pub redzone: ByteSize,
+    /// Bytes of freed blocks that are held back before they are used again, the oldest going first. 0: none. A debug aid: every
+    /// call then takes the lock.
+    pub quarantine: ByteSize,
+    /// Whether blocks that are in use when the allocator or the process ends are reported.
+    pub leaks: bool,
 }
 
 impl Default for Config {
@@ -98,8 +168,13 @@ impl Default for Config {
             gc_threshold: 1.0,
             cross_stream_wait: false,
             address_space: 8,
+            plan: Plan::Off,
             trace: 0,
             strict: false,
+            poison: Poison::Off,
+            redzone: ByteSize(0),
+            quarantine: ByteSize(0),
+            leaks: false,
         }
     }
 }
@@ -124,7 +199,7 @@ fn part(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part))
 }
 
-const TABLE: [Key; 10] = [
+const TABLE: [Key; 15] = [
     Key {
         name: "limit",
         allowed: "a size such as 70GiB, or a part of the device's memory above 0 and at most 1.0, such as 0.9",
@@ -169,11 +244,35 @@ const TABLE: [Key; 10] = [
         set: |config, text| put(&mut config.address_space, text.parse().ok().filter(|n| (1..=64).contains(n))),
     },
     Key {
+        name: "plan",
+        allowed: "off, on or inline",
+        set: |config, text| put(&mut config.plan, Plan::from_name(text)),
+    },
+    Key {
         name: "trace",
         allowed: "a number of events from 0 (off) to 100000000",
         set: |config, text| put(&mut config.trace, text.parse().ok().filter(|&n| n <= 100_000_000)),
     },
     Key { name: "strict", allowed: "true or false", set: |config, text| put(&mut config.strict, text.parse().ok()) },
+    Key {
+        name: "poison",
+        allowed: "off, fill (freed blocks are filled with a pattern) or check (and compared when used again)",
+        set: |config, text| put(&mut config.poison, text.parse().ok()),
+    },
+    Key {
+        name: "redzone",
+        allowed: "a size from 0 (off) to 1GiB",
+        set: |config, text| {
+            let size = text.parse::<ByteSize>().ok();
+            put(&mut config.redzone, size.filter(|size| size.0 <= 1 << 30))
+        },
+    },
+    Key {
+        name: "quarantine",
+        allowed: "a size, 0 for off",
+        set: |config, text| put(&mut config.quarantine, text.parse().ok()),
+    },
+    Key { name: "leaks", allowed: "true or false", set: |config, text| put(&mut config.leaks, text.parse().ok()) },
 ];
 
 /// Every key, with what is allowed.
@@ -212,16 +311,27 @@ impl fmt::Display for Config {
             gc_threshold,
             cross_stream_wait,
             address_space,
+            plan,
             trace,
             strict,
+            poison,
+            redzone,
+            quarantine,
+            leaks,
         } = self;
         write!(f, "chunk:{},chunk_max:{},thrifty:{thrifty},", chunk.0, chunk_max.0)?;
-        write!(f, "magazine:{magazine},gc_threshold:{gc_threshold},")?;
-        write!(f, "cross_stream_wait:{cross_stream_wait},address_space:{address_space},trace:{trace},strict:{strict}")
+        write!(f, "magazine:{magazine},gc_threshold:{gc_threshold},cross_stream_wait:{cross_stream_wait},")?;
+        write!(f, "address_space:{address_space},plan:{},trace:{trace},strict:{strict},", plan.name())?;
+        write!(f, "poison:{poison},redzone:{},quarantine:{},leaks:{leaks}", redzone.0, quarantine.0)
     }
 }
 
 impl Config {
+    /// Whether debug aids fill or compare blocks on the device, in the order of their home streams.
+    pub fn works_on_blocks(&self) -> bool {
+        self.poison != Poison::Off || self.redzone.0 > 0
+    }
+
     /// Reads `key:value,key:value`. Empty text is the default.
     pub fn parse(text: &str) -> Result<Config, ConfigError> {
         let mut config = Config::default();
@@ -282,13 +392,19 @@ mod tests {
 
     #[test]
     fn reads_every_key() {
-        let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,trace:100,\
-             strict:true";
+        let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,plan:inline,\
+             trace:100,strict:true,poison:check,redzone:512,quarantine:1MiB,leaks:true";
         let config = Config::parse(text).unwrap();
+        assert_eq!(
+            (config.poison, config.redzone, config.quarantine),
+            (Poison::Check, ByteSize(512), ByteSize::mib(1))
+        );
+        assert!(config.leaks);
         assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
         assert_eq!(config.chunk, ByteSize::mib(32));
         assert_eq!((config.magazine, config.gc_threshold, config.cross_stream_wait), (0.1, 0.8, true));
-        assert_eq!((config.address_space, config.trace, config.strict), (4, 100, true));
+        assert_eq!((config.address_space, config.plan), (4, Plan::Inline));
+        assert_eq!((config.trace, config.strict), (100, true));
         assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
         assert_eq!(Config::parse("limit:70GiB").unwrap().limit, Some(Limit::Bytes(ByteSize::gib(70))));
         let one_byte = Config::parse("limit:1B").unwrap();
@@ -310,8 +426,13 @@ mod tests {
             ("gc_threshold:0", ["gc_threshold", "'0'", "above 0"]),
             ("cross_stream_wait:yes", ["cross_stream_wait", "'yes'", "true or false"]),
             ("address_space:0", ["address_space", "'0'", "1 to 64"]),
+            ("plan:true", ["plan", "'true'", "off, on or inline"]),
             ("trace:-1", ["trace", "'-1'", "0 (off)"]),
             ("strict:1", ["strict", "'1'", "true or false"]),
+            ("poison:true", ["poison", "'true'", "off, fill"]),
+            ("redzone:2GiB", ["redzone", "'2GiB'", "1GiB"]),
+            ("quarantine:-1", ["quarantine", "'-1'", "0 for off"]),
+            ("leaks:2", ["leaks", "'2'", "true or false"]),
             ("limit=0.5", ["limit=0.5", "key:value", "commas"]),
         ] {
             let message = Config::parse(text).unwrap_err().to_string();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use stratalloc::driver::cuda::CudaDriver;
+use stratalloc::driver::kernels::{Finding, checksum};
 use stratalloc::driver::{CaptureStatus, ChunkHandle, CopyOp, Driver, DriverErrorKind, EventId, EventStatus, Location};
 use stratalloc::interop::{CudarcBuffer, CudarcSlice, stream_id};
 use stratalloc::units::{ByteSize, DevicePtr, StreamId};
@@ -29,6 +30,7 @@ const TESTS: &[Test] = &[
     Test { name: "plain_memory_round_trip", needs_vmm: false, run: plain_memory_round_trip },
     Test { name: "streams_wait_for_events", needs_vmm: false, run: streams_wait_for_events },
     Test { name: "batches_copy_everything", needs_vmm: false, run: batches_copy_everything },
+    Test { name: "own_kernels_run", needs_vmm: false, run: own_kernels_run },
     Test { name: "any_thread_may_call", needs_vmm: false, run: any_thread_may_call },
     Test { name: "wrong_arguments_are_typed_errors", needs_vmm: true, run: wrong_arguments_are_typed_errors },
     Test { name: "buffers_go_to_cudarc_and_back", needs_vmm: false, run: buffers_go_to_cudarc_and_back },
@@ -246,6 +248,46 @@ fn batches_copy_everything(driver: &CudaDriver) {
     }
     driver.destroy_stream(stream).unwrap();
     driver.free_plain(ptr).unwrap();
+}
+
+/// What `tests/common/contract.rs` says of kernels is said there; this is that the images load and run on this very device, also from several
+/// threads at once.
+fn own_kernels_run(driver: &CudaDriver) {
+    let size = 8 << 20;
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            scope.spawn(move || {
+                let stream = driver.create_stream().unwrap();
+                let (a, b) = (driver.alloc_plain(size).unwrap(), driver.alloc_plain(size).unwrap());
+                let host = driver.alloc_host(4096).unwrap();
+                let bytes = pattern(size as usize, seed);
+                driver.write(a, &bytes, stream).unwrap();
+                let piece = |i: u64| CopyOp { dst: b.add(i * 4096), src: a.add(i * 4096), size: 4096 };
+                let ops: Vec<CopyOp> = (0..size / 4096).map(piece).collect();
+                driver.copy_blocks(&ops, stream).unwrap();
+                // SAFETY: the driver gave 4096 bytes at `host`, and nothing under way uses them.
+                unsafe { (host.0 as *mut u64).write(0) };
+                driver.checksum(b, size, host, stream).unwrap();
+                driver.synchronize_stream(stream).unwrap();
+                // SAFETY: as above; the stream has been waited for.
+                let sum = unsafe { (host.0 as *const u64).read() };
+                assert_eq!(sum, checksum(&bytes));
+                driver.fill_words(a, size, 0x0bad_cafe, stream).unwrap();
+                driver.write(a.add(size - 3), &[7], stream).unwrap();
+                // SAFETY: as above.
+                unsafe { (host.0 as *mut Finding).write(Finding::NONE) };
+                driver.check_words(a, size, 0x0bad_cafe, host, stream).unwrap();
+                driver.synchronize_stream(stream).unwrap();
+                // SAFETY: as above.
+                let found = unsafe { (host.0 as *const Finding).read() };
+                assert_eq!((found.count, found.first()), (1, Some((size - 3, 7))));
+                driver.free_host(host).unwrap();
+                driver.free_plain(a).unwrap();
+                driver.free_plain(b).unwrap();
+                driver.destroy_stream(stream).unwrap();
+            });
+        }
+    });
 }
 
 fn any_thread_may_call(driver: &CudaDriver) {

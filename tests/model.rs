@@ -314,13 +314,14 @@ impl Program {
     }
 }
 
-const TEXTS: [&str; 8] = [
+const TEXTS: [&str; 9] = [
     "",
     "cross_stream_wait:true",
     "magazine:0",
     "magazine:0,cross_stream_wait:true",
     "chunk:4MiB",
     "gc_threshold:0.4",
+    "plan:inline",
     "address_space:1,magazine:1",
     "trace:64,limit:0.7",
 ];

@@ -52,6 +52,10 @@ impl Driver for Liar {
         capture_status(stream: StreamId) -> DriverResult<CaptureStatus>;
         copy(ops: &[CopyOp], stream: StreamId) -> DriverResult<()>;
         fill(ptr: DevicePtr, size: u64, byte: u8, stream: StreamId) -> DriverResult<()>;
+        copy_blocks(ops: &[CopyOp], stream: StreamId) -> DriverResult<()>;
+        fill_words(ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()>;
+        check_words(ptr: DevicePtr, size: u64, pattern: u32, result: HostPtr, stream: StreamId) -> DriverResult<()>;
+        checksum(ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()>;
         write(dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()>;
         read(dst: &mut [u8], src: DevicePtr, stream: StreamId) -> DriverResult<()>;
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::contract::{Mapped, assert_fails, bytes_at};
 use stratalloc::driver::DriverErrorKind::{Capturing, InvalidHandle, InvalidValue, NotSupported, OutOfMemory, Sticky};
-use stratalloc::driver::soft::{Access, Backing, LatencyModel, SoftDevice, SoftDeviceBuilder};
+use stratalloc::driver::soft::{Access, Backing, LatencyModel, Report, SoftDevice, SoftDeviceBuilder};
 use stratalloc::driver::{CaptureStatus, ChunkHandle, CopyOp, Driver, EventStatus, Location};
 use stratalloc::units::{DevicePtr, PAGE, StreamId};
 
@@ -247,6 +247,50 @@ fn work_takes_its_time_on_its_stream() {
     assert_eq!(device.clock_ns(), 1600);
     device.synchronize_device().unwrap();
     assert_eq!((device.clock_ns(), device.stall_ns()), (1800, 800));
+}
+
+#[test]
+fn the_clock_is_what_was_told_charged_and_waited_for() {
+    let device = small().latency(LatencyModel::A100).checker(true).build().unwrap();
+    let mapped = Mapped::new(&*device, 1);
+    let (a, b) = (device.create_stream().unwrap(), device.create_stream().unwrap());
+    let plain = device.alloc_plain(512).unwrap();
+    let (begin, charged) = (device.clock_ns(), device.charged_ns());
+    assert_eq!((begin, device.stall_ns()), (charged, 0));
+    let whole = [Access::write(mapped.ptr, PAGE)];
+    // One after another on a, and on b after that, as nothing races: 4 ms. A kernel of 5 ms runs beside.
+    device.keep_busy(a, &whole, 1_000_000).unwrap();
+    device.keep_busy(a, &whole, 2_000_000).unwrap();
+    device.order_after(b, a).unwrap();
+    device.keep_busy(b, &whole, 1_000_000).unwrap();
+    device.keep_busy(a, &[], 2_000_000).unwrap();
+    assert_eq!((device.clock_ns(), device.charged_ns()), (begin, charged), "submitting is free");
+    device.advance_clock(500_000);
+    device.synchronize_stream(b).unwrap();
+    assert_eq!(device.clock_ns(), begin + 4_000_000);
+    assert_eq!((device.stall_ns(), device.charged_ns()), (4_000_000 - 500_000 - 1_340, charged + 1_340));
+    // A free takes 1.1 ms itself; a is done before that.
+    device.free_plain(plain).unwrap();
+    let (stall, charged) = (device.stall_ns(), device.charged_ns());
+    assert_eq!(stall, 4_000_000 - 500_000 - 1_340);
+    assert_eq!(device.clock_ns(), 500_000 + stall + charged);
+    assert_eq!(device.reports(), []);
+}
+
+#[test]
+fn kernels_that_keep_busy_are_checked_and_find_unmapped_memory() {
+    let device = small().checker(true).build().unwrap();
+    let mapped = Mapped::new(&*device, 1);
+    let (a, b) = (device.create_stream().unwrap(), device.create_stream().unwrap());
+    let whole = [Access::write(mapped.ptr, PAGE)];
+    device.keep_busy(a, &whole, 100).unwrap();
+    device.keep_busy(b, &whole, 100).unwrap();
+    assert!(matches!(device.reports()[..], [Report::Race { .. }]), "{:?}", device.reports());
+    device.unmap(mapped.ptr, PAGE).unwrap();
+    assert!(device.reports().iter().any(|report| matches!(report, Report::UnmapInUse { .. })));
+    assert_fails(device.synchronize_device(), Sticky);
+    assert_fails(device.keep_busy(a, &[], 1), Sticky);
+    assert_fails(device.order_after(a, StreamId(99)), InvalidHandle);
 }
 
 #[test]

@@ -16,6 +16,7 @@ def test_the_error_is_torchs_and_explains_itself():
     assert "CUDA out of memory. Tried to allocate" in text
     assert "has a total capacity of" in text and "is free" in text
     assert "stratalloc: " in text
+    assert "on device 0: the request is larger than the device; ask for at most" in text
 
 
 def test_life_goes_on():
@@ -26,6 +27,15 @@ def test_life_goes_on():
     assert live() - before == 64 * MIB
     host = torch.arange(1000)
     assert torch.equal(host.cuda().cpu(), host)
+    del x
+
+
+def test_the_error_says_what_to_do():
+    x = on_gpu(capacity() // 2)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        on_gpu(capacity() // 4 * 3)
+    assert "live blocks fill the memory; free " in str(caught.value)
+    assert f"at {x.data_ptr():#x}" in str(caught.value)
     del x
 
 

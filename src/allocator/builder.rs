@@ -80,6 +80,6 @@ impl Builder {
             DeviceCache::new(ordinal, spec.open()?, &self.config)
         };
         let devices = specs.iter().enumerate().map(open).collect::<Result<Vec<_>>>()?;
-        Ok(Allocator::new(devices))
+        Ok(Allocator::new(devices, &self.config))
     }
 }

@@ -2,11 +2,17 @@
 
 mod allocation;
 mod builder;
+mod defrag;
+mod movable;
+mod plans;
 mod private;
 mod request;
+mod watch;
 
 pub use allocation::{Allocation, Buffer, OwnedAllocation, Plain};
 pub use builder::{Builder, DeviceSpec};
+pub use defrag::{DefragReport, PassLimits, Quiescent};
+pub use movable::{CompactReport, Compaction, Movable, Move, Pinned};
 pub use private::Restored;
 pub use request::{AllocFlags, AllocRequest, Lifetime, Tag};
 
@@ -17,7 +23,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::cache::{DeviceCache, Request, TAGS};
-use crate::config::Limit;
+use crate::config::{Config, Limit};
+use crate::defrag::Movables;
 use crate::driver::Driver;
 use crate::driver::metered::Metered;
 use crate::error::{Error, OomExplanation, OutOfMemory, Result};
@@ -79,6 +86,9 @@ struct Shared {
     next_observer: AtomicU64,
     tags: Mutex<Vec<String>>,
     failed_drops: AtomicU64,
+    /// By device.
+    movables: Vec<Movables>,
+    watch: watch::Watch,
 }
 
 impl fmt::Debug for Allocator {
@@ -94,16 +104,21 @@ impl Allocator {
     }
 
     /// At least one device.
-    fn new(devices: Vec<Arc<DeviceCache>>) -> Allocator {
+    fn new(devices: Vec<Arc<DeviceCache>>, config: &Config) -> Allocator {
+        let watch = watch::Watch::new(config, &devices);
         let shared = Shared {
             first: devices[0].clone(),
+            movables: devices.iter().map(|_| Movables::default()).collect(),
             devices,
             observers: Mutex::default(),
             next_observer: AtomicU64::new(1),
             tags: Mutex::new(vec!["none".to_string()]),
             failed_drops: AtomicU64::new(0),
+            watch,
         };
-        Allocator { shared: Arc::new(shared) }
+        let allocator = Allocator { shared: Arc::new(shared) };
+        allocator.look_at_exit();
+        allocator
     }
 
     /// How many devices there are.
@@ -169,7 +184,9 @@ impl Allocator {
             may_grow: !request.flags.contains(AllocFlags::NO_GROW),
             dedicated: request.flags.contains(AllocFlags::DEDICATED),
         };
-        let ptr = device.alloc(inner).or_else(|error| self.observe(device, inner, self.name_tags(error)))?;
+        let served = device.alloc(inner).or_else(|error| self.observe(device, inner, self.name_tags(error)));
+        self.tell_found(device);
+        let ptr = served?;
         if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }
     }
 
@@ -231,7 +248,10 @@ impl Allocator {
     #[cold]
     #[inline(never)]
     fn free_slow(&self, ptr: DevicePtr) -> Result<()> {
-        self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?.free(ptr)
+        let device = self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?;
+        let freed = device.free(ptr);
+        self.tell_found(device);
+        freed
     }
 
     /// [`Allocator::raw_free`] where the caller says which device the memory is on, and is told if it is not.
@@ -241,7 +261,11 @@ impl Allocator {
             Some(owner) if owner.pool.device != given.pool.device => {
                 Err(Error::WrongDevice { ptr, given: device, owner: owner.pool.device })
             }
-            _ => given.free(ptr),
+            _ => {
+                let freed = given.free(ptr);
+                self.tell_found(given);
+                freed
+            }
         }
     }
 
@@ -286,9 +310,11 @@ impl Allocator {
 
     /// The bytes that may be used at a live block's pointer: what was requested, rounded up.
     pub fn usable_size(&self, ptr: DevicePtr) -> Result<u64> {
-        let (_, header) = self.owner(ptr).and_then(|device| device.find(ptr)).ok_or(Error::InvalidPointer { ptr })?;
+        let device = self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?;
+        let (_, header) = device.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
         header.check_live()?;
-        Ok(header.size())
+        // What is behind belongs to the red zone, if there is one.
+        Ok(if device.pool.redzone() > 0 { header.requested() } else { header.size() })
     }
 
     /// A device in numbers.

@@ -1,5 +1,7 @@
 //! The offset allocator: nodes that tile segments, best fit by owner, O(1) split and coalesce, holes that grow and shrink.
 
+mod claim;
+
 use super::bins::Bins;
 use crate::units::{GRANULE, align_up};
 
@@ -227,12 +229,13 @@ impl Arena {
         taken
     }
 
-    /// Frees a used node for `owner`, whose epoch is `stamp`, and coalesces it with the neighbours that `owner` has already.
+    /// Frees a used node for `owner`, whose epoch is `stamp`, and coalesces it with the neighbours that `owner` has already. Returns the node
+    /// that it is part of then.
     #[inline]
-    pub fn release(&mut self, id: NodeId, owner: Owner, stamp: u64) {
+    pub fn release(&mut self, id: NodeId, owner: Owner, stamp: u64) -> NodeId {
         debug_assert!(self.nodes[id as usize].state == State::Used);
         self.used_bytes -= self.nodes[id as usize].size;
-        self.put_coalesced(id, owner, stamp, |neighbour| neighbour == owner);
+        self.put_coalesced(id, owner, stamp, |neighbour| neighbour == owner)
     }
 
     /// Makes the free nodes of `owner` whose stamp is at most `passed` usable by anyone.

@@ -1,4 +1,4 @@
-//! One page cut into equal slots.
+//! One page cut into equal slots. Slabs that share a page own different slots of it.
 
 use super::class::ClassId;
 use crate::units::{GRANULE, PAGE};
@@ -7,7 +7,9 @@ const WORDS: usize = (PAGE / GRANULE / 64) as usize;
 
 /// Which slots of a slab are free. Slots in magazines count as taken.
 ///
-/// Conservation: free slots == set bits.
+/// A slab owns all slots of its page, until the page's memory is shared with other slabs: then each slot is one slab's alone.
+///
+/// Conservation: free slots == set bits, all of them of slots that the slab owns.
 #[derive(Debug, Clone)]
 pub struct Slab {
     /// Where the slab's page starts.
@@ -18,18 +20,32 @@ pub struct Slab {
     /// No word below this one has a set bit.
     first: u32,
     bits: Box<[u64]>,
+    /// How many slots the slab owns.
+    slots: u32,
+    /// Which these are, where they are not all.
+    owned: Option<Box<[u64]>>,
+}
+
+/// A bit for each slot of a class.
+fn all_slots(class: ClassId) -> Box<[u64]> {
+    let slots = class.slots() as usize;
+    let mut bits = vec![!0u64; slots.div_ceil(64)].into_boxed_slice();
+    debug_assert!(bits.len() <= WORDS);
+    if !slots.is_multiple_of(64) {
+        bits[slots / 64] = (1 << (slots % 64)) - 1;
+    }
+    bits
+}
+
+fn count(bits: &[u64]) -> u32 {
+    bits.iter().map(|word| word.count_ones()).sum()
 }
 
 impl Slab {
     /// A slab with all slots free.
     pub fn new(addr: u64, class: ClassId) -> Slab {
-        let slots = class.slots() as usize;
-        let mut bits = vec![!0u64; slots.div_ceil(64)].into_boxed_slice();
-        debug_assert!(bits.len() <= WORDS);
-        if !slots.is_multiple_of(64) {
-            bits[slots / 64] = (1 << (slots % 64)) - 1;
-        }
-        Slab { addr, class, free: class.slots(), first: 0, bits }
+        let slots = class.slots();
+        Slab { addr, class, free: slots, first: 0, bits: all_slots(class), slots, owned: None }
     }
 
     /// Takes the lowest free slot.
@@ -79,17 +95,64 @@ impl Slab {
     /// Whether every slot is free.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.free == self.class.slots()
+        self.free == self.slots
     }
 
-    /// Checks the count against the bits.
+    /// The slots that the slab owns, a bit each.
+    pub fn owned(&self) -> Box<[u64]> {
+        self.owned.clone().unwrap_or_else(|| all_slots(self.class))
+    }
+
+    /// The slots that are taken, a bit each.
+    pub fn taken(&self) -> Box<[u64]> {
+        self.owned().iter().zip(&self.bits).map(|(owned, free)| owned & !free).collect()
+    }
+
+    /// Bytes of the slots that are taken.
+    pub fn taken_bytes(&self) -> u64 {
+        u64::from(self.slots - self.free) * self.class.size()
+    }
+
+    /// Gives up every free slot: the page is to be shared with a slab that has these.
+    pub fn keep_taken(&mut self) {
+        let taken = self.taken();
+        self.own(taken);
+        self.bits.fill(0);
+        self.free = 0;
+    }
+
+    /// Gives up these slots, none of which is taken: a slab that shares the page has them.
+    pub fn cede(&mut self, slots: &[u64]) {
+        debug_assert!(self.taken().iter().zip(slots).all(|(taken, ceded)| taken & ceded == 0));
+        let kept = self.owned().iter().zip(slots).map(|(owned, ceded)| owned & !ceded).collect();
+        self.own(kept);
+        self.bits.iter_mut().zip(slots).for_each(|(free, ceded)| *free &= !ceded);
+        self.free = count(&self.bits);
+    }
+
+    /// Gets these slots, all of them free, from a slab that shared the page.
+    pub fn gain(&mut self, slots: &[u64]) {
+        let owned = self.owned().iter().zip(slots).map(|(owned, gained)| owned | gained).collect();
+        self.own(owned);
+        self.bits.iter_mut().zip(slots).for_each(|(free, gained)| *free |= gained);
+        self.free = count(&self.bits);
+        self.first = 0;
+    }
+
+    fn own(&mut self, owned: Box<[u64]>) {
+        self.slots = count(&owned);
+        self.owned = (self.slots < self.class.slots()).then_some(owned);
+    }
+
+    /// Checks the counts against the bits.
     pub fn validate(&self) -> Result<(), String> {
-        let bits: u32 = self.bits.iter().map(|word| word.count_ones()).sum();
+        let (bits, owned) = (count(&self.bits), self.owned());
         let below = self.bits[..self.first as usize].iter().any(|&word| word != 0);
-        if bits == self.free && !below {
+        let stray = self.bits.iter().zip(&owned).any(|(free, owned)| free & !owned != 0);
+        if bits == self.free && !below && !stray && count(&owned) == self.slots {
             Ok(())
         } else {
-            Err(format!("slab at {:#x}: {bits} bits set, {} counted, first word {}", self.addr, self.free, self.first))
+            Err(format!("slab at {:#x}: {bits} bits set: {self:?}", self.addr))
         }
     }
 }
@@ -112,6 +175,34 @@ mod tests {
             (0..class.slots()).for_each(|slot| slab.release(slot));
             assert!(slab.is_empty());
             slab.validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn slabs_that_share_a_page_hand_out_each_slot_once() {
+        for class in (0..ClassId::COUNT).filter_map(ClassId::from_index) {
+            let (mut keep, mut give) = (Slab::new(0, class), Slab::new(PAGE, class));
+            let mut seen = vec![0; class.slots() as usize];
+            (0..class.slots()).step_by(3).for_each(|slot| assert!(keep.take_slot(slot)));
+            (1..class.slots()).step_by(3).for_each(|slot| assert!(give.take_slot(slot)));
+            give.keep_taken();
+            keep.cede(&give.owned());
+            assert!(give.is_full() && !give.is_empty());
+            give.release(1);
+            assert!(give.take_slot(1) && !give.take_slot(0) && !keep.take_slot(1));
+            for slab in [&mut keep, &mut give] {
+                (0..class.slots()).for_each(|slot| seen[slot as usize] += u32::from(slab.take_slot(slot)));
+                slab.validate().unwrap();
+            }
+            (0..class.slots()).for_each(|slot| assert_eq!(seen[slot as usize], u32::from(slot % 3 == 2)));
+            // The second one is emptied, and the first has the page to itself again.
+            (1..class.slots()).step_by(3).for_each(|slot| give.release(slot));
+            assert!(give.is_empty());
+            keep.gain(&give.owned());
+            keep.validate().unwrap();
+            (0..class.slots()).filter(|slot| slot % 3 != 1).for_each(|slot| keep.release(slot));
+            assert!(keep.is_empty() && keep.free_slots() == class.slots());
+            keep.validate().unwrap();
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::try_free`]: no lock, no atomic read-modify-write, no driver call. Everything else takes the pool's lock.
 
 mod counts;
+mod defrag;
 mod gate;
 mod magazine;
 mod oom;
@@ -12,11 +13,14 @@ mod threads;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
+use crate::debug::MemoryReport;
 use crate::driver::Driver;
-use crate::error::{Error, OomExplanation, Result};
+use crate::error::{Error, OomExplanation, PlanError, Result};
+use crate::plan::{PlanStats, Step};
 use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
@@ -57,6 +61,8 @@ pub(crate) struct DeviceCache {
     pub(crate) number: u64,
     pub(crate) pool: Pool,
     this: Weak<DeviceCache>,
+    /// Whether debug aids are on.
+    watched: bool,
     /// Bytes that one thread may hold.
     magazine_bytes: u64,
     /// How far a thread's counts may drift from the sums.
@@ -77,7 +83,9 @@ impl DeviceCache {
         let pool = Pool::new(device, driver, config.clone())?;
         let magazine_bytes = (pool.capacity as f64 * config.magazine) as u64;
         let drift = (pool.capacity >> 7) as i64;
+        let watched = pool.is_watched(&pool.lock());
         Ok(Arc::new_cyclic(|this| DeviceCache {
+            watched,
             number: NUMBER.fetch_add(1, Relaxed),
             pool,
             this: this.clone(),
@@ -157,6 +165,8 @@ impl DeviceCache {
         if tag as usize >= TAGS {
             return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
         }
+        // What follows is about the block, which may be longer than what is asked for.
+        let size = size.saturating_add(self.pool.redzone());
         if request.dedicated {
             if alignment > GRANULE {
                 return Err(Error::InvalidAlignment { alignment, max: GRANULE });
@@ -171,7 +181,7 @@ impl DeviceCache {
         }
         // No slot is sure to be aligned to more than the largest class: the smallest block of an arena is.
         let least = if alignment > CLASS_SIZE_MAX { CLASS_SIZE_MAX + 1 } else { 1 };
-        self.alloc_slow(request, block_granules(size.max(least)) as u32)
+        self.alloc_slow(request, block_granules(size.max(least).min(SIZE_MAX)) as u32)
     }
 
     /// Hands out a block under the pool's lock.
@@ -217,11 +227,16 @@ impl DeviceCache {
                 let packs = |cache: &ThreadCache| {
                     cache.is_stale() || !cache.knows(key) || pool.is_tight(&state, cache.active_bytes())
                 };
-                if !is_slot && cache.is_some_and(packs) {
+                // By plan, nothing is packed: what is large is not in magazines either.
+                if !is_slot && !pool.plans_for(block_size) && cache.is_some_and(packs) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
                 }
                 let want = Want { lane, kind, may_grow };
-                let (block, rung) = match pool.alloc(&mut state, want, self) {
+                let mut served = pool.alloc(&mut state, want, self);
+                if !matches!(served, Ok(Some(_))) && pool.release_held(&mut state, Some(0)) > 0 {
+                    served = pool.alloc(&mut state, want, self);
+                }
+                let (block, rung) = match served {
                     Ok(Some(found)) => found,
                     Ok(None) => return Err(self.no_room(&mut state, request, want, None)),
                     Err(error) => return Err(self.no_room(&mut state, request, want, Some(error))),
@@ -246,6 +261,11 @@ impl DeviceCache {
                 pool.directory.header(block).ptr()
             }
         };
+        if pool.is_watched(&state)
+            && let Some((block, _)) = pool.directory.find(ptr)
+        {
+            pool.watch_alloc(&mut state, block);
+        }
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
@@ -268,7 +288,7 @@ impl DeviceCache {
         let (requested, key, tag) = (header.requested(), header.key(), header.tag());
         if pool.ring.is_on() {
             // Before it may be complete, so that events are in order.
-            let (lane, deferred) = (header.lane(), header.is_recorded());
+            let (lane, deferred) = (header.lane(), header.is_recorded() || pool.would_hold(&state, block));
             let kind = if deferred { EventKind::FreeDeferred } else { EventKind::Free };
             let event = Event::new(kind, header.ptr(), requested).tag(tag);
             pool.ring.push(event.on(pool.lane_stream(&state, lane), pool.private_of(&state, lane)));
@@ -276,7 +296,9 @@ impl DeviceCache {
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
-        let alone = header.is_recorded() || header.is_dedicated() || header.is_lent();
+        let planned = pool.plans_for(key.bytes());
+        let alone = header.is_recorded() || header.is_dedicated() || header.is_lent() || planned;
+        let alone = alone || pool.is_watched(&state);
         let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
             cache.note_phase(pool);
@@ -329,17 +351,48 @@ impl DeviceCache {
     /// Gives free memory back to the device. Waits for the streams. Returns the bytes given back.
     pub(crate) fn empty(&self) -> Result<u64> {
         let mut state = self.pool.lock();
-        let bytes = self.pool.empty(&mut state, self, 0)?;
+        self.pool.release_held(&mut state, Some(0));
+        let mut bytes = self.pool.empty(&mut state, self, 0)?;
+        // What had waited for other streams has gone into quarantine only now.
+        if self.pool.release_held(&mut state, Some(0)) > 0 {
+            bytes += self.pool.empty(&mut state, self, 0)?;
+        }
         self.check_invariants(&state);
         drop(state);
         self.pool.ring.push(Event::new(EventKind::EmptyCache, DevicePtr::NULL, bytes));
         Ok(bytes)
     }
 
+    /// The program says that a step begins.
+    pub(crate) fn mark_step(&self) {
+        self.pool.mark_step(&mut self.pool.lock());
+    }
+
+    /// The steps that plans are made for.
+    pub(crate) fn export_plan(&self) -> Result<Vec<Arc<Step>>> {
+        let state = self.pool.lock();
+        Ok(self.pool.export_plan(&state).ok_or(PlanError::Off)?)
+    }
+
+    /// Steps to look out for.
+    pub(crate) fn import_plan(&self, steps: Vec<Step>) -> Result<()> {
+        if self.pool.import_plan(&mut self.pool.lock(), steps) { Ok(()) } else { Err(PlanError::Off.into()) }
+    }
+
+    /// What plans have done.
+    pub(crate) fn plan_stats(&self) -> PlanStats {
+        self.pool.plan_stats(&self.pool.lock())
+    }
+
     /// Bounds the memory held.
     pub(crate) fn set_limit(&self, limit: u64) -> Result<()> {
         let mut state = self.pool.lock();
-        self.pool.set_limit(&mut state, limit, self)
+        match self.pool.set_limit(&mut state, limit, self) {
+            Err(Error::LimitBelowUse { .. }) if self.pool.release_held(&mut state, Some(0)) > 0 => {
+                self.pool.set_limit(&mut state, limit, self)
+            }
+            result => result,
+        }
     }
 
     /// Bounds the live bytes of a tag, or no longer.
@@ -363,7 +416,7 @@ impl DeviceCache {
 
     /// Whether every call has to take the lock.
     fn goes_slow(&self, state: &PoolState) -> bool {
-        self.pool.ring.is_on() || self.pool.routing(state)
+        self.pool.ring.is_on() || self.pool.routing(state) || self.pool.is_watched(state)
     }
 
     /// Shuts out the threads of these caches while `work` runs. Under the pool's lock.
@@ -411,6 +464,41 @@ impl DeviceCache {
         let state = self.pool.lock();
         let threads = self.threads.lock();
         self.with_closed(&threads, |_| self.pool.segments(&state))
+    }
+
+    /// Whether calls may find something to tell the user's observer.
+    #[inline]
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
+    }
+
+    /// Waits for the device and compares all that the debug aids watch, if `wanted`; then takes what they have found so far. Gives up after
+    /// `patience`, where another thread keeps the pool's lock.
+    pub(crate) fn memory_reports(&self, wanted: bool, patience: Option<Duration>) -> Result<Vec<MemoryReport>> {
+        let state = match patience {
+            None => Some(self.pool.lock()),
+            Some(patience) => self.pool.try_lock(patience),
+        };
+        let Some(mut state) = state else { return Ok(Vec::new()) };
+        let checked = if wanted { self.pool.check_memory(&mut state) } else { Ok(()) };
+        let reports = self.pool.take_memory_reports(&mut state);
+        // What was found before a failure is told none the less, with the next call.
+        match checked {
+            Ok(()) => Ok(reports),
+            Err(error) => {
+                self.pool.give_back_reports(&mut state, reports);
+                Err(error)
+            }
+        }
+    }
+
+    /// Every block in the hands of a caller, where the lock can be had.
+    pub(crate) fn live_blocks(&self, patience: Duration) -> Option<Vec<BlockInfo>> {
+        let state = self.pool.try_lock(patience)?;
+        let threads = self.threads.lock();
+        let segments = self.with_closed(&threads, |_| self.pool.segments(&state));
+        let blocks = segments.into_iter().flat_map(|segment| segment.blocks);
+        Some(blocks.filter(|block| block.state == BlockState::Live).collect())
     }
 
     /// The block that contains an address, if it is not free.

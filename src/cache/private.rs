@@ -58,7 +58,7 @@ impl DeviceCache {
     }
 
     /// Runs `work` with no block in any magazine, and no thread on the hot path.
-    fn with_all_drained<T>(&self, state: &mut PoolState, work: impl FnOnce(&mut PoolState) -> T) -> T {
+    pub(super) fn with_all_drained<T>(&self, state: &mut PoolState, work: impl FnOnce(&mut PoolState) -> T) -> T {
         let threads = self.threads.lock();
         self.with_closed(&threads, |threads| {
             for cache in threads {
@@ -89,6 +89,9 @@ impl DeviceCache {
             }
             let event = Event::new(EventKind::Free, ptr, requested).tag(tag);
             pool.ring.push(event.on(pool.lane_stream(&state, key.lane()), Some(to.pool)));
+        }
+        for &Moved { ptr, key, .. } in &after {
+            pool.forget_contents(&mut state, ptr.0, key.bytes());
         }
         for &Moved { ptr, key, requested, tag, .. } in after.iter().filter(|moved| !moved.stays) {
             pool.count(&mut state, Rung::Own);

@@ -53,6 +53,10 @@ calls! {
     CaptureStatus "cuStreamGetCaptureInfo" "capture_status",
     Copy "cuMemcpyAsync" "copy",
     Fill "cuMemsetD8Async" "fill",
+    CopyBlocks "cuLaunchKernel(copy_blocks)" "copy_blocks",
+    FillWords "cuLaunchKernel(fill_words)" "fill_words",
+    CheckWords "cuLaunchKernel(check_words)" "check_words",
+    Checksum "cuLaunchKernel(checksum)" "checksum",
     Write "cuMemcpyHtoDAsync" "write",
     Read "cuMemcpyDtoHAsync" "read",
 }

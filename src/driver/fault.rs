@@ -262,6 +262,29 @@ impl<D: Driver + ?Sized> Driver for FaultDriver<D> {
         self.pass(CallKind::Fill)?.fill(ptr, size, byte, stream)
     }
 
+    fn copy_blocks(&self, ops: &[CopyOp], stream: StreamId) -> DriverResult<()> {
+        self.pass(CallKind::CopyBlocks)?.copy_blocks(ops, stream)
+    }
+
+    fn fill_words(&self, ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()> {
+        self.pass(CallKind::FillWords)?.fill_words(ptr, size, pattern, stream)
+    }
+
+    fn check_words(
+        &self,
+        ptr: DevicePtr,
+        size: u64,
+        pattern: u32,
+        result: HostPtr,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        self.pass(CallKind::CheckWords)?.check_words(ptr, size, pattern, result, stream)
+    }
+
+    fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
+        self.pass(CallKind::Checksum)?.checksum(ptr, size, result, stream)
+    }
+
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
         self.pass(CallKind::Write)?.write(dst, src, stream)
     }

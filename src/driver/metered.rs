@@ -226,6 +226,29 @@ impl Driver for Metered {
         self.timed(CallKind::Fill, |d| d.fill(ptr, size, byte, stream))
     }
 
+    fn copy_blocks(&self, ops: &[CopyOp], stream: StreamId) -> DriverResult<()> {
+        self.timed(CallKind::CopyBlocks, |d| d.copy_blocks(ops, stream))
+    }
+
+    fn fill_words(&self, ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()> {
+        self.timed(CallKind::FillWords, |d| d.fill_words(ptr, size, pattern, stream))
+    }
+
+    fn check_words(
+        &self,
+        ptr: DevicePtr,
+        size: u64,
+        pattern: u32,
+        result: HostPtr,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        self.timed(CallKind::CheckWords, |d| d.check_words(ptr, size, pattern, result, stream))
+    }
+
+    fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
+        self.timed(CallKind::Checksum, |d| d.checksum(ptr, size, result, stream))
+    }
+
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
         self.timed(CallKind::Write, |d| d.write(dst, src, stream))
     }

@@ -10,6 +10,7 @@ pub mod call;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod fault;
+pub mod kernels;
 pub mod metered;
 mod rng;
 pub mod soft;
@@ -201,6 +202,35 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// Fills `size` bytes at `ptr` with `byte` in stream order (`cuMemsetD8Async`).
     fn fill(&self, ptr: DevicePtr, size: u64, byte: u8, stream: StreamId) -> DriverResult<()>;
+
+    // ---- kernels -----------------------------------------------------------------------------------------------------
+    //
+    // The library's own, in `kernels/`. They return at once. What they write to `result`, 8-byte aligned pinned memory, may be read when
+    // the stream has passed them; until then the memory is theirs. Where there is no code for the device, they are `NotSupported`.
+
+    /// Copies a batch in stream order, like [`Driver::copy`], with kernels: one launch for every
+    /// [`COPIES_A_LAUNCH`](kernels::COPIES_A_LAUNCH). Better for many small pieces; no two of a batch may overlap. Where there are no
+    /// kernels, this is [`Driver::copy`].
+    fn copy_blocks(&self, ops: &[CopyOp], stream: StreamId) -> DriverResult<()>;
+
+    /// Fills `size` bytes at `ptr` with a pattern in stream order: byte k of the range becomes byte k % 4 of `pattern`, the lowest first.
+    fn fill_words(&self, ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()>;
+
+    /// Compares `size` bytes at `ptr` with what [`Driver::fill_words`] would write, in stream order, and adds what differs to the
+    /// [`Finding`](kernels::Finding) at `result`.
+    fn check_words(
+        &self,
+        ptr: DevicePtr,
+        size: u64,
+        pattern: u32,
+        result: HostPtr,
+        stream: StreamId,
+    ) -> DriverResult<()>;
+
+    /// Adds [`kernels::checksum`] of `size` bytes at `ptr` to the `u64` at `result`, in stream order.
+    fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()>;
+
+    // ---- data by the host ----------------------------------------------------------------------------------------------
 
     /// Copies pinned or pageable host bytes to the device in stream order; returns when `src` has been read.
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()>;

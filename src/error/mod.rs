@@ -2,7 +2,7 @@
 //!
 //! | the caller may | variants |
 //! |---|---|
-//! | correct the call | [`Error::InvalidSize`], [`Error::InvalidAlignment`], [`Error::InvalidTag`], [`Error::InvalidPointer`], [`Error::DoubleFree`], [`Error::WrongDevice`], [`Error::UnknownDevice`], [`Error::UnknownPool`], [`Error::Config`] |
+//! | correct the call | [`Error::InvalidSize`], [`Error::InvalidAlignment`], [`Error::InvalidTag`], [`Error::InvalidPointer`], [`Error::DoubleFree`], [`Error::WrongDevice`], [`Error::UnknownDevice`], [`Error::UnknownPool`], [`Error::Config`], [`Error::Plan`] |
 //! | ask for less | [`Error::NeverFits`] |
 //! | free something, then try again | [`Error::OutOfMemory`], [`Error::OverLimit`], [`Error::LimitBelowUse`] |
 //! | wait for a capture to end | [`Error::Capturing`] |
@@ -132,6 +132,9 @@ pub enum Error {
     /// A configuration that is not understood.
     #[error("{0}")]
     Config(#[from] ConfigError),
+    /// A plan that cannot be taken over, or made.
+    #[error("{0}")]
+    Plan(#[from] PlanError),
     /// The driver failed.
     #[error("{0}")]
     Driver(#[from] DriverError),
@@ -164,6 +167,56 @@ pub enum ConfigError {
     Syntax {
         /// The part that is not understood.
         text: String,
+    },
+}
+
+/// Why a plan was not taken over, or not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The allocator makes no plans.
+    #[error("plans are off: configure plan:on")]
+    Off,
+    /// The bytes are not a plan.
+    #[error("not a plan of this allocator")]
+    NotAPlan,
+    /// A plan from another version of this library.
+    #[error("a plan of version {found}; this library reads version {known}")]
+    Version {
+        /// The version that the bytes name.
+        found: u32,
+        /// The version that is read.
+        known: u32,
+    },
+    /// The plan ends too early.
+    #[error("the plan is cut off: {len} bytes, {wanted} wanted")]
+    CutOff {
+        /// How many bytes there are.
+        len: usize,
+        /// How many there should be at least.
+        wanted: usize,
+    },
+    /// More follows after the plan's end.
+    #[error("{excess} bytes after the plan's end")]
+    Trailing {
+        /// How many.
+        excess: usize,
+    },
+    /// The bytes were changed on their way.
+    #[error("the plan is damaged: its checksum is {found:#018x}, that of its bytes {computed:#018x}")]
+    Checksum {
+        /// The checksum that stands in the plan.
+        found: u64,
+        /// That of its bytes.
+        computed: u64,
+    },
+    /// A number that no plan can have.
+    #[error("step {step} of the plan: {what}")]
+    Step {
+        /// Which step, from 0.
+        step: usize,
+        /// What is wrong with it.
+        what: &'static str,
     },
 }
 

@@ -71,7 +71,7 @@ impl Saved {
 /// Slabs by their page's address: number and class.
 type SlabsByPage = HashMap<u64, (u32, ClassId)>;
 /// A pool's free nodes by address.
-type FreeByAddr = BTreeMap<u64, (usize, NodeId)>;
+pub(super) type FreeByAddr = BTreeMap<u64, (usize, NodeId)>;
 /// What is in the way: its end, and the page and class of its slab.
 type Obstacle = (u64, Option<(u64, ClassId)>);
 /// By address.
@@ -176,7 +176,7 @@ impl Pool {
         state.slabs.iter().map(|(number, _, slab)| (slab.addr, (number, slab.class))).collect()
     }
 
-    fn free_by_addr(&self, state: &PoolState, lanes: &[LaneId]) -> FreeByAddr {
+    pub(super) fn free_by_addr(&self, state: &PoolState, lanes: &[LaneId]) -> FreeByAddr {
         let mut free = FreeByAddr::new();
         for (zone, arena) in state.zones.iter().enumerate() {
             for &lane in lanes {
@@ -233,7 +233,12 @@ fn is_in_the_way(obstacles: &Obstacles, saved: &Saved, slabs: &SlabsByPage) -> b
 }
 
 /// Takes a range out of the free node that contains it.
-fn take_range(state: &mut PoolState, free: &mut FreeByAddr, addr: u64, size: u64) -> Option<(usize, NodeId)> {
+pub(super) fn take_range(
+    state: &mut PoolState,
+    free: &mut FreeByAddr,
+    addr: u64,
+    size: u64,
+) -> Option<(usize, NodeId)> {
     let (&at, &(zone, id)) = free.range(..=addr).next_back()?;
     let arena = &mut state.zones[zone];
     let (start, end) = (arena.node(id).addr, arena.node(id).end());

@@ -16,6 +16,8 @@ const WIDE_LANES: LaneId = 16;
 /// What may be held beyond the most that was needed before new chunks get half as large, and half as large again. Measured on the
 /// recorded traces; DESIGN.md has the curve.
 const EXCESS: [f64; 2] = [0.001, 0.0025];
+/// The part of the limit beyond which all new chunks are small: what is left has to do.
+const ROOMY: f64 = 0.35;
 /// New chunks get twice as large when memory has been given back, so many times: 4 x.
 const REGROWTH_MAX: u32 = 2;
 /// No chunk is larger: 1 GiB.
@@ -28,6 +30,8 @@ struct Picked {
     bytes: u64,
     /// Those of them that blocks could be served from where they are.
     donors: Vec<Donor>,
+    /// Whether none of these are wanted.
+    stays: bool,
 }
 
 impl Picked {
@@ -87,7 +91,25 @@ impl Pool {
             };
             break growth;
         };
-        let mut picked = Picked::default();
+        self.grow_at(state, want, growth, None, last)
+    }
+
+    /// Carries a growth out, and serves the request from what is free there then: at `place`, if that is given, and if that says so with
+    /// nothing that blocks could be served from where it is.
+    pub(super) fn grow_at(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        growth: Growth,
+        place: Option<(u64, bool)>,
+        last: bool,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        let (zone, size, alignment) = want.range();
+        let home = Owner(want.lane);
+        let private = state.lanes.get(want.lane).private.is_some();
+        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+        let empty = || Picked { stays: place.is_some_and(|(_, stays)| stays), ..Picked::default() };
+        let mut picked = empty();
         let mut found = self.pick(state, want, growth, false, &mut picked);
         if !found && !state.private.capturing() {
             // Blocks that waited may have come home, and other streams may be done with theirs.
@@ -97,7 +119,7 @@ impl Pool {
             {
                 return Ok(Some((block, Rung::Passed)));
             }
-            picked = Picked::default();
+            picked = empty();
             found = self.pick(state, want, growth, true, &mut picked);
         }
         let missing = growth.bytes.saturating_sub(picked.bytes);
@@ -121,7 +143,11 @@ impl Pool {
         self.leave_ghosts(state, picked.donors);
         let node = state.zones[zone].fill(home, growth.at, growth.bytes, home, stamp, usable);
         self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
-        let node = state.zones[zone].take_from(node, size, alignment);
+        let node = match place {
+            Some((addr, _)) => state.zones[zone].claim(node, addr, size, usable),
+            None => Some(state.zones[zone].take_from(node, size, alignment)),
+        };
+        let Some(node) = node else { return Ok(None) };
         Ok(self.enter(state, want, node)?.map(|block| (block, rung)))
     }
 
@@ -129,6 +155,9 @@ impl Pool {
     fn pick(&self, state: &PoolState, want: Want, growth: Growth, anyone: bool, picked: &mut Picked) -> bool {
         let mut left = Vec::new();
         for donor in self.donors(state, want.lane, growth, anyone) {
+            if picked.stays && donor.from.is_some() {
+                break;
+            }
             if picked.bytes + donor.size <= growth.bytes {
                 picked.add(donor);
                 if picked.bytes == growth.bytes {
@@ -146,7 +175,7 @@ impl Pool {
     }
 
     /// How large new chunks are to be, and what to round up to. Large ones cost few driver calls, small ones leave no large rests that no
-    /// request can use: so they are large as long as hardly more is held than was ever needed at once, and smaller when that is no longer so.
+    /// request can use: so they are large as long as much of the device is free and hardly more is held than was ever needed at once.
     /// A program that gives its memory back and takes it again gets larger ones.
     fn chunk_sizes(&self, state: &mut PoolState, zone: usize, size: u64, missing: u64) -> (u64, u64) {
         let unit = state.space.unit();
@@ -164,8 +193,12 @@ impl Pool {
         state.needed = state.needed.max(used + size);
         let held = state.space.physical_bytes() + missing;
         let excess = held.saturating_sub(state.needed) as f64 / state.needed as f64;
+        let regrowth = state.emptied.min(REGROWTH_MAX);
+        if held as f64 > state.limit as f64 * ROOMY {
+            return (unit << regrowth, unit);
+        }
         let shrink = EXCESS.iter().filter(|&&bound| excess >= bound).count();
-        let largest = largest << state.emptied.min(REGROWTH_MAX) >> shrink;
+        let largest = largest << regrowth >> shrink;
         (largest.clamp(unit, CHUNK_LIMIT), (2 * unit).min(largest))
     }
 

@@ -75,6 +75,20 @@ impl Pool {
         want: Want,
         magazines: &dyn Magazines,
     ) -> Climb<Option<(BlockId, Rung)>> {
+        if state.plans.is_some() {
+            return self.alloc_planned(state, want, magazines);
+        }
+        self.climb_ladder(state, want, magazines)
+    }
+
+    /// [`Pool::alloc`] without plans.
+    #[inline]
+    pub(super) fn climb_ladder(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
         if let Some(block) = self.take(state, want, Owner(want.lane))? {
             return Ok(Some((block, Rung::Own)));
         }
@@ -130,8 +144,7 @@ impl Pool {
             }
             state.tried(want.lane, Rung::NewChunk);
         }
-        if may_ask
-            && self.advance(state)? | self.absorb(state, want)
+        if (may_ask && self.advance(state)?) | self.absorb(state, want)
             && let Some(found) = found(self.search(state, want)?, Rung::Passed)
         {
             return Ok(Some(found));
@@ -297,7 +310,8 @@ impl Pool {
             clock.close(&*self.driver, events)?;
             clock.poll(&*self.driver, events)?;
         }
-        Ok(())
+        // What shares memory with others goes its own way again as soon as it can.
+        self.part_passed(state)
     }
 
     /// Blocks that waited for recorded streams and do so no longer go back to where they belong.
@@ -308,10 +322,17 @@ impl Pool {
         let done = state.pending.take_passed(&state.lanes.clocks);
         for &(block, home_stamp) in &done {
             let header = self.directory.header(block);
+            // What the debug aids do to it now is work on the home stream: the stamp of then would pass too early.
+            let watched = self.is_watched(state);
+            if watched && !self.retire(state, block) {
+                continue;
+            }
             self.active.fold(-(header.size() as i64), 0);
             let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
             self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
-            self.put_back_stamped(state, block, home_stamp);
+            if !watched {
+                self.put_back_stamped(state, block, home_stamp);
+            }
         }
         !done.is_empty()
     }

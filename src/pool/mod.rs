@@ -8,42 +8,57 @@
 //! | `pending` | blocks that wait for recorded streams |
 //! | `private` | private pools for captures |
 //! | `ladder` | how a request is served, rung by rung |
+//! | `planned` | large requests placed by a plan of the whole step |
 //! | `grow` | more memory where a request is |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `trim` | giving free chunks back |
 //! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
+//! | `watch` | what the debug aids are told |
 //! | `checkpoint` | private pools as they were before |
+//! | `mesh` | pages of slabs that share memory |
+//! | `pairs` | larger chunks that share memory |
+//! | `compact` | blocks that are moved for owners who follow them |
 //!
 //! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
 //! they are never on the hot path, and no driver calls back.
 
 mod checkpoint;
+mod compact;
 mod directory;
 mod explain;
 mod grow;
 mod ladder;
 mod lanes;
+mod mesh;
+mod pairs;
 mod pending;
+mod planned;
 mod private;
 mod slabs;
 mod stitch;
 mod trim;
 mod walk;
+mod watch;
 
 use std::sync::Arc;
 
 pub use checkpoint::Checkpoint;
 pub(crate) use checkpoint::Moved;
+pub(crate) use compact::{CompactView, MovableBlock, MoveTo, Moving};
+#[cfg(test)]
+pub(crate) use compact::{Gap, SlabGaps};
 pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
 pub(crate) use explain::Asked;
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
+pub(crate) use mesh::{Bounds, MeshPage, MeshSet, Meshed};
 pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
 use explain::Notes;
 use lanes::Lanes;
+use pairs::Pairs;
 use pending::Pending;
 use private::PrivatePools;
 use slabs::{Retired, Slabs};
@@ -51,10 +66,12 @@ use stitch::Ghosts;
 
 use crate::block::{Arena, Owner};
 use crate::config::Config;
+use crate::debug::Aids;
 use crate::driver::Driver;
 use crate::driver::call::CallKind;
 use crate::driver::metered::Metered;
 use crate::error::{DriverError, DriverErrorKind, Error, Result};
+use crate::plan::Plans;
 use crate::stream::EventPool;
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::{Event, EventKind, Peak, Rung, Stats, TraceRing};
@@ -103,10 +120,13 @@ pub(crate) struct PoolState {
     /// How often memory was given back on request.
     emptied: u32,
     slabs: Slabs,
+    pairs: Pairs,
     lanes: Lanes,
     events: EventPool,
     pending: Pending,
     private: PrivatePools,
+    /// None where plans are off.
+    plans: Option<Box<Plans>>,
     /// Private pools were released whose memory waits for the device.
     dissolved: Vec<LaneId>,
     limit: u64,
@@ -119,6 +139,8 @@ pub(crate) struct PoolState {
     notes: Notes,
     /// Driver calls that failed where the caller had nothing to do with it.
     failures: u64,
+    /// Where any is on.
+    aids: Option<Box<Aids<BlockId>>>,
 }
 
 impl Pool {
@@ -141,10 +163,12 @@ impl Pool {
             needed: 0,
             emptied: 0,
             slabs: Slabs::default(),
+            pairs: Pairs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
             pending: Pending::default(),
             private: PrivatePools::default(),
+            plans: Pool::new_plans(config.plan),
             dissolved: Vec::new(),
             limit,
             reserved_peak: 0,
@@ -153,6 +177,7 @@ impl Pool {
             refusal: None,
             notes: Notes::default(),
             failures: 0,
+            aids: Aids::new(device, &config),
         };
         let directory = Directory::new(capacity)?;
         let (live, active) = (Peak::default(), Peak::default());
@@ -164,6 +189,11 @@ impl Pool {
     #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock()
+    }
+
+    /// Locks the pool, unless another thread keeps it locked for so long.
+    pub(crate) fn try_lock(&self, patience: std::time::Duration) -> Option<MutexGuard<'_, PoolState>> {
+        self.state.try_lock_for(patience)
     }
 
     /// The lane that requests of `stream` go to now.
@@ -183,7 +213,8 @@ impl Pool {
     }
 
     /// Says that memory of a lane was mapped or unmapped.
-    fn note_mapping(&self, state: &PoolState, kind: EventKind, home: Owner, addr: u64, bytes: u64) {
+    fn note_mapping(&self, state: &mut PoolState, kind: EventKind, home: Owner, addr: u64, bytes: u64) {
+        self.forget_contents(state, addr, bytes);
         let event = Event::new(kind, DevicePtr(addr), bytes);
         self.ring.push(event.on(state.lanes.stream(home.0), state.lanes.get(home.0).private));
     }
@@ -203,8 +234,7 @@ impl Pool {
     pub(crate) fn free(&self, state: &mut PoolState, block: BlockId) -> bool {
         let header = self.directory.header(block);
         if !header.is_recorded() {
-            self.put_back(state, block);
-            return true;
+            return self.retire(state, block);
         }
         // Asking once for every 1/256 of the device that waits costs little, and brings blocks back before others are split in their place.
         let ask_at = self.capacity >> 8;
@@ -231,7 +261,14 @@ impl Pool {
         let header = self.directory.header(block);
         header.set_life(life::FREE);
         match place(block) {
-            Place::Node(zone, node) => state.zones[zone].release(node, Owner(header.lane()), stamp),
+            Place::Node(zone, node) => {
+                if zone == LARGE
+                    && let Some(plans) = &mut state.plans
+                {
+                    plans.freed(header.ptr().0);
+                }
+                let _ = state.zones[zone].release(node, Owner(header.lane()), stamp);
+            }
             Place::Slot(slab, slot) => {
                 if let Some(retired) = state.slabs.release(slab, slot) {
                     state.put_page(retired);
@@ -243,7 +280,8 @@ impl Pool {
     /// Changes the limit on reserved memory; gives free memory back where there is more than that.
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
         // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
-        let held: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let held = used - state.slabs.shared_pages() * PAGE;
         let worth_it = state.private.capturing() || held.saturating_sub(magazines.held()) <= limit;
         if state.space.physical_bytes() > limit && worth_it {
             self.empty(state, magazines, limit)?;
@@ -301,6 +339,11 @@ impl Pool {
         state.private.mark_capture(begins)
     }
 
+    /// Whether a capture is under way: no event may be recorded or asked for, and nothing waited for.
+    pub(crate) fn capturing(&self, state: &PoolState) -> bool {
+        state.private.capturing()
+    }
+
     /// Whether requests may go to a private pool, so that every one of them has to ask.
     pub(crate) fn routing(&self, state: &PoolState) -> bool {
         state.private.routing()
@@ -323,13 +366,15 @@ impl Pool {
     pub(crate) fn add_stats(&self, state: &PoolState, stats: &mut Stats) {
         stats.reserved.current = state.space.physical_bytes();
         stats.reserved.peak = state.reserved_peak;
-        stats.pending = state.pending.bytes();
+        stats.pending = state.pending.bytes() + state.aids.as_ref().map_or(0, |aids| aids.held_bytes());
         stats.reserve = state.space.reserve_bytes();
         stats.out_of_memory = state.out_of_memory;
         stats.cleanup_failures = state.space.cleanup_failures() + state.failures;
+        stats.cleanup_failures += state.aids.as_ref().map_or(0, |aids| aids.failures());
         stats.limit = state.limit;
         stats.chunks = state.space.chunk_count();
         stats.chunk_size = state.space.unit();
+        stats.meshed = state.space.shared_bytes();
         let largest = |zone: &Arena| zone.owners().map(|owner| zone.largest_free(owner)).max();
         stats.largest_free = state.zones.iter().filter_map(largest).max().unwrap_or(0);
         let calls = self.driver.calls();
@@ -365,8 +410,16 @@ impl Pool {
         state.pending.validate()?;
         let in_arenas: u64 = state.zones.iter().map(|zone| zone.used_bytes() + zone.free_bytes_total()).sum();
         let mapped = state.space.mapped_bytes();
-        if in_arenas != mapped {
-            return Err(format!("{in_arenas} bytes used or free in arenas, {mapped} mapped"));
+        let ghosts = state.pairs.ghost_bytes();
+        if in_arenas + ghosts != mapped {
+            return Err(format!(
+                "{in_arenas} bytes used or free in arenas, {ghosts} of pairs are ghosts, {mapped} mapped"
+            ));
+        }
+        let (pages, pairs) = (state.slabs.shared_pages(), state.pairs.shared_bytes());
+        if pages * PAGE + pairs != state.space.shared_bytes() {
+            let bytes = state.space.shared_bytes();
+            return Err(format!("{pages} pages of slabs and {pairs} bytes of pairs share memory, {bytes} mapped so"));
         }
         if state.slabs.count() * PAGE > state.zones[SMALL].used_bytes() {
             return Err(format!("{} slabs in {} used bytes", state.slabs.count(), state.zones[SMALL].used_bytes()));
@@ -405,6 +458,9 @@ impl Drop for Pool {
             clock.retire(&mut state.events);
         }
         state.events.clear(&*self.driver);
+        if let Some(aids) = &mut state.aids {
+            aids.close(&*self.driver);
+        }
     }
 }
 

@@ -26,6 +26,7 @@ impl Pool {
         if !state.private.capturing() {
             self.advance(state)?;
         }
+        self.part_passed(state)?;
         let mut candidates: Vec<(u64, usize, NodeId, u64)> = Vec::new();
         for (zone, arena) in state.zones.iter().enumerate() {
             for owner in arena.owners() {
@@ -73,13 +74,20 @@ impl Pool {
 
     /// Frees the pages of empty slabs. Returns whether there were any.
     pub(super) fn retire_empty(&self, state: &mut PoolState) -> bool {
+        let parted = state.slabs.part(|lane| state.lanes.stamp(lane));
         let retired = state.slabs.retire_empty();
         retired.iter().for_each(|&retired| state.put_page(retired));
-        !retired.is_empty()
+        parted || !retired.is_empty()
     }
 
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
     pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
+        if state.slabs.any_frozen() || state.pairs.any_unfinished() {
+            self.driver.synchronize_device()?;
+            state.space.heal()?;
+            state.slabs.thaw();
+            self.finish_pairs(state);
+        }
         self.retire_empty(state);
         let mut waited = !state.dissolved.is_empty();
         if waited {
@@ -92,8 +100,8 @@ impl Pool {
             waited = true;
         }
         self.finish_pending(state);
-        if self.retire_empty(state) {
-            // What waited brought slabs home, whose pages are freed only now.
+        if self.retire_empty(state) | self.is_watched(state) {
+            // What waited brought slabs home, whose pages are freed only now; or debug aids have worked on it.
             let PoolState { lanes, events, .. } = &mut *state;
             for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
                 clock.wait(&*self.driver, events)?;

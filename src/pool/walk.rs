@@ -29,6 +29,7 @@ impl Pool {
                     let segment = open.get_or_insert_with(|| SegmentInfo {
                         ptr: DevicePtr(node.addr),
                         size: 0,
+                        aliased: 0,
                         stream: state.lanes.stream(node.home.0),
                         pool: state.lanes.get(node.home.0).private,
                         large: zone != SMALL,
@@ -36,7 +37,11 @@ impl Pool {
                         blocks: Vec::new(),
                     });
                     match slabs.get(&id).filter(|_| zone == SMALL && node.state == State::Used) {
-                        Some(&(number, slab)) => self.push_slots(state, segment, number, slab),
+                        Some(&(number, slab)) => {
+                            self.push_slots(state, segment, number, slab);
+                            let aliased = state.space.is_shared(slab.addr) && !state.slabs.is_own(number);
+                            segment.aliased += if aliased { PAGE } else { 0 };
+                        }
                         None => self.push_node(state, segment, zone, id, node),
                     }
                 }

@@ -45,6 +45,9 @@ pub struct SegmentInfo {
     pub ptr: DevicePtr,
     /// Bytes, all of them mapped.
     pub size: u64,
+    /// Bytes whose memory is counted at another address: pages of small blocks that share memory. Their places that another page's blocks have
+    /// are shown as free.
+    pub aliased: u64,
     /// The stream that the segment grows for.
     pub stream: StreamId,
     /// The private pool, if one.

@@ -141,6 +141,9 @@ pub struct Stats {
     pub out_of_memory: u64,
     /// Driver calls that failed while giving memory back.
     pub cleanup_failures: u64,
+    /// Bytes at addresses whose memory is counted in `reserved` at another address: what
+    /// [`Quiescent::defragment`](crate::Quiescent::defragment) has saved, and goes on saving.
+    pub meshed: u64,
     /// Physical chunks and plain segments held.
     pub chunks: u64,
     /// Bytes a chunk.

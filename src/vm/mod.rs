@@ -2,11 +2,13 @@
 //! driver has no virtual memory management, segments of plain memory take the place of chunks.
 //!
 //! A chunk has at most one **front**, the mapping that blocks are served from. It may be mapped at other addresses as well: mappings that were
-//! its front before. What was submitted to them may still be running, so they are undone later ([`Space::retire`]), or become the front
-//! again without a driver call ([`Space::turn`]). A chunk without a front is in the **reserve**.
+//! its front before. What was submitted to them may still be running, so they are undone later ([`Space::retire`]). A chunk without a front is in the **reserve**. Blocks may be served from a chunk at further
+//! addresses, which [`Space::share`] adds.
 //!
 //! Conservation: [`Space::physical_bytes`] == bytes of chunks with a front + of those in the reserve + of plain segments, and each mapping is
-//! the front of its chunk, an older one that was counted in the chunk, or stuck ([`Space::validate`]).
+//! the front of its chunk, a shared one, an older one that was counted in the chunk, or stuck ([`Space::validate`]).
+
+mod mesh;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,6 +51,11 @@ pub struct Space {
     mappings: BTreeMap<u64, ChunkId>,
     /// Mappings where a hole is meant to be: the driver refused to undo what had failed half-way.
     stuck: BTreeSet<u64>,
+    /// Mappings besides a chunk's front that blocks are served from.
+    shared: BTreeSet<u64>,
+    shared_bytes: u64,
+    /// Mappings that blocks are served from, and that the driver failed to restore.
+    broken: BTreeSet<u64>,
     /// Chunks without a front.
     reserve: Vec<ChunkId>,
     reserve_bytes: u64,
@@ -71,6 +78,9 @@ impl Space {
             vacant: Vec::new(),
             mappings: BTreeMap::new(),
             stuck: BTreeSet::new(),
+            shared: BTreeSet::new(),
+            shared_bytes: 0,
+            broken: BTreeSet::new(),
             reserve: Vec::new(),
             reserve_bytes: 0,
             front_bytes: 0,
@@ -95,29 +105,19 @@ impl Space {
         (self.chunks.len() - self.vacant.len() + self.plain.len()) as u64
     }
 
-    /// Mappings of chunks, fronts and older ones.
-    pub fn mapping_count(&self) -> usize {
-        self.mappings.len()
-    }
-
     /// Physical memory in the reserve.
     pub fn reserve_bytes(&self) -> u64 {
         self.reserve_bytes
     }
 
-    /// Bytes that blocks may be served from: fronts, and plain segments.
+    /// Bytes that blocks may be served from: fronts, shared mappings, and plain segments.
     pub fn mapped_bytes(&self) -> u64 {
-        self.front_bytes + self.plain_bytes
+        self.front_bytes + self.shared_bytes + self.plain_bytes
     }
 
     /// Driver calls that failed while giving memory back, and lost it.
     pub fn cleanup_failures(&self) -> u64 {
         self.cleanup_failures
-    }
-
-    /// A chunk's bytes.
-    pub fn size_of(&self, chunk: ChunkId) -> u64 {
-        self.chunk(chunk).size
     }
 
     fn chunk(&self, id: ChunkId) -> &Chunk {
@@ -185,17 +185,6 @@ impl Space {
     pub fn fronts(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = (u64, ChunkId, u64)> + '_ {
         let inside = self.mappings.range(from..to.max(from)).map(|(&addr, &id)| (addr, id, self.chunk(id).size));
         inside.filter(move |&(addr, id, size)| addr + size <= to && self.chunk(id).front == Some(addr))
-    }
-
-    /// The chunk that is mapped at an address, and whether that is its front.
-    pub fn mapping_at(&self, addr: u64) -> Option<(ChunkId, bool)> {
-        let &id = self.mappings.get(&addr)?;
-        Some((id, self.chunk(id).front == Some(addr)))
-    }
-
-    /// Where blocks are served from a chunk, if they are.
-    pub fn front_of(&self, chunk: ChunkId) -> Option<u64> {
-        self.chunk(chunk).front
     }
 
     /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older
@@ -270,17 +259,6 @@ impl Space {
     /// Unmaps older mappings between two addresses. No unfinished work touches the range.
     pub fn retire(&mut self, at: u64, end: u64) -> DriverResult<()> {
         self.unmap(at, end)
-    }
-
-    /// Makes the older mapping at `addr` its chunk's front again. Returns where the front was.
-    pub fn turn(&mut self, addr: u64) -> Option<u64> {
-        let id = self.mappings[&addr];
-        let before = self.chunk_mut(id).front.replace(addr);
-        if before.is_none() {
-            self.leave_reserve(id);
-            self.front_bytes += self.chunk(id).size;
-        }
-        before
     }
 
     fn leave_reserve(&mut self, id: ChunkId) {
@@ -365,6 +343,7 @@ impl Space {
                 "bytes of fronts, reserve, plain segments, and mappings: {found:?}, {counted:?} counted"
             ));
         }
+        self.validate_shared()?;
         let listed: u64 = self.reserve().map(|(_, size)| size).sum();
         if listed != reserve || self.stuck.iter().any(|addr| !self.mappings.contains_key(addr)) {
             return Err(format!(

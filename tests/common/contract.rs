@@ -2,8 +2,9 @@
 //!
 //! Nothing here knows which driver it is. Where `data` is false, bytes are not compared: there are none.
 
+use stratalloc::driver::kernels::{self, Finding};
 use stratalloc::driver::{
-    CaptureStatus, ChunkHandle, CopyOp, Driver, DriverErrorKind, DriverResult, EventStatus, Location,
+    CaptureStatus, ChunkHandle, CopyOp, Driver, DriverErrorKind, DriverResult, EventStatus, HostPtr, Location,
 };
 use stratalloc::units::{DevicePtr, StreamId};
 
@@ -14,6 +15,10 @@ pub fn check_all(driver: &dyn Driver, data: bool) {
     host_memory(driver, data);
     streams_and_events(driver);
     events_order_streams(driver, data);
+    kernels_copy_anything(driver, data);
+    patterns_are_written_and_checked(driver, data);
+    checksums_are_those_of_the_host(driver, data);
+    kernels_refuse_what_is_not_there(driver);
     unknown_handles_are_refused(driver);
     if driver.properties().vmm {
         accounting(driver);
@@ -314,4 +319,128 @@ fn virtual_memory_is_not_supported(driver: &dyn Driver) {
     assert_fails(driver.set_access(DevicePtr(unit), unit), kind);
     assert_fails(driver.release(ChunkHandle(1)), kind);
     assert_fails(driver.unreserve(DevicePtr(unit), unit), kind);
+}
+
+/// Bytes in which no two neighbouring ranges are alike.
+fn noise(size: usize, seed: u32) -> Vec<u8> {
+    (0..size as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8).collect()
+}
+
+/// Sizes and offsets around what kernels move at once.
+const AROUND: [u64; 12] = [0, 1, 3, 4, 7, 8, 15, 16, 17, 31, 63, 4097];
+const STARTS: [u64; 4] = [0, 1, 4, 15];
+
+fn kernels_copy_anything(driver: &dyn Driver, data: bool) {
+    const SIZE: usize = 1 << 20;
+    let stream = driver.create_stream().unwrap();
+    let (from, to) = (driver.alloc_plain(SIZE as u64).unwrap(), driver.alloc_plain(SIZE as u64).unwrap());
+    let bytes = noise(SIZE, 1);
+    driver.write(from, &bytes, stream).unwrap();
+    driver.fill(to, SIZE as u64, 0xee, stream).unwrap();
+    // More than a launch takes; pieces at all distances from boundaries, with a byte between them that stays.
+    let mut expected = vec![0xee; SIZE];
+    let (mut ops, mut at) = (Vec::new(), 0u64);
+    for (skip, &size) in (0..16u64).flat_map(|skip| AROUND.iter().map(move |size| (skip, size))) {
+        let source = at + skip % 5 * 3;
+        ops.push(CopyOp { dst: to.add(at), src: from.add(source), size });
+        let (at_index, source, length) = (at as usize, source as usize, size as usize);
+        expected[at_index..at_index + length].copy_from_slice(&bytes[source..source + length]);
+        at += size + 1;
+    }
+    assert!(ops.len() > kernels::COPIES_A_LAUNCH && at < SIZE as u64);
+    driver.copy_blocks(&ops, stream).unwrap();
+    driver.copy_blocks(&[], stream).unwrap();
+    let found = bytes_at(driver, to, SIZE as u64, stream);
+    if data {
+        assert!(
+            found == expected,
+            "the first byte that differs: {:?}",
+            found.iter().zip(&expected).position(|(a, b)| a != b)
+        );
+    }
+    driver.copy_blocks(&[CopyOp { dst: to, src: from, size: SIZE as u64 }], stream).unwrap();
+    if data {
+        assert!(bytes_at(driver, to, SIZE as u64, stream) == bytes);
+    }
+    driver.free_plain(from).unwrap();
+    driver.free_plain(to).unwrap();
+    driver.destroy_stream(stream).unwrap();
+}
+
+/// A value of pinned memory: `T` is plain numbers.
+fn pinned<T: Copy>(host: HostPtr) -> T {
+    // SAFETY: the driver gave at least so many bytes at `host`, aligned to a page; the stream that wrote them has been waited for.
+    unsafe { (host.0 as *const T).read() }
+}
+
+fn set_pinned<T: Copy>(host: HostPtr, value: T) {
+    // SAFETY: as above; nothing under way uses the memory.
+    unsafe { (host.0 as *mut T).write(value) }
+}
+
+fn patterns_are_written_and_checked(driver: &dyn Driver, data: bool) {
+    const PATTERN: u32 = 0xdead_beef;
+    let stream = driver.create_stream().unwrap();
+    let ptr = driver.alloc_plain(1 << 20).unwrap();
+    let host = driver.alloc_host(4096).unwrap();
+    let check = |at: u64, size: u64, pattern: u32| -> Finding {
+        set_pinned(host, Finding::NONE);
+        driver.check_words(ptr.add(at), size, pattern, host, stream).unwrap();
+        driver.synchronize_stream(stream).unwrap();
+        pinned(host)
+    };
+    for (at, size) in STARTS.iter().flat_map(|&at| AROUND.iter().map(move |&size| (at, size))).chain([(5, 90_001)]) {
+        driver.fill(ptr, at + size + 1, 0, stream).unwrap();
+        driver.fill_words(ptr.add(at), size, PATTERN, stream).unwrap();
+        assert_eq!(check(at, size, PATTERN), Finding::NONE, "{size} bytes from {at} on");
+        if data && size > 0 {
+            let bytes = bytes_at(driver, ptr, at + size + 1, stream);
+            let is_right = |(k, byte): (usize, &u8)| *byte == PATTERN.to_le_bytes()[k % 4];
+            assert!(bytes[at as usize..(at + size) as usize].iter().enumerate().all(is_right), "{size} from {at} on");
+            assert!(at == 0 || bytes[at as usize - 1] == 0);
+            assert_eq!(bytes[(at + size) as usize], 0);
+            // A byte of each end and of the middle is changed.
+            for wrong in [0, size / 2, size - 1] {
+                driver.write(ptr.add(at + wrong), &[0x11], stream).unwrap();
+                let found = check(at, size, PATTERN);
+                assert_eq!((found.count, found.first()), (1, Some((wrong, 0x11))), "{size} bytes from {at} on");
+                driver.fill_words(ptr.add(at), size, PATTERN, stream).unwrap();
+            }
+            let found = check(at, size, !PATTERN);
+            assert_eq!((found.count, found.first()), (size, Some((0, 0xef))));
+        }
+    }
+    driver.free_host(host).unwrap();
+    driver.free_plain(ptr).unwrap();
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn checksums_are_those_of_the_host(driver: &dyn Driver, data: bool) {
+    let stream = driver.create_stream().unwrap();
+    let ptr = driver.alloc_plain(1 << 20).unwrap();
+    let host = driver.alloc_host(4096).unwrap();
+    let bytes = noise(1 << 20, 9);
+    driver.write(ptr, &bytes, stream).unwrap();
+    for (at, size) in STARTS.iter().flat_map(|&at| AROUND.iter().map(move |&size| (at, size))).chain([(3, 100_001)]) {
+        set_pinned(host, 0u64);
+        driver.checksum(ptr.add(at), size, host, stream).unwrap();
+        driver.synchronize_stream(stream).unwrap();
+        if data {
+            let expected = kernels::checksum(&bytes[at as usize..(at + size) as usize]);
+            assert_eq!(pinned::<u64>(host), expected, "{size} bytes from {at} on");
+        }
+    }
+    driver.free_host(host).unwrap();
+    driver.free_plain(ptr).unwrap();
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn kernels_refuse_what_is_not_there(driver: &dyn Driver) {
+    let host = driver.alloc_host(4096).unwrap();
+    let ptr = driver.alloc_plain(4096).unwrap();
+    let askew = HostPtr(host.0 + 4);
+    assert_fails(driver.check_words(ptr, 16, 0, askew, StreamId::DEFAULT), DriverErrorKind::InvalidValue);
+    assert_fails(driver.checksum(ptr, 16, askew, StreamId::DEFAULT), DriverErrorKind::InvalidValue);
+    driver.free_plain(ptr).unwrap();
+    driver.free_host(host).unwrap();
 }

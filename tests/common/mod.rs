@@ -8,4 +8,5 @@
 )]
 
 pub mod contract;
+pub mod filled;
 pub mod rig;

@@ -111,7 +111,7 @@ fn run(seed: u64, met: &mut BTreeMap<String, u32>) {
 #[test]
 fn whatever_is_said_to_suffice_does() {
     let mut met = BTreeMap::new();
-    (1..=2000).for_each(|seed| run(seed, &mut met));
+    (1..=150).for_each(|seed| run(seed, &mut met));
     println!("{met:#?}");
     assert!(met.len() >= 8, "{met:#?}");
 }

@@ -3,6 +3,7 @@
 
 mod abi;
 mod install;
+mod kernels;
 mod peers;
 mod softcuda;
 mod tidy;
@@ -21,6 +22,8 @@ cargo xtask install --prefix DIR [--library-only] [--dev]
     --library-only leaves all but the C library out, --dev takes the unoptimised build.
 cargo xtask abi [--bless]
     Compares include/stratalloc.h and the C library's symbols with the code; --bless rewrites both files.
+cargo xtask kernels [--bless]
+    Builds the kernels' PTX and cubins with pinned compilers and compares them with those of kernels/built; --bless rewrites them.
 cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES] [--profile release]
     Builds the software device as CUDA's libraries and lays them out in DIR, target/softcuda unless told. With --torch,
     libraries that do nothing stand in for the rest of what the PyTorch wheel in SITE_PACKAGES names.
@@ -42,6 +45,8 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(&root()),
         ["abi"] => abi::run(&root(), false),
         ["abi", "--bless"] => abi::run(&root(), true),
+        ["kernels"] => kernels::run(&root(), false),
+        ["kernels", "--bless"] => kernels::run(&root(), true),
         ["install", options @ ..] => match install::Options::parse(options) {
             Ok(options) => install::run(&root(), &options),
             Err(message) => {

@@ -54,6 +54,7 @@ const STEPS: &[Step] = &[
     Step { name: "examples", fast: true, run: examples },
     Step { name: "tests, validators", fast: false, run: tests_validators },
     Step { name: "traces, checked", fast: false, run: traces_checked },
+    Step { name: "kernels", fast: false, run: kernels },
     Step { name: "PyTorch", fast: false, run: pytorch },
     Step { name: "documentation", fast: false, run: documentation },
     Step { name: "dependencies", fast: false, run: dependencies },
@@ -168,7 +169,26 @@ fn traces_checked(root: &Path, _: &Options) -> Outcome {
         .collect();
     traces.sort();
     let replay = format!("run --quiet --release -p stratalloc-cli -- replay --checker --repeat 1 {}", traces.join(" "));
-    cargo(root, &replay, "the reports above name both places of an access that is out of order")
+    let advice = "the reports above name both places of an access that is out of order";
+    if let failed @ Outcome::Failed(_) = cargo(root, &replay, advice) {
+        return failed;
+    }
+    // By plan, pass after pass: the second and third have layouts.
+    let few = traces.iter().filter(|name| ["gpt2xl", "prefetch"].iter().any(|part| name.contains(part)));
+    let few: Vec<&str> = few.map(String::as_str).collect();
+    let settings = "--checker --repeat 3 --steps --config plan:inline";
+    cargo(root, &format!("run --quiet --release -p stratalloc-cli -- replay {settings} {}", few.join(" ")), advice)
+}
+
+/// The committed PTX and cubins are those of the sources. The compilers are fetched once.
+fn kernels(root: &Path, _: &Options) -> Outcome {
+    if !succeeds(root, "python3", "--version") {
+        return Outcome::Failed("install Python: `apt-get install python3 python3-venv`".to_string());
+    }
+    if crate::kernels::run(root, false) {
+        return Outcome::Passed;
+    }
+    Outcome::Failed("see above; `cargo xtask kernels --bless` takes a change of the sources over".to_string())
 }
 
 fn documentation(root: &Path, _: &Options) -> Outcome {

@@ -19,6 +19,27 @@ impl stratalloc_allocator {
     }
 }
 
+/// Waits for the device and compares every red zone and all poison on it: what the configuration keys `poison` and `redzone` are for. Each damage
+/// found is a line on stderr, once; `faults` receives how many there were. 0 where no debug aid is on.
+///
+/// # Safety
+/// `allocator` is null or a handle; `faults` is null or may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stratalloc_check_memory(
+    allocator: *mut stratalloc_allocator,
+    device: i32,
+    faults: *mut usize,
+) -> stratalloc_status {
+    guard(|| {
+        check_out(faults, "faults")?;
+        // SAFETY: as the caller promises.
+        let found = unsafe { get(allocator) }?.allocator.check_memory(device_number(device)?)?.len();
+        // SAFETY: not null, aligned, writable as the caller promises.
+        unsafe { *faults = found };
+        Ok(())
+    })
+}
+
 /// Gives free memory back to the device, after waiting for the streams it was last used on. `given_back`, which may be null, receives the bytes.
 ///
 /// # Safety
@@ -126,5 +147,19 @@ pub unsafe extern "C" fn stratalloc_set_tag_limit(
         let handle = unsafe { get(allocator) }?;
         let limit = (bytes != u64::MAX).then_some(Limit::Bytes(ByteSize(bytes)));
         Ok(handle.allocator.set_tag_limit(device_number(device)?, handle.tag_of(tag)?, limit)?)
+    })
+}
+
+/// Says that a step of the program begins here, of training or of decoding: from here on it asks for what it asked for after the last such
+/// word. Helps plans (the key `plan`), and does nothing else.
+///
+/// # Safety
+/// `allocator` is null or a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stratalloc_step(allocator: *mut stratalloc_allocator) -> stratalloc_status {
+    guard(|| {
+        // SAFETY: as the caller promises.
+        unsafe { get(allocator) }?.allocator.step();
+        Ok(())
     })
 }

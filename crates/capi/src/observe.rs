@@ -11,9 +11,9 @@ use stratalloc::driver::Driver;
 use stratalloc::{Event, EventKind, EventObserver, OomAction, OutOfMemory};
 
 use crate::blocks::stratalloc_stream;
-use crate::handle::{check_out, get, stratalloc_allocator};
+use crate::handle::{check_out, device_number, get, stratalloc_allocator};
 use crate::pools::stratalloc_pool_id;
-use crate::status::{Failure, guard, stratalloc_status};
+use crate::status::{Failure, copy_out, guard, stratalloc_status};
 
 /// What happened.
 #[repr(C)]
@@ -265,6 +265,33 @@ pub unsafe extern "C" fn stratalloc_add_oom_observer(
         }
         Ok(())
     })
+}
+
+/// Why the last request on a device failed that found no room, whichever thread's: the verdict and the cheapest thing to do in the first line,
+/// then what is where, what was tried, and what else could be done, in less than 40 lines; "" where none has failed. Copied, cut to fit
+/// and with its final 0, into `capacity` bytes at `buffer`, which may be null if `capacity` is 0. Returns the length that the whole text
+/// needs, with its final 0; or 0 where there is no such allocator or device, as `stratalloc_last_error` then says.
+///
+/// # Safety
+/// `allocator` is null or a handle; `buffer` is null or has room for `capacity` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stratalloc_explain_oom(
+    allocator: *mut stratalloc_allocator,
+    device: i32,
+    buffer: *mut c_char,
+    capacity: usize,
+) -> usize {
+    let mut length = 0;
+    guard(|| {
+        // SAFETY: as the caller promises.
+        let handle = unsafe { get(allocator) }?;
+        let last = handle.allocator.last_oom(device_number(device)?)?;
+        let text = last.map(|explanation| explanation.to_string().replace('\0', " ")).unwrap_or_default();
+        // SAFETY: as the caller promises; the text is a new one.
+        length = unsafe { copy_out(text.as_bytes(), buffer, capacity) };
+        Ok(())
+    });
+    length
 }
 
 /// Removes an observer. It is not called any more once this returns. From inside an observer, this does not wait for calls that are under way,

@@ -180,18 +180,26 @@ pub extern "C" fn stratalloc_last_error() -> *const c_char {
 pub unsafe extern "C" fn stratalloc_last_error_copy(buffer: *mut c_char, capacity: usize) -> usize {
     let copy = |last: &RefCell<Option<CString>>| {
         let last = last.borrow();
-        let text = last.as_ref().map_or(&b""[..], |text| text.as_bytes());
-        if !buffer.is_null() && capacity > 0 {
-            let length = text.len().min(capacity - 1);
-            // SAFETY: the caller promises `capacity` bytes, and `length` is less; the text is not in the caller's memory.
-            unsafe {
-                std::ptr::copy_nonoverlapping(text.as_ptr().cast(), buffer, length);
-                *buffer.add(length) = 0;
-            }
-        }
-        text.len() + 1
+        // SAFETY: as the caller promises; the text is not in the caller's memory.
+        unsafe { copy_out(last.as_ref().map_or(&b""[..], |text| text.as_bytes()), buffer, capacity) }
     };
     LAST_ERROR.try_with(copy).unwrap_or(1)
+}
+
+/// Copies a text, cut to fit and with a final 0. Returns the length that the whole text needs, with its final 0.
+///
+/// # Safety
+/// `buffer` is null or has room for `capacity` bytes, and `text` lies elsewhere.
+pub(crate) unsafe fn copy_out(text: &[u8], buffer: *mut c_char, capacity: usize) -> usize {
+    if !buffer.is_null() && capacity > 0 {
+        let length = text.len().min(capacity - 1);
+        // SAFETY: the caller promises `capacity` bytes, and `length` is less; the text is not in the caller's memory.
+        unsafe {
+            std::ptr::copy_nonoverlapping(text.as_ptr().cast(), buffer, length);
+            *buffer.add(length) = 0;
+        }
+    }
+    text.len() + 1
 }
 
 /// The name of a status, such as "OUT_OF_MEMORY"; "unknown" for any other number. Static.

@@ -116,6 +116,25 @@ impl Driver for BareDriver {
     fn fill(&self, ptr: DevicePtr, size: u64, byte: u8, stream: StreamId) -> DriverResult<()> {
         self.inner.fill(ptr, size, byte, stream)
     }
+    fn copy_blocks(&self, ops: &[CopyOp], stream: StreamId) -> DriverResult<()> {
+        self.inner.copy_blocks(ops, stream)
+    }
+    fn fill_words(&self, ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()> {
+        self.inner.fill_words(ptr, size, pattern, stream)
+    }
+    fn check_words(
+        &self,
+        ptr: DevicePtr,
+        size: u64,
+        pattern: u32,
+        result: HostPtr,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        self.inner.check_words(ptr, size, pattern, result, stream)
+    }
+    fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
+        self.inner.checksum(ptr, size, result, stream)
+    }
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
         self.inner.write(dst, src, stream)
     }

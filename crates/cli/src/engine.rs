@@ -6,6 +6,7 @@ use std::ops::Sub;
 use std::sync::Arc;
 
 use crate::bare::BareDriver;
+use stratalloc::block::CLASS_SIZE_MAX;
 use stratalloc::config::Config;
 use stratalloc::driver::cuda::CudaDriver;
 use stratalloc::driver::metered::{CallKind, Tally};
@@ -13,7 +14,7 @@ use stratalloc::driver::soft::{Access, Backing, LatencyModel, SoftDevice};
 use stratalloc::driver::{DeviceProperties, Driver};
 use stratalloc::error::{ConfigError, DriverError, Result};
 use stratalloc::units::{DevicePtr, StreamId};
-use stratalloc::{AllocRequest, Allocator, DeviceSpec};
+use stratalloc::{AllocRequest, Allocator, BlockState, DefragReport, DeviceSpec, PassLimits, PlanStats};
 
 /// Every engine has one device.
 const DEVICE: usize = 0;
@@ -51,6 +52,8 @@ pub struct Setup {
     pub bare: bool,
     /// The allocator's configuration, as from [`configuration`].
     pub config: String,
+    /// A plan from an earlier run.
+    pub plan: Option<Vec<u8>>,
 }
 
 /// How often each driver call was made and how long it took, by its CUDA name.
@@ -62,7 +65,7 @@ pub struct Calls(pub BTreeMap<&'static str, Call>);
 pub struct Call {
     /// How often.
     pub count: u64,
-    /// How long altogether, on the driver's own clock.
+    /// How long altogether, on the driver's own clock, waits included.
     pub time_ns: u64,
 }
 
@@ -78,6 +81,16 @@ impl Calls {
             count: sum.count + call.count,
             time_ns: sum.time_ns + call.time_ns,
         })
+    }
+
+    /// Those that wait for all work of the device. The real driver's frees do as well.
+    pub fn device_waits(&self) -> u64 {
+        ["cuCtxSynchronize", "cuMemFree", "cuMemFreeHost"].map(|name| self.count(name)).iter().sum()
+    }
+
+    /// Those that wait for one stream or event.
+    pub fn stream_waits(&self) -> u64 {
+        ["cuStreamSynchronize", "cuEventSynchronize"].map(|name| self.count(name)).iter().sum()
     }
 }
 
@@ -96,6 +109,46 @@ impl Sub<&Calls> for &Calls {
         };
         Calls(self.0.iter().filter_map(since).collect())
     }
+}
+
+/// What an allocator has spent on its device. Times are virtual.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Driver calls.
+    pub calls: Calls,
+    /// What they cost, without waits.
+    pub driver_ns: u64,
+    /// How long the host was blocked in waits.
+    pub stall_ns: u64,
+    /// The device's clock.
+    pub clock_ns: u64,
+}
+
+impl Sub<&Spent> for &Spent {
+    type Output = Spent;
+
+    /// What was spent since `earlier`.
+    fn sub(self, earlier: &Spent) -> Spent {
+        Spent {
+            calls: &self.calls - &earlier.calls,
+            driver_ns: self.driver_ns - earlier.driver_ns,
+            stall_ns: self.stall_ns - earlier.stall_ns,
+            clock_ns: self.clock_ns - earlier.clock_ns,
+        }
+    }
+}
+
+/// What [`Engine::defragment`] found and did.
+#[derive(Debug, Clone, Copy)]
+pub struct Defragmented {
+    /// Requested bytes.
+    pub live: u64,
+    /// Physical memory held before, without what lay free in whole chunks.
+    pub reserved: u64,
+    /// Bytes of live blocks of up to 64 KiB.
+    pub small_live: u64,
+    /// What was done.
+    pub report: DefragReport,
 }
 
 /// Whether a trace's program reads or also writes the memory that it uses.
@@ -131,7 +184,25 @@ impl Engine {
         let config = Config::parse(&setup.config)?;
         let driver: Arc<dyn Driver> = if setup.bare { Arc::new(BareDriver::new(soft.clone())) } else { soft.clone() };
         let allocator = Allocator::builder().device(DeviceSpec::Driver(driver)).config(config).build()?;
+        if let Some(plan) = &setup.plan {
+            allocator.import_plan(DEVICE, plan)?;
+        }
         Ok(Engine { allocator, soft })
+    }
+
+    /// Says that a step begins.
+    pub fn step(&self) {
+        self.allocator.step();
+    }
+
+    /// What plans have done.
+    pub fn plan_stats(&self) -> Result<PlanStats> {
+        self.allocator.plan_stats(DEVICE)
+    }
+
+    /// The plan, for a later run; none where plans are off.
+    pub fn export_plan(&self) -> Option<Vec<u8>> {
+        self.allocator.export_plan(DEVICE).ok()
     }
 
     /// A new stream of the device.
@@ -162,6 +233,18 @@ impl Engine {
         self.allocator.empty_cache(DEVICE).map(drop)
     }
 
+    /// Waits for the device, gives cached memory back, and lets pages of small blocks share memory.
+    pub fn defragment(&self) -> Result<Defragmented> {
+        self.empty_cache()?;
+        let stats = self.allocator.stats(DEVICE)?;
+        let snapshot = self.allocator.snapshot(DEVICE)?;
+        let blocks = snapshot.segments.iter().flat_map(|segment| &segment.blocks);
+        let small = blocks.filter(|block| block.state == BlockState::Live && block.size <= CLASS_SIZE_MAX);
+        let small_live = small.map(|block| block.size).sum();
+        let report = self.allocator.quiesce(DEVICE)?.defragment(PassLimits::default())?;
+        Ok(Defragmented { live: stats.live.current, reserved: stats.reserved.current, small_live, report })
+    }
+
     /// The most physical memory held so far.
     pub fn peak_reserved_bytes(&self) -> Result<u64> {
         Ok(self.allocator.stats(DEVICE)?.reserved.peak)
@@ -185,6 +268,17 @@ impl Engine {
         Calls(called.filter(|(_, tally)| tally.count > 0).map(|(name, tally)| (name, call(tally))).collect())
     }
 
+    /// What has been spent so far.
+    pub fn spent(&self) -> Spent {
+        let soft = &self.soft;
+        Spent {
+            calls: self.driver_calls(),
+            driver_ns: soft.charged_ns(),
+            stall_ns: soft.stall_ns(),
+            clock_ns: soft.clock_ns(),
+        }
+    }
+
     /// Lets virtual time pass, as if the host were busy.
     pub fn advance_clock(&self, ns: u64) {
         self.soft.advance_clock(ns);
@@ -202,22 +296,19 @@ impl Engine {
         self.soft.note_free(ptr, bytes);
     }
 
-    /// Submits a kernel to `stream` that uses the block and takes `ns` of virtual time.
+    /// Submits a kernel to `stream` that uses the block and takes `ns` of virtual time. It costs the host nothing.
     pub fn launch(&self, stream: StreamId, ptr: DevicePtr, bytes: u64, how: Use, ns: u64) -> Result<()> {
         let (read, write) = (Access::read(ptr, bytes), Access::write(ptr, bytes));
         match how {
-            Use::Write => self.soft.launch(stream, &[write], ns)?,
-            Use::ReadWrite => self.soft.launch(stream, &[read, write], ns)?,
+            Use::Write => self.soft.keep_busy(stream, &[write], ns)?,
+            Use::ReadWrite => self.soft.keep_busy(stream, &[read, write], ns)?,
         }
         Ok(())
     }
 
-    /// Makes later work of `stream` wait for all work so far of `other`.
+    /// Makes later work of `stream` wait for all work so far of `other`. It costs the host nothing.
     pub fn wait_for(&self, stream: StreamId, other: StreamId) -> Result<()> {
-        let event = self.soft.create_event()?;
-        self.soft.record_event(event, other)?;
-        self.soft.wait_event(stream, event)?;
-        Ok(self.soft.destroy_event(event)?)
+        Ok(self.soft.order_after(stream, other)?)
     }
 
     /// What the checker found.

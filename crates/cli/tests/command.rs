@@ -87,6 +87,11 @@ fn bad_arguments_exit_with_2_and_name_what_is_wrong() {
         (&["replay", "x", "--repeat", "0"], "0"),
         (&["replay", "x", "--latency", "h100"], "studyA"),
         (&["replay", "x", "--threads", "2", "--min-capacity"], "cannot be used with"),
+        (&["replay", "x", "--gpu-bandwidth", "2TB"], "2TB/s"),
+        (&["replay", "x", "--pressure", "tight"], "such as 1.02"),
+        (&["replay", "x", "--pressure", "1.02", "--capacity", "8GiB"], "cannot be used with"),
+        (&["replay", "x", "--capacities", "40"], "--min-capacity"),
+        (&["replay", "x", "--columns", "ops"], "default, all"),
         (&["bench", "--seconds", "soon"], "number of seconds"),
         (&["doctor", "me"], "me"),
         (&["run"], "<PROGRAM>"),
@@ -152,11 +157,78 @@ fn replay_for_people_and_with_threads_and_checker() {
         &["--checker"],
         &["--event-lag-us", "100"],
         &["--skip-empty-cache", "--latency", "studyA"],
+        &["--gpu-bandwidth", "2TB/s", "--columns", "all"],
+        &["--gpu-bandwidth", "2TB/s", "--checker", "--event-lag-us", "5"],
     ] {
         let output = stratalloc(&[&["replay", &path], args].concat());
         assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
         assert!(stdout(&output).starts_with("trace") && stdout(&output).contains("Look at"), "{args:?}");
     }
+}
+
+#[test]
+fn the_table_fits_into_120_columns() {
+    let name = "a-workload-with-a-long-name";
+    let text = GOOD.replace("workload: small", &format!("workload: {name}"));
+    let path = file("wide.trace", &text);
+    for args in [&[][..], &["--min-capacity", "--capacities", "40"], &["--gpu-bandwidth", "1MB/s"]] {
+        let output = stratalloc(&[&["replay", &path], args].concat());
+        let widest = stdout(&output).lines().filter(|line| line.starts_with(name) || line.starts_with("trace"));
+        assert!(widest.clone().count() >= 2 && widest.map(str::len).max() <= Some(120), "{}", stdout(&output));
+    }
+}
+
+#[test]
+fn stall_and_pressure_are_in_the_json() {
+    let path = file("stall.trace", GOOD);
+    let args = ["--json", "--repeat", "2", "--latency", "off", "--gpu-bandwidth", "1GB/s", "--pressure", "1.5"];
+    let row = &json(&stratalloc(&[&["replay", &path], &args[..]].concat()))[0];
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
+    let ns = |row: &Value, key: &str| (number(row, key) * 1e3).round() as u64;
+    // The trace's empty_cache is its fifth operation, at 1500. A kernel over 3,000,000 B began at 300 on the first stream, and
+    // comes before one over the 512 B that are recorded there.
+    let stall_ns = 300 + 3_000_000 + 512 - 1_500;
+    assert_eq!((ns(row, "stall_us"), ns(row, "driver_time_us")), (stall_ns, 0));
+    assert_eq!(ns(row, "virtual_time_us"), 7 * 300 + stall_ns);
+    assert!(number(row, "device_syncs") + number(row, "stream_waits") > 0.0);
+    assert!(number(&row["second_pass"], "stall_us") > 0.0 && row["second_pass"]["driver_calls"].is_object());
+    // 4.5 MB are three pages of 2 MiB.
+    assert!(number(row, "peak_reserved_bytes") <= 6_291_456.0 && row.get("alloc_ns").is_none(), "{row}");
+    assert_eq!(number(row, "driver_time_us_per_step_second_half"), 0.0);
+}
+
+#[test]
+fn policies_take_pressure_and_refuse_a_device_that_lags() {
+    let path = file("pressed.trace", &GOOD.replace("a 0 3000000 0", "a 0 300000000 0"));
+    let output = stratalloc(&["replay", &path, "--policy", "expandable,stratalloc", "--pressure", "1.05"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(stdout(&output).contains("fits on 1.05 times its peak"), "{}", stdout(&output));
+    let too_tight = stratalloc(&["replay", &path, "--policy", "expandable", "--pressure", "0.9"]);
+    assert_eq!(too_tight.status.code(), Some(1));
+    for refused in [&["--gpu-bandwidth", "2TB/s"][..], &["--min-capacity", "--capacities", "2"]] {
+        let output = stratalloc(&[&["replay", &path, "--policy", "native"], refused].concat());
+        assert_one_error(&output, &["--policy stratalloc", refused[refused.len() - 2]]);
+    }
+}
+
+#[test]
+fn single_allocations_are_in_the_json() {
+    let path = file("single.trace", GOOD);
+    let row = &json(&stratalloc(&["replay", &path, "--json"]))[0];
+    for key in ["alloc_ns", "alloc_ns_first_pass"] {
+        let [p50, p99, p99_9] = ["p50", "p99", "p99_9"].map(|part| row[key][part].as_f64().unwrap());
+        assert!(p50 <= p99 && p99 <= p99_9, "{row}");
+    }
+    assert!(row["alloc_ns_timer"].as_u64().unwrap() < 100_000);
+}
+
+#[test]
+fn capacities_are_all_tried() {
+    let path = file("capacities.trace", &GOOD.replace("a 0 3000000 0", "a 0 300000000 0"));
+    let output = stratalloc(&["replay", &path, "--min-capacity", "--capacities", "40", "--repeat", "1", "--json"]);
+    let row = &json(&output)[0];
+    assert_eq!((&row["capacities_tried"], &row["fails_above_min_capacity"]), (&40.into(), &Value::Array(Vec::new())));
+    assert_eq!(output.status.code(), Some(0));
 }
 
 #[test]
@@ -170,6 +242,54 @@ fn a_trace_that_does_not_fit_is_an_error_row() {
     let output = stratalloc(&["replay", &path, "--capacity", "64MiB"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("failed at operation 1 (line 3)"), "{}", stdout(&output));
+}
+
+#[test]
+fn plan_trace_prints_a_table_and_json_and_draws() {
+    let mut text = String::from("# stratalloc-trace 1\n# workload: steps\n");
+    for step in 0..4 {
+        text += &format!("m step {step}\n");
+        (0..12).for_each(|n| text += &format!("a {} {} 0\n", step * 12 + n, 1_000_000 + n * 4096));
+        (0..12).for_each(|n| text += &format!("f {}\n", step * 12 + n));
+    }
+    let path = file("steps.trace", &text);
+    let svg = format!("{path}.svg");
+    let output = stratalloc(&["plan-trace", &path, "-o", &svg]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for words in ["repeated", "step 0", "step 2", "/ bound", "1.0000 at worst", "is drawn in"] {
+        assert!(stdout(&output).contains(words), "{words}: {}", stdout(&output));
+    }
+    let drawn = fs::read_to_string(&svg).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>") && drawn.matches("<rect").count() > 12);
+    let rows = json(&stratalloc(&["plan-trace", &path, "--json"]));
+    let rows = rows.as_array().unwrap();
+    assert_eq!((&rows[0]["source"], &rows[0]["requests"]), (&"repeated".into(), &12.into()));
+    assert!(rows.iter().all(|row| row["ratio"] == 1.0 && row["planned"] == 12), "{rows:?}");
+    assert_one_error(&stratalloc(&["plan-trace", &path, "--json", "-o", &svg, "--step", "99"]), &["no step 99"]);
+}
+
+#[test]
+fn a_plan_goes_from_one_replay_to_the_next() {
+    let mut text = String::from("# stratalloc-trace 1\n# workload: again\n");
+    for step in 0..4 {
+        (0..20).for_each(|n| text += &format!("a {} {} 0\n", step * 20 + n, 1_000_000 + n * 50_000));
+        (0..20).rev().for_each(|n| text += &format!("f {}\n", step * 20 + n));
+    }
+    let (path, plan) = (file("again.trace", &text), file("again.plan", ""));
+    let base = ["replay", &path, "--repeat", "1", "--json", "--config"];
+    let first = json(&stratalloc(&[&base[..], &["plan:inline", "--plan-out", &plan]].concat()));
+    assert_eq!((&first[0]["plans"]["learned"], &first[0]["plans"]["step"]), (&1.into(), &20.into()), "{first}");
+    let second = json(&stratalloc(&[&base[..], &["plan:inline", "--plan-in", &plan]].concat()));
+    assert_eq!(second[0]["plans"]["learned"], 0, "{second}");
+    assert!(second[0]["plans"]["hits"].as_u64() > Some(20), "{second}");
+    let off = stratalloc(&[&base[..], &["plan:off", "--plan-in", &plan]].concat());
+    assert_eq!(off.status.code(), Some(1));
+    assert!(stdout(&off).contains("plans are off"), "{}", stdout(&off));
+    let damaged = file("damaged.plan", "stplan\r\n and then nothing of the kind");
+    let refused = stratalloc(&[&base[..], &["plan:inline", "--plan-in", &damaged]].concat());
+    assert!(refused.status.code() == Some(1) && stdout(&refused).contains("version"), "{}", stdout(&refused));
+    let missing = stratalloc(&[&base[..], &["plan:inline", "--plan-in", "/nowhere.plan"]].concat());
+    assert_one_error(&missing, &["/nowhere.plan"]);
 }
 
 #[test]

@@ -52,6 +52,22 @@ fn is_clean(rows: &[Value]) {
 }
 
 #[test]
+fn no_access_is_out_of_order_by_plan() {
+    // With markers and without; the passes are the steps that repeat. One trace with one stream, two with several.
+    let traces = beginnings("planned");
+    let traces: Vec<String> = ["gpt2xl", "offload", "prefetch"]
+        .map(|name| traces.iter().find(|trace| trace.contains(name)).unwrap().clone())
+        .into();
+    for args in [&["--steps"][..], &["--event-lag-us", "100"]] {
+        let rows = replay(&traces, &[&["--checker", "--repeat", "4", "--config", "plan:inline"], args].concat());
+        is_clean(&rows);
+        for row in &rows {
+            assert!(row["plans"]["hits"].as_u64() > Some(500), "{}: {}", row["trace"], row["plans"]);
+        }
+    }
+}
+
+#[test]
 fn no_access_is_out_of_order() {
     let traces = beginnings("checked");
     is_clean(&replay(&traces, &["--checker", "--repeat", "1"]));
@@ -62,6 +78,24 @@ fn no_access_is_out_of_order() {
 fn no_access_is_out_of_order_where_events_lag() {
     let traces = beginnings("lagging");
     is_clean(&replay(&traces, &["--checker", "--repeat", "1", "--seed", "3", "--event-lag-us", "100"]));
+}
+
+#[test]
+fn no_access_is_out_of_order_where_the_device_lags_under_pressure() {
+    let traces = beginnings("pressed");
+    let lags = ["--gpu-bandwidth", "2TB/s", "--pressure", "1.05", "--repeat", "1"];
+    is_clean(&replay(&traces, &[&["--checker"], &lags[..]].concat()));
+    // Without the checker, a kernel that finds its memory unmapped ends the replay.
+    for row in replay(&traces, &lags) {
+        assert!(row["virtual_time_us"].as_f64() >= row["stall_us"].as_f64(), "{row}");
+    }
+}
+
+#[test]
+fn debug_aids_submit_nothing_out_of_order() {
+    let traces = beginnings("watched");
+    let aids = "poison:check,redzone:512,quarantine:1GiB,leaks:false";
+    is_clean(&replay(&traces, &["--checker", "--repeat", "1", "--seed", "2", "--config", aids]));
 }
 
 #[test]

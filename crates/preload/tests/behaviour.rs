@@ -154,3 +154,22 @@ fn bad_settings_are_one_line_each_and_the_program_goes_on() {
         assert!(said.len() == 1 && said[0].starts_with("stratalloc: ") && said[0].contains(words), "{name}: {err}");
     }
 }
+
+/// The kernels run by way of the CUDA driver, on its stand-in.
+#[test]
+fn debug_aids_find_what_is_wrong_in_any_program() {
+    for (wrong, seed) in [("0", "1"), ("0", "2"), ("1", "0"), ("1", "3")] {
+        let mut command = with_driver("aids.c", &format!("aids-{wrong}-{seed}"), true);
+        command.env("STRATALLOC_CONF", "poison:check,redzone:512,leaks:true").env("SOFTCUDA_SEED", seed);
+        let (_, err) = passes(command.arg(wrong));
+        let said: Vec<&str> = err.lines().filter(|line| line.starts_with("stratalloc: ")).collect();
+        if wrong == "0" {
+            assert!(said.is_empty(), "{err}");
+            continue;
+        }
+        assert_eq!(said.len(), 3, "{err}");
+        assert!(said[0].contains("overflow: 3 byte(s)") && said[0].contains("0x64 in place of 0xfd"), "{err}");
+        assert!(said[1].contains("write after free: 1 byte(s)") && said[1].contains("offset 7"), "{err}");
+        assert!(said[2].contains("1 block(s) of 4.88 KiB still in use on device 0"), "{err}");
+    }
+}

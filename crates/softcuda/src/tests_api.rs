@@ -20,10 +20,10 @@ pub struct Account {
 
 const NUMBERS: usize = 26;
 
-fn numbers(device: &Device) -> Result<[u64; NUMBERS], Code> {
+/// A device's account. Asking costs no virtual time.
+fn numbers(device: &Device) -> [u64; NUMBERS] {
     let account = &device.account;
     let usage = device.soft.usage();
-    let info = device.soft.memory_info().map_err(devices::code_of)?;
     let mut numbers = [0; NUMBERS];
     let pairs = [
         account.plain.get(),
@@ -42,8 +42,8 @@ fn numbers(device: &Device) -> Result<[u64; NUMBERS], Code> {
     for (place, (bytes, count)) in numbers.chunks_exact_mut(2).zip(pairs) {
         place.copy_from_slice(&[bytes, count]);
     }
-    numbers[24..].copy_from_slice(&[info.free, info.total]);
-    Ok(numbers)
+    numbers[24..].copy_from_slice(&[device.soft.free_bytes(), device.soft.properties().total_memory]);
+    numbers
 }
 
 /// Writes a device's account, as much of it as the caller's structure has room for. 0, or a `CUresult`.
@@ -54,7 +54,7 @@ pub extern "C" fn softcudaAccount(device: i32, out: *mut Account) -> i32 {
         if !(8..=1 << 16).contains(&known) {
             return Err(Code::INVALID_VALUE);
         }
-        let numbers = numbers(devices::by_ordinal(device)?)?;
+        let numbers = numbers(devices::by_ordinal(device)?);
         let room = (known - size_of::<usize>()) / size_of::<u64>();
         Out(out.cast::<u64>().wrapping_add(1)).set_all(numbers.into_iter().take(room))
     };

@@ -87,7 +87,8 @@ scenarios! {
         let [before, _, charged] = times(&cuda);
         assert_eq!(before, charged);
         busy(&cuda, stream, 10_000_000);
-        // Submitting has cost nothing.
+        // Submitting has cost nothing, and so does looking.
+        assert_eq!(cuda.account(0)[common::PLAIN], 2 << 20);
         assert_eq!(times(&cuda), [before, 0, charged]);
         cuda.ok("softcuda_advance", &[1_000]);
         cuda.ok("cuMemFree_v2", &[ptr]);

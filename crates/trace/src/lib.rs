@@ -17,6 +17,7 @@
 
 mod decode;
 mod encode;
+pub mod import;
 mod record;
 
 pub use decode::{Fault, TraceError};
@@ -112,9 +113,7 @@ impl Trace {
         let file = std::fs::File::open(path)
             .map_err(|error| TraceError { path: None, line: 0, fault: Fault::Read(error.to_string()) })
             .map_err(|error| error.in_file(path))?;
-        let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        let name = file_name.trim_end_matches(".zst").trim_end_matches(".trace");
-        decode::read(file, name).map_err(|error| error.in_file(path))
+        decode::read(file, &name_of(path)).map_err(|error| error.in_file(path))
     }
 
     /// Writes the trace as text, such that decoding gives an equal trace if the header names the workload.
@@ -150,6 +149,12 @@ impl Trace {
         let is_marker = |op: &Op| *op == Op::Marker { label: third as u32 };
         self.ops.iter().position(is_marker).unwrap_or(self.ops.len())
     }
+}
+
+/// What a trace is called whose header does not say.
+fn name_of(path: &Path) -> String {
+    let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    file_name.trim_end_matches(".zst").trim_end_matches(".trace").to_owned()
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ namespace stratalloc_torch {
   X(segment_block)                    \
   X(set_segment_observer)             \
   X(add_oom_observer)                 \
+  X(explain_oom)                      \
   X(pool_route)                       \
   X(capture_begin)                    \
   X(capture_end)                      \

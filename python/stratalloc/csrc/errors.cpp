@@ -1,5 +1,6 @@
 #include "allocator.h"
 
+#include <algorithm>
 #include <exception>
 
 #include <c10/cuda/CUDAGuard.h>
@@ -65,6 +66,15 @@ bool StratallocAllocator::on_shortage(void* context, const stratalloc_shortage* 
   }
 }
 
+// What is where, and what to do: a page.
+static std::string explain(stratalloc_allocator* allocator, DeviceIndex device) {
+  std::string text(abi.explain_oom(allocator, device, nullptr, 0), '\0');
+  // Another thread's shortage may have come between: then the text ends sooner, or is cut.
+  const size_t length = text.empty() ? 0 : abi.explain_oom(allocator, device, text.data(), text.size());
+  text.resize(length == 0 ? 0 : std::min<size_t>(length, text.size()) - 1);
+  return text;
+}
+
 void StratallocAllocator::alloc_failed(
     stratalloc_status status,
     size_t nbytes,
@@ -106,7 +116,7 @@ void StratallocAllocator::alloc_failed(
       " has a total capacity of ", format_size(total), " of which ", format_size(free), " is free. ", allowed,
       "Of the allocated memory ", format_size(allocated), " is allocated by PyTorch, and ",
       format_size(stats.reserved.current > stats.active.current ? stats.reserved.current - stats.active.current : 0),
-      " is reserved by PyTorch but unallocated. stratalloc: ", explanation);
+      " is reserved by PyTorch but unallocated. stratalloc: ", explanation, "\n", explain(handle(), device));
 }
 
 } // namespace stratalloc_torch

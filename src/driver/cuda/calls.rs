@@ -14,6 +14,7 @@ use cudarc::driver::sys::{
 };
 
 use super::CudaDriver;
+use crate::driver::kernels::{self, COPIES_A_LAUNCH};
 use crate::driver::{
     CaptureStatus, ChunkHandle, CopyOp, DeviceProperties, Driver, DriverError, DriverErrorKind, DriverResult, EventId,
     EventStatus, HostPtr, Location, MemoryInfo,
@@ -260,6 +261,37 @@ impl Driver for CudaDriver {
         let _current = self.current()?;
         // SAFETY: Handle; the caller keeps the range until the stream has passed the call.
         unsafe { self.table.cuMemsetD8Async(ptr.0, byte, size as usize, raw_stream(stream)) }
+    }
+
+    fn copy_blocks(&self, ops: &[CopyOp], stream: StreamId) -> DriverResult<()> {
+        for ops in ops.chunks(COPIES_A_LAUNCH) {
+            match self.launch(&kernels::Call::CopyBlocks(ops.to_vec()), raw_stream(stream)) {
+                Err(error) if error.kind == DriverErrorKind::NotSupported => self.copy(ops, stream)?,
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_words(&self, ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()> {
+        self.launch(&kernels::Call::FillWords { ptr, size, pattern }, raw_stream(stream))
+    }
+
+    fn check_words(
+        &self,
+        ptr: DevicePtr,
+        size: u64,
+        pattern: u32,
+        result: HostPtr,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let result = DevicePtr(result.0 as u64);
+        self.launch(&kernels::Call::CheckWords { ptr, size, pattern, result }, raw_stream(stream))
+    }
+
+    fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
+        let result = DevicePtr(result.0 as u64);
+        self.launch(&kernels::Call::Checksum { ptr, size, result }, raw_stream(stream))
     }
 
     /// Not possible on a stream that is being captured: the graph would keep the address of `src`.

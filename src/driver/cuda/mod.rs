@@ -6,6 +6,7 @@
 //! | `result.rs` | gives result codes their [`DriverErrorKind`] |
 //! | `context.rs` | makes the context current, relaxes the capture mode, and puts both back |
 //! | `mod.rs` | opens a device and asks what it can do |
+//! | `kernels.rs` | loads the library's own kernels, once, and launches them |
 //! | `calls.rs` | implements [`Driver`](super::Driver) |
 //!
 //! **Which library**: `libcuda.so.1`, then `libcuda.so`; the environment variable `STRATALLOC_LIBCUDA` names another.
@@ -20,6 +21,7 @@
 
 mod calls;
 mod context;
+mod kernels;
 mod result;
 mod table;
 #[cfg(test)]
@@ -37,8 +39,10 @@ use cudarc::driver::sys::{
 };
 
 use self::context::{Current, Relaxed, count_failure, failed_cleanups};
+use self::kernels::Kernels;
 use self::table::{LIBRARY_VARIABLE, Table, library_names};
 use super::{DeviceProperties, DriverError, DriverErrorKind, DriverResult, Location};
+use crate::sync::Mutex;
 use crate::units::PAGE;
 
 /// One CUDA device, through its primary context. See the [module](self) for what it does to a thread's state.
@@ -55,10 +59,14 @@ pub struct CudaDriver {
     /// The NUMA node of the host nearest to the device.
     host_node: c_int,
     opened: Instant,
+    /// Empty until the first launch.
+    kernels: OnceLock<Kernels>,
+    /// Held while kernels are loaded.
+    loading: Mutex<()>,
 }
 
-// SAFETY: the one field that is neither is `context`, a handle that is never dereferenced here; the driver allows its use from
-// any thread, and each call makes it current for its own thread.
+// SAFETY: the fields that are neither are `context` and `kernels`, handles that are never dereferenced here; the driver allows their
+// use from any thread, and each call makes the context current for its own thread.
 unsafe impl Send for CudaDriver {}
 // SAFETY: as above; nothing is mutated after `open`.
 unsafe impl Sync for CudaDriver {}
@@ -140,6 +148,8 @@ impl CudaDriver {
             rdma: false,
             host_node: 0,
             opened: Instant::now(),
+            kernels: OnceLock::new(),
+            loading: Mutex::new(()),
         };
         driver.read_properties()?;
         Ok(driver)
@@ -299,6 +309,7 @@ impl CudaDriver {
 impl Drop for CudaDriver {
     fn drop(&mut self) {
         if self.context.get().is_some() {
+            self.unload_kernels();
             self.give_context_back();
         }
     }

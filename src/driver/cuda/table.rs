@@ -10,8 +10,8 @@ use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_uchar, c_uint, c_ulonglon
 use std::ptr::NonNull;
 
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdeviceptr, CUevent, CUgraph, CUgraphNode, CUmemAccessDesc, CUmemAllocationProp,
-    CUmemGenericAllocationHandle, CUmemcpyAttributes, CUresult, CUstream,
+    CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphNode, CUmemAccessDesc, CUmemAllocationProp,
+    CUmemGenericAllocationHandle, CUmemcpyAttributes, CUmodule, CUresult, CUstream,
 };
 
 use super::result::kind_of;
@@ -156,6 +156,13 @@ table! {
         fn cuStreamGetCaptureInfo_v2(
             stream: CUstream, status: *mut c_uint, id: *mut u64, graph: *mut CUgraph,
             dependencies: *mut *const CUgraphNode, count: *mut usize
+        );
+        fn cuModuleLoadData(module: *mut CUmodule, image: *const c_void);
+        fn cuModuleUnload(module: CUmodule);
+        fn cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char);
+        fn cuLaunchKernel(
+            function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
+            block_z: c_uint, shared_bytes: c_uint, stream: CUstream, params: *mut *mut c_void, extra: *mut *mut c_void
         );
         fn cuMemcpyBatchAsync(
             dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize,

@@ -236,3 +236,15 @@ fn batches_go_as_one_call_where_the_driver_takes_them() {
     assert_eq!(driver.read(&mut bytes, DevicePtr(0x1000), captured).err().unwrap().kind, DriverErrorKind::Capturing);
     assert_eq!(driver.write(DevicePtr(0x1000), &bytes, captured).err().unwrap().kind, DriverErrorKind::Capturing);
 }
+
+#[test]
+fn a_driver_without_modules_has_no_kernels_and_copies_all_the_same() {
+    let Some(stub) = Stub::compile(&[]) else { return };
+    let driver = stub.open().unwrap();
+    let op = CopyOp { dst: DevicePtr(0x1000), src: DevicePtr(0x2000), size: 5 };
+    driver.copy_blocks(&[op; 3], StreamId(8)).unwrap();
+    assert_eq!((stub.ask("stub_batches"), stub.ask("stub_singles")), (1, 0));
+    let error = driver.fill_words(DevicePtr(0x1000), 16, 1, StreamId(8)).err().unwrap();
+    assert_eq!((error.kind, error.call), (DriverErrorKind::NotSupported, "cuModuleLoadData"), "{error}");
+    assert_eq!(driver.fill_words(DevicePtr(0x1000), 0, 1, StreamId(8)), Ok(()), "nothing to do");
+}

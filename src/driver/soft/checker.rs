@@ -94,6 +94,8 @@ pub(super) struct Checker {
     uses: IntervalMap<Vec<Place>>,
     reports: Vec<Report>,
     report_count: u64,
+    /// The owners of what a copy of the allocator's own has read, by offset, until it writes.
+    moving: Vec<(u64, u64, Owner)>,
     /// Whether copies and fills are the allocator's own, and may touch blocks that nobody owns.
     pub(super) allocator_copies: bool,
 }
@@ -172,13 +174,11 @@ impl Checker {
     }
 
     fn check_owner(&mut self, place: Place, extents: &[Extent]) {
-        if self.allocator_copies && matches!(place.what, OpKind::Copy | OpKind::Fill) {
-            if place.access == AccessKind::Write {
-                for extent in extents {
-                    self.owners.assign(extent.phys, extent.phys + extent.size, Owner::Live(place));
-                }
-            }
+        if place.what == OpKind::Watch {
             return;
+        }
+        if self.allocator_copies && matches!(place.what, OpKind::Copy | OpKind::Fill) {
+            return self.move_owners(place, extents);
         }
         let freed = self.owners_of(extents).find_map(|owner| match owner {
             Owner::Freed(freed) => Some(*freed),
@@ -186,6 +186,37 @@ impl Checker {
         });
         if let Some(freed) = freed {
             self.report(Report::UseAfterFree { access: place, freed });
+        }
+    }
+
+    /// A copy of the allocator's own: who owned the bytes that it reads owns those that it writes after that.
+    fn move_owners(&mut self, place: Place, extents: &[Extent]) {
+        let mut at = 0;
+        if place.access == AccessKind::Read {
+            self.moving.clear();
+            for extent in extents {
+                for (from, to, owner) in self.owners.overlapping(extent.phys, extent.phys + extent.size) {
+                    let offset = at + (from - extent.phys);
+                    self.moving.push((offset, offset + (to - from), owner.clone()));
+                }
+                self.owners.remove(extent.phys, extent.phys + extent.size);
+                at += extent.size;
+            }
+            return;
+        }
+        let moving = std::mem::take(&mut self.moving);
+        for extent in extents {
+            match place.what {
+                OpKind::Fill => self.owners.assign(extent.phys, extent.phys + extent.size, Owner::Live(place)),
+                _ => self.owners.remove(extent.phys, extent.phys + extent.size),
+            }
+            for (from, to, owner) in &moving {
+                let (from, to) = (*from.max(&at), *to.min(&(at + extent.size)));
+                if from < to {
+                    self.owners.assign(extent.phys + (from - at), extent.phys + (to - at), owner.clone());
+                }
+            }
+            at += extent.size;
         }
     }
 
@@ -259,6 +290,12 @@ impl Checker {
         }
         self.check_order(place, extents);
         self.remember(place, extents);
+    }
+
+    /// Nobody owns anything, as far as is known from now on.
+    pub(super) fn forget_owners(&mut self) {
+        self.owners = IntervalMap::default();
+        self.moving.clear();
     }
 
     /// A block is freed on its home stream. Work of other streams may still be running on it, so this is checked against

@@ -8,6 +8,7 @@ use super::report::{AccessKind, OpKind, Place};
 use super::schedule::{Action, Pattern, Recorded};
 use super::state::{Call, State};
 use crate::driver::call::CallKind;
+use crate::driver::kernels::{self, COPIES_A_LAUNCH};
 use crate::driver::{
     CaptureStatus, ChunkHandle, CopyOp, DeviceProperties, Driver, DriverError, DriverErrorKind, DriverResult, EventId,
     EventStatus, HostPtr, Location, MemoryInfo,
@@ -280,6 +281,31 @@ impl Driver for SoftDevice {
         )
     }
 
+    fn copy_blocks(&self, ops: &[CopyOp], stream: StreamId) -> DriverResult<()> {
+        ops.chunks(COPIES_A_LAUNCH).try_for_each(|ops| self.launch_own(kernels::Call::CopyBlocks(ops.to_vec()), stream))
+    }
+
+    fn fill_words(&self, ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()> {
+        self.launch_own(kernels::Call::FillWords { ptr, size, pattern }, stream)
+    }
+
+    fn check_words(
+        &self,
+        ptr: DevicePtr,
+        size: u64,
+        pattern: u32,
+        result: HostPtr,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let result = DevicePtr(result.0 as u64);
+        self.launch_own(kernels::Call::CheckWords { ptr, size, pattern, result }, stream)
+    }
+
+    fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
+        let result = DevicePtr(result.0 as u64);
+        self.launch_own(kernels::Call::Checksum { ptr, size, result }, stream)
+    }
+
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
         let size = src.len() as u64;
         let mut state = self.enter(Call::new(CallKind::Write).range(dst, size).args(stream.0, 0))?;
@@ -314,6 +340,34 @@ impl Driver for SoftDevice {
 }
 
 impl SoftDevice {
+    /// Launches one of the library's own kernels, which runs in stream order. On a device without bytes it is checked, and does nothing.
+    pub fn launch_own(&self, call: kernels::Call, stream: StreamId) -> DriverResult<()> {
+        use kernels::Call as Own;
+        let (kind, ptr, size) = match &call {
+            Own::CopyBlocks(ops) => {
+                let total = ops.iter().fold(0u64, |sum, op| sum.saturating_add(op.size));
+                (CallKind::CopyBlocks, ops.first().map_or(DevicePtr::NULL, |op| op.dst), total)
+            }
+            Own::FillWords { ptr, size, .. } => (CallKind::FillWords, *ptr, *size),
+            Own::CheckWords { ptr, size, .. } => (CallKind::CheckWords, *ptr, *size),
+            Own::Checksum { ptr, size, .. } => (CallKind::Checksum, *ptr, *size),
+        };
+        let word = match &call {
+            Own::CopyBlocks(ops) => ops.len() as u64,
+            Own::FillWords { pattern, .. } | Own::CheckWords { pattern, .. } => u64::from(*pattern),
+            Own::Checksum { .. } => 0,
+        };
+        let mut state = self.enter(Call::new(kind).range(ptr, size).args(stream.0, word))?;
+        if let Own::CheckWords { result, .. } | Own::Checksum { result, .. } = &call
+            && !result.0.is_multiple_of(8)
+        {
+            return Err(invalid(kind.name(), format!("no number of 8 bytes can lie at {result}")));
+        }
+        let latency = state.settings.latency;
+        let duration = if kind == CallKind::CopyBlocks { latency.copy_ns(size, false) } else { latency.fill_ns(size) };
+        state.submit(stream, Action::Own(call), duration, kind.name())
+    }
+
     /// Frees memory that is one region, once the device has done all its work.
     pub(super) fn free(&self, kind: CallKind, ptr: DevicePtr, region: RegionKind) -> DriverResult<()> {
         let call = kind.name();

@@ -258,6 +258,12 @@ impl SoftDevice {
         self.free(CallKind::FreePlain, ptr, RegionKind::Foreign)
     }
 
+    /// Memory that nobody uses, as [`memory_info`](crate::driver::Driver::memory_info) says; but looking costs no time.
+    pub fn free_bytes(&self) -> u64 {
+        let memory = &self.state.lock().memory;
+        memory.rules.capacity - memory.used
+    }
+
     /// How much virtual memory is in use.
     pub fn usage(&self) -> Usage {
         let state = self.state.lock();

@@ -29,7 +29,7 @@ const FILL_BYTES_PER_NS: u64 = 1200;
 
 impl LatencyModel {
     /// Host time of one call, in nanoseconds. `host` says that the memory lies in pinned host memory.
-    pub(super) fn call_ns(self, call: CallKind, size: u64, host: bool) -> u64 {
+    pub fn call_ns(self, call: CallKind, size: u64, host: bool) -> u64 {
         use CallKind::*;
         if self == LatencyModel::Off {
             return 0;
@@ -58,7 +58,8 @@ impl LatencyModel {
             QueryEvent | CaptureStatus => (780, 0),
             // Submitting anything to a stream costs as much as recording an event.
             CreateStream | DestroyStream | SynchronizeStream | SynchronizeDevice | CreateEvent | DestroyEvent
-            | RecordEvent | WaitEvent | SynchronizeEvent | Copy | Fill | Write | Read => (1_340, 0),
+            | RecordEvent | WaitEvent | SynchronizeEvent | Copy | Fill | CopyBlocks | FillWords | CheckWords
+            | Checksum | Write | Read => (1_340, 0),
         };
         fixed + ((u128::from(size) * per_mib) >> 20) as u64
     }

@@ -164,6 +164,16 @@ impl SoftDevice {
         state.submit(stream, Action::Kernel(accesses.to_vec()), duration_ns, call)
     }
 
+    /// Lets later work of a stream wait for all work so far of another. As [`SoftDevice::keep_busy`], no call.
+    pub fn order_after(&self, later: StreamId, earlier: StreamId) -> DriverResult<()> {
+        let call = "cuStreamWaitEvent";
+        let state = &mut *self.state.lock();
+        state.no_capture(call)?;
+        let (later, earlier) = (state.schedule.stream(later, call)?, state.schedule.stream(earlier, call)?);
+        state.order_after(later, earlier);
+        Ok(())
+    }
+
     /// Lets the host be busy for `ns` of virtual time.
     pub fn advance_clock(&self, ns: u64) {
         let state = &mut *self.state.lock();
@@ -227,10 +237,18 @@ impl SoftDevice {
     }
 
     /// Tells the checker that copies and fills, until this is switched off, are the allocator's own: they may touch bytes
-    /// that nobody owns, and make those that they write owned. For meshing and compaction. Races are still reported.
+    /// that nobody owns, and who owned the bytes that are read owns those that are written. For meshing and compaction. Races are still
+    /// reported.
     pub fn allocator_copies(&self, on: bool) {
         if let Some(checker) = &mut self.state.lock().checker {
             checker.allocator_copies = on;
+        }
+    }
+
+    /// Tells the checker that what it was told about owners no longer holds: the allocator's own copies were made, and then not used.
+    pub fn forget_owners(&self) {
+        if let Some(checker) = &mut self.state.lock().checker {
+            checker.forget_owners();
         }
     }
 

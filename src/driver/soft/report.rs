@@ -50,6 +50,8 @@ pub enum OpKind {
     HostRead,
     /// A kernel.
     Kernel,
+    /// A kernel of the library's own that looks after memory: it may touch bytes that nobody owns.
+    Watch,
     /// The block was handed out: its new owner may write it from here on.
     Alloc,
     /// The block was freed: its owner may have used it up to here.
@@ -83,6 +85,8 @@ impl fmt::Display for Place {
             (OpKind::HostRead, _) => "copy to the host from",
             (OpKind::Kernel, AccessKind::Read) => "kernel reading",
             (OpKind::Kernel, AccessKind::Write) => "kernel writing",
+            (OpKind::Watch, AccessKind::Read) => "check of",
+            (OpKind::Watch, AccessKind::Write) => "pattern over",
             (OpKind::Alloc, _) => "allocation of",
             (OpKind::Free, _) => "free of",
         };

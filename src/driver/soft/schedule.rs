@@ -12,6 +12,8 @@ use super::checker::Clock;
 use super::host::{HostWork, Until};
 use super::memory::Memory;
 use super::report::Access;
+use super::state::touches_of;
+use crate::driver::kernels;
 use crate::driver::rng::Rng;
 use crate::driver::{CopyOp, DriverError, DriverErrorKind, DriverResult, EventId};
 use crate::units::{DevicePtr, StreamId};
@@ -53,6 +55,8 @@ pub(super) enum Action {
         size: u64,
     },
     Kernel(Vec<Access>),
+    /// A kernel of the library's own, which runs.
+    Own(kernels::Call),
     /// A function of the host.
     Host(Arc<HostWork>),
     /// Holds the stream up until memory has a value.
@@ -496,6 +500,15 @@ impl Action {
             Action::Kernel(accesses) => {
                 for access in accesses {
                     memory.resolve(access.ptr, access.size, CALL)?;
+                }
+            }
+            Action::Own(call) => {
+                for (_, _, ptr, size) in touches_of(&call) {
+                    memory.resolve(ptr, size, CALL)?;
+                }
+                if memory.store.has_bytes() {
+                    // SAFETY: all ranges were just resolved, under the device's lock; where results go was aligned when it was submitted.
+                    unsafe { call.run() };
                 }
             }
             Action::Host(_) | Action::Until(_) | Action::Record(_) | Action::Wait(_) => {}

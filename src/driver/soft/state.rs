@@ -8,8 +8,9 @@ use super::memory::{Extent, Memory, invalid};
 use super::report::{AccessKind, OpKind, Place};
 use super::schedule::{Action, Schedule};
 use crate::driver::call::CallKind;
+use crate::driver::kernels;
 use crate::driver::rng::Rng;
-use crate::driver::{DriverError, DriverErrorKind, DriverResult};
+use crate::driver::{CopyOp, DriverError, DriverErrorKind, DriverResult};
 use crate::units::{DevicePtr, StreamId};
 
 /// A call as it comes in: what the state hash and the latency model see of it.
@@ -52,7 +53,7 @@ pub(super) struct State {
 }
 
 /// A range that an action touches.
-type Touch = (OpKind, AccessKind, DevicePtr, u64);
+pub(super) type Touch = (OpKind, AccessKind, DevicePtr, u64);
 
 impl State {
     pub(super) fn new(settings: Settings, memory: Memory) -> State {
@@ -161,7 +162,7 @@ impl State {
     }
 
     /// Lets later work of one stream wait for what another has so far.
-    fn order_after(&mut self, later: usize, earlier: usize) {
+    pub(super) fn order_after(&mut self, later: usize, earlier: usize) {
         let clock = self.checker.as_mut().map(|c| c.recorded(StreamId(earlier as u64))).unwrap_or_default();
         let record = self.schedule.mark(earlier, clock);
         self.schedule.submit(earlier, Action::Record(record.clone()), 0, &self.memory);
@@ -177,19 +178,19 @@ impl State {
         let mut touches: Vec<Touch> = Vec::new();
         match action {
             Action::Copy(ops) => {
-                for op in ops {
-                    let distance = op.dst.0.abs_diff(op.src.0);
-                    if distance < op.size {
-                        return Err(invalid(call, format!("{} and {} overlap over {} bytes", op.src, op.dst, op.size)));
-                    }
-                    touches.push((OpKind::Copy, Read, op.src, op.size));
-                    touches.push((OpKind::Copy, Write, op.dst, op.size));
-                }
+                refuse_overlap(ops, call)?;
+                touches.extend(touches_of_copies(ops));
             }
             Action::Fill { ptr, size, .. } => touches.push((OpKind::Fill, Write, *ptr, *size)),
             Action::Write { dst, size, .. } => touches.push((OpKind::HostWrite, Write, *dst, *size)),
             Action::Kernel(accesses) => {
                 touches.extend(accesses.iter().map(|a| (OpKind::Kernel, a.kind, a.ptr, a.size)));
+            }
+            Action::Own(kernel) => {
+                if let kernels::Call::CopyBlocks(ops) = kernel {
+                    refuse_overlap(ops, call)?;
+                }
+                touches.extend(touches_of(kernel));
             }
             Action::Host(_) | Action::Record(_) | Action::Wait(_) => {}
             Action::Until(until) => touches.push((OpKind::Kernel, Read, until.ptr, until.width)),
@@ -240,6 +241,37 @@ impl State {
     pub(super) fn forget(&mut self, extents: impl IntoIterator<Item = Extent>) {
         if let Some(checker) = &mut self.checker {
             extents.into_iter().for_each(|extent| checker.forget(extent));
+        }
+    }
+}
+
+fn refuse_overlap(ops: &[CopyOp], call: &'static str) -> DriverResult<()> {
+    match ops.iter().find(|op| op.dst.0.abs_diff(op.src.0) < op.size) {
+        None => Ok(()),
+        Some(op) => Err(invalid(call, format!("{} and {} overlap over {} bytes", op.src, op.dst, op.size))),
+    }
+}
+
+fn touches_of_copies(ops: &[CopyOp]) -> impl Iterator<Item = Touch> {
+    ops.iter().flat_map(|op| {
+        let read = (OpKind::Copy, AccessKind::Read, op.src, op.size);
+        [read, (OpKind::Copy, AccessKind::Write, op.dst, op.size)]
+    })
+}
+
+/// What a kernel of the library's own touches.
+pub(super) fn touches_of(call: &kernels::Call) -> Vec<Touch> {
+    use AccessKind::{Read, Write};
+    use kernels::{Call, Finding};
+    match call {
+        Call::CopyBlocks(ops) => touches_of_copies(ops).collect(),
+        Call::FillWords { ptr, size, .. } => vec![(OpKind::Watch, Write, *ptr, *size)],
+        Call::CheckWords { ptr, size, result, .. } => {
+            let found = (OpKind::Watch, Write, *result, size_of::<Finding>() as u64);
+            vec![(OpKind::Watch, Read, *ptr, *size), found]
+        }
+        Call::Checksum { ptr, size, result } => {
+            vec![(OpKind::Watch, Read, *ptr, *size), (OpKind::Watch, Write, *result, size_of::<u64>() as u64)]
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::block::Owner;
 use crate::driver::DriverErrorKind;
 use crate::error::{DriverError, OomAdvice, OomBlock, OomCause, OomExplanation, OomRemedy, OomRequest};
 use crate::pool::directory::ZONES;
-use crate::pool::{Kind, LARGE, SMALL, SMALL_MAX};
+use crate::pool::{Kind, LARGE, SMALL, SMALL_MAX, Want};
 use crate::units::{GRANULE, PAGE, align_down, align_up};
 
 /// What others hold of a device is not worth a word below this part: 1/64. A context alone takes some hundred MiB.
@@ -182,7 +182,7 @@ impl Scene<'_> {
             list.push(advice(OomRemedy::Synchronize(streams), bytes, found.is_some()));
         }
         if !self.want.may_grow {
-            let freely = crate::pool::Want { may_grow: true, ..self.want };
+            let freely = Want { may_grow: true, ..self.want };
             let assume = if self.capturing { Assume { drained: true, ..self.as_is() } } else { self.at_best() };
             list.push(advice(OomRemedy::AllowGrowth, 0, self.serves(freely, &assume, self.room())));
             if !self.pool.config.cross_stream_wait && !self.capturing && self.could_wait_for() > 0 {
@@ -213,7 +213,8 @@ impl Scene<'_> {
             _ => vec![(OomRemedy::DropPersistent, self.not_persistent())],
         };
         for (remedy, want) in others {
-            if want.is_some_and(|want| self.serves(want, &self.as_is(), self.room())) {
+            let assume = |want: Want| Assume { zone: want.range().0, ..self.as_is() };
+            if want.is_some_and(|want| self.serves(want, &assume(want), self.room())) {
                 list.push(advice(remedy, 0, true));
             }
         }

@@ -95,6 +95,8 @@ impl Freed {
 #[derive(Debug)]
 pub(super) struct Assume<'a> {
     pub(super) lane: LaneId,
+    /// Where the request looks first.
+    pub(super) zone: usize,
     pub(super) waited: Waited<'a>,
     /// Threads' magazines were emptied.
     pub(super) drained: bool,
@@ -145,8 +147,7 @@ pub(super) struct Map {
 impl Map {
     pub(super) fn new(pool: &Pool, state: &PoolState, is_brief: bool) -> Map {
         let shift = if is_brief { BRIEF_SHIFT } else { 0 };
-        let mut map = Map::default();
-        map.pending = state.pending.waiting().collect();
+        let mut map = Map { pending: state.pending.waiting().collect(), ..Map::default() };
         let by_node = map.look_at_slabs(pool, state, SLOTS_MAX >> shift);
         for (zone, arena) in state.zones.iter().enumerate() {
             for head in arena.heads() {
@@ -313,9 +314,10 @@ impl Map {
 
     /// What could serve together, given what is assumed.
     pub(super) fn runs(&self, pool: &Pool, state: &PoolState, assume: &Assume<'_>) -> Vec<Run> {
-        // A private pool's own memory does not coalesce with what is everyone's, and nobody's does during a capture.
-        let capturing = assume.waited == Waited::Nothing && state.private.capturing();
-        let alone = capturing || state.lanes.get(assume.lane).private.is_some();
+        // A private pool's own memory does not coalesce with what is everyone's, and others' only where the request is, unless it can
+        // be waited for.
+        let here_only = assume.waited == Waited::Nothing;
+        let alone = state.lanes.get(assume.lane).private.is_some();
         let mut runs: Vec<Run> = Vec::new();
         let mut open: Option<(Run, Option<u64>)> = None;
         let close = |open: Option<(Run, Option<u64>)>, runs: &mut Vec<Run>| {
@@ -325,7 +327,7 @@ impl Map {
         };
         for (index, range) in self.ranges.iter().enumerate() {
             let serves = self.serves(pool, state, assume, range);
-            let joins = range.joined && !alone && range.zone != DEDICATED;
+            let joins = range.joined && !alone && (range.zone == assume.zone || !here_only) && range.zone != DEDICATED;
             if serves == Use::No || !joins {
                 close(open.take(), &mut runs);
             }

@@ -26,7 +26,8 @@ impl Scene<'_> {
         let drained = self.want.may_grow || self.want.range().0 == SMALL;
         let gives_back = self.is_plain(self.want);
         let (emptied, released, freed) = (false, None, Freed::Nothing);
-        Assume { lane: self.want.lane, waited, drained, gives_back, emptied, released, freed }
+        let (lane, (zone, _, _)) = (self.want.lane, self.want.range());
+        Assume { lane, zone, waited, drained, gives_back, emptied, released, freed }
     }
 
     /// All that the whole ladder does outside of captures.
@@ -93,7 +94,7 @@ impl Scene<'_> {
         }
         want.may_grow
             && (self.needed(want) <= self.supply(want, &runs, assume.emptied, room)
-                || self.fits_among_large(want, assume))
+                || self.fits_among_large(want, &runs))
     }
 
     /// Whether a slab of the request's class has a slot free.
@@ -114,7 +115,7 @@ impl Scene<'_> {
     }
 
     /// Whether a small request could lie among large blocks, as a last resort.
-    fn fits_among_large(&self, want: Want, assume: &Assume<'_>) -> bool {
+    fn fits_among_large(&self, want: Want, runs: &[Run]) -> bool {
         let (size, alignment) = match want.kind {
             Kind::Slot(class) => (CLASS_SIZE_MAX + GRANULE, 1 << class.size().trailing_zeros()),
             Kind::Range { size, alignment, persistent: false } if size <= SMALL_MAX => (size, alignment),
@@ -123,9 +124,12 @@ impl Scene<'_> {
         if self.state.lanes.get(want.lane).private.is_some() {
             return false;
         }
-        self.map.ranges.iter().filter(|range| range.zone == LARGE).any(|range| {
-            self.map.serves(self.pool, self.state, assume, range) != Use::No && size + alignment - GRANULE <= range.size
-        })
+        // A plain segment that is free as a whole has gone back to the device before that.
+        let stays = |run: &&Run| run.zone == LARGE && (self.map.ranges[run.first].plain.is_none() || run.movable == 0);
+        let holds = |run: &Run| {
+            self.map.ranges[run.first..=run.last].iter().any(|range| size + alignment - GRANULE <= range.size)
+        };
+        runs.iter().filter(stays).any(holds)
     }
 
     /// The same request with no wish but the size, and maybe the lifetime: how it is served then.

@@ -71,6 +71,7 @@ static void handles(void) {
     INVALID(stratalloc_usable_size(gpu, garbage, &number), words);
     INVALID(stratalloc_find(gpu, garbage, &found), words);
     INVALID(stratalloc_empty_cache(gpu, 0, NULL), words);
+    INVALID(stratalloc_check_memory(gpu, 0, &number), words);
     INVALID(stratalloc_set_limit(gpu, 0, 1), words);
     INVALID(stratalloc_set_limit_fraction(gpu, 0, 0.5), words);
     INVALID(stratalloc_tag(gpu, "x", &tag), words);
@@ -130,6 +131,7 @@ static void pointers(void) {
   FAILS(stratalloc_usable_size(gpu, NULL, &usable), STRATALLOC_INVALID_POINTER, "0x0");
   INVALID(stratalloc_malloc(gpu, 512, 0, NULL, NULL), "`out` is null");
   INVALID(stratalloc_usable_size(gpu, block, NULL), "`out` is null");
+  INVALID(stratalloc_check_memory(gpu, 0, NULL), "`faults` is null");
 
   stratalloc_block found = {.struct_size = sizeof found};
   OK(stratalloc_find(gpu, block + 4095, &found));
@@ -281,6 +283,7 @@ static void devices_and_limits(void) {
   void *block = NULL;
   stratalloc_stats stats = {.struct_size = sizeof stats};
   int32_t wrong[] = {1, -1, INT32_MAX, INT32_MIN};
+  size_t number = 0;
   for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
     int32_t device = wrong[i];
     stratalloc_request request = {.struct_size = sizeof request, .bytes = 512, .device = device};
@@ -288,6 +291,7 @@ static void devices_and_limits(void) {
     INVALID(stratalloc_alloc(gpu, &request, &block), "no device");
     INVALID(stratalloc_free_on(gpu, &block, device), "no device");
     INVALID(stratalloc_empty_cache(gpu, device, NULL), "no device");
+    INVALID(stratalloc_check_memory(gpu, device, &number), "no device");
     INVALID(stratalloc_set_limit(gpu, device, MIB), "no device");
     INVALID(stratalloc_set_tag_limit(gpu, device, 0, MIB), "no device");
     INVALID(stratalloc_get_stats(gpu, device, &stats), "no device");
@@ -462,6 +466,13 @@ static void out_of_memory(void) {
   while ((status = stratalloc_malloc(gpu, 6 * MIB, 0, NULL, &blocks[count])) == STRATALLOC_OK) REQUIRE(++count < 512);
   REQUIRE(status == STRATALLOC_OUT_OF_MEMORY && blocks[count] == NULL && count >= 40);
   REQUIRE(strstr(stratalloc_last_error(), "no room for 6 MiB; ") != NULL);
+  char page[8192];
+  size_t length = stratalloc_explain_oom(gpu, 0, page, sizeof page);
+  REQUIRE(length == strlen(page) + 1 && strstr(page, "no room for 6 MiB on device 0: live blocks fill the memory; free ") == page);
+  REQUIRE(strstr(page, "\n  to do ") != NULL && stratalloc_explain_oom(gpu, 0, NULL, 0) == length);
+  REQUIRE(stratalloc_explain_oom(gpu, 0, page, 8) == length && strcmp(page, "no room") == 0);
+  REQUIRE(stratalloc_explain_oom(gpu, 7, page, sizeof page) == 0 && strstr(stratalloc_last_error(), "7") != NULL);
+  REQUIRE(stratalloc_explain_oom(NULL, 0, page, sizeof page) == 0);
   OK(stratalloc_malloc(gpu, 512, 0, NULL, &blocks[count]));
   OK(stratalloc_free(gpu, blocks[count]));
   OK(stratalloc_free(gpu, blocks[--count]));

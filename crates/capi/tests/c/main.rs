@@ -1,5 +1,6 @@
 //! C and C++ programs against the installed library: compiled, linked through pkg-config, run.
 
+mod aids;
 mod bad_input;
 mod cuda;
 mod examples;

@@ -1,9 +1,13 @@
 //! Following a trace: its operations become calls.
 
+use std::time::Instant;
+
 use stratalloc::error::{Error, Result};
 use stratalloc::units::{DevicePtr, StreamId};
 
+use super::bandwidth::Bandwidth;
 use super::passes::Plan;
+use super::percentiles::{Percentiles, Samples};
 use crate::engine::{Engine, Use};
 use crate::trace::{Op, Trace};
 
@@ -27,8 +31,12 @@ impl From<Error> for Failure {
 pub(super) enum Manner {
     /// Calls of the allocator and nothing else: what is timed.
     Plain,
+    /// The same, with a look at the time before and after each allocation in steady state.
+    Sampled,
     /// Virtual time passes with each operation, so that what lags behind catches up.
     Paced,
+    /// The same, and on each block's stream a kernel goes over all of it: the device lags the host.
+    Busy,
     /// As a program that also uses its memory, under the eyes of the checker.
     Checked,
 }
@@ -36,7 +44,7 @@ pub(super) enum Manner {
 /// Virtual time of a paced operation: about what PyTorch's own allocator takes.
 const PACED_OP_NS: u64 = 300;
 
-/// Virtual time of a checked operation, and of each kernel. Fewer than two operations in three launch a kernel, so streams
+/// Virtual time of a checked operation, and of each kernel, where no bandwidth says otherwise. Fewer than two operations in three launch a kernel, so streams
 /// fall behind the host in bursts and catch up again.
 const CHECKED_OP_NS: u64 = 2_000;
 const KERNEL_NS: u64 = 3_000;
@@ -46,12 +54,17 @@ pub(super) struct Follower<'a> {
     engine: &'a Engine,
     trace: &'a Trace,
     manner: Manner,
+    bandwidth: Option<Bandwidth>,
     streams: Vec<StreamId>,
     /// By id, and since the ids of a trace are dense, simply one after the other.
     ptrs: Vec<DevicePtr>,
     skip_empty_cache: bool,
-    /// By id, if checked: who used the block last.
+    steps: bool,
+    /// By id, if its memory is used: who used the block last.
     uses: Vec<LastUse>,
+    /// If sampled: what the allocations of this pass take, and took in earlier ones.
+    samples: Samples,
+    percentiles: Vec<Percentiles>,
 }
 
 /// The last use of a block.
@@ -67,10 +80,14 @@ impl<'a> Follower<'a> {
             engine,
             trace,
             manner: plan.manner,
+            bandwidth: plan.bandwidth,
             streams: (0..trace.streams).map(|_| engine.create_stream()).collect::<Result<_>>()?,
             ptrs: Vec::with_capacity(trace.allocs as usize),
             skip_empty_cache: plan.skip_empty_cache,
+            steps: plan.steps,
             uses: Vec::new(),
+            samples: Samples::default(),
+            percentiles: Vec::new(),
         })
     }
 
@@ -83,6 +100,13 @@ impl<'a> Follower<'a> {
     pub(super) fn begin(&mut self) {
         self.ptrs.clear();
         self.uses.clear();
+        self.percentiles.extend(self.samples.take());
+    }
+
+    /// What the allocations of each pass took, if they were sampled.
+    pub(super) fn take_percentiles(&mut self) -> Vec<Percentiles> {
+        self.percentiles.extend(self.samples.take());
+        std::mem::take(&mut self.percentiles)
     }
 
     /// Follows the operations from index `from` to `to`.
@@ -90,10 +114,13 @@ impl<'a> Follower<'a> {
         let ops = &self.trace.ops[from..to];
         let outcome = match self.manner {
             Manner::Plain => each(ops, |op| self.call(op)),
+            Manner::Sampled if from < self.trace.first_third() => each(ops, |op| self.call(op)),
+            Manner::Sampled => each(ops, |op| self.sampled_call(op)),
             Manner::Paced => each(ops, |op| {
-                self.engine.advance_clock(PACED_OP_NS);
+                self.pass_time(op, PACED_OP_NS);
                 self.call(op)
             }),
+            Manner::Busy => each(ops, |op| self.busy_call(op)),
             Manner::Checked => each(ops, |op| self.checked_call(op)),
         };
         outcome.map_err(|(index, error)| Failure { op: Some(from + index), error })
@@ -120,25 +147,69 @@ impl<'a> Follower<'a> {
                 self.engine.record_stream(self.ptrs[id as usize], self.streams[usize::from(stream)])
             }
             Op::EmptyCache if !self.skip_empty_cache => self.engine.empty_cache(),
+            Op::Marker { .. } if self.steps => {
+                self.engine.step();
+                Ok(())
+            }
             Op::EmptyCache | Op::Marker { .. } => Ok(()),
         }
+    }
+
+    /// One operation, timed if it is an allocation.
+    fn sampled_call(&mut self, op: Op) -> Result<()> {
+        let Op::Alloc { .. } = op else { return self.call(op) };
+        let start = Instant::now();
+        self.call(op)?;
+        self.samples.add(start.elapsed());
+        Ok(())
+    }
+
+    /// One operation of a program that keeps its device busy: a new block is written on its home stream, one that is recorded
+    /// is used on that stream. Streams run side by side and wait for nobody. A kernel that finds its memory unmapped breaks
+    /// the device, which ends the replay.
+    fn busy_call(&mut self, op: Op) -> Result<()> {
+        self.pass_time(op, PACED_OP_NS);
+        if let Op::Record { id, stream } = op {
+            let bytes = self.uses[id as usize].bytes;
+            let user = self.streams[usize::from(stream)];
+            self.engine.launch(user, self.ptrs[id as usize], bytes, Use::ReadWrite, self.kernel_ns(bytes))?;
+        }
+        self.call(op)?;
+        if let (Op::Alloc { bytes, stream }, Some(ptr)) = (op, self.ptrs.last()) {
+            let home = self.streams[usize::from(stream)];
+            self.engine.launch(home, *ptr, bytes, Use::Write, self.kernel_ns(bytes))?;
+            self.uses.push(LastUse { bytes, stream });
+        }
+        Ok(())
+    }
+
+    /// The host takes its time for an operation. Markers are none.
+    fn pass_time(&self, op: Op, ns: u64) {
+        if !matches!(op, Op::Marker { .. }) {
+            self.engine.advance_clock(ns);
+        }
+    }
+
+    /// How long a kernel over so many bytes takes.
+    fn kernel_ns(&self, bytes: u64) -> u64 {
+        self.bandwidth.map_or(KERNEL_NS, |bandwidth| bandwidth.ns(bytes))
     }
 
     /// One operation of a correct program that also uses its memory: each new block is written on its home stream; a stream
     /// that a block is recorded on waits for the block's last user, then reads and writes it. Nothing waits before a free:
     /// that the memory is not reused too early is the allocator's part, and what the checker checks.
     fn checked_call(&mut self, op: Op) -> Result<()> {
-        self.engine.advance_clock(CHECKED_OP_NS);
+        self.pass_time(op, if self.bandwidth.is_some() { PACED_OP_NS } else { CHECKED_OP_NS });
         match op {
             Op::Free { id } => self.note_free(id),
             Op::Record { id, stream } => {
-                let last = &mut self.uses[id as usize];
+                let LastUse { bytes, stream: last } = self.uses[id as usize];
                 let user = self.streams[usize::from(stream)];
-                if last.stream != stream {
-                    self.engine.wait_for(user, self.streams[usize::from(last.stream)])?;
-                    last.stream = stream;
+                if last != stream {
+                    self.engine.wait_for(user, self.streams[usize::from(last)])?;
+                    self.uses[id as usize].stream = stream;
                 }
-                self.engine.launch(user, self.ptrs[id as usize], last.bytes, Use::ReadWrite, KERNEL_NS)?;
+                self.engine.launch(user, self.ptrs[id as usize], bytes, Use::ReadWrite, self.kernel_ns(bytes))?;
             }
             _ => {}
         }
@@ -146,7 +217,7 @@ impl<'a> Follower<'a> {
         if let (Op::Alloc { bytes, stream }, Some(ptr)) = (op, self.ptrs.last()) {
             let home = self.streams[usize::from(stream)];
             self.engine.note_alloc(*ptr, bytes, home);
-            self.engine.launch(home, *ptr, bytes, Use::Write, KERNEL_NS)?;
+            self.engine.launch(home, *ptr, bytes, Use::Write, self.kernel_ns(bytes))?;
             self.uses.push(LastUse { bytes, stream });
         }
         Ok(())

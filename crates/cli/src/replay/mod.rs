@@ -1,39 +1,69 @@
 //! `stratalloc replay`: recorded traces against the allocator, on a software device that keeps addresses only.
 
+mod bandwidth;
+mod columns;
 mod follow;
 mod min_capacity;
+pub(crate) mod once;
 mod passes;
+mod percentiles;
 mod report;
 
+pub use bandwidth::Bandwidth;
+pub use columns::Columns;
 pub use min_capacity::MinCapacity;
+pub(crate) use min_capacity::{seek, smallest};
+pub use percentiles::Percentiles;
 pub use report::Report;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use stratalloc::units::ByteSize;
+use stratalloc::units::{ByteSize, PAGE};
 
 use crate::engine::{Latency, Setup, configuration};
+use crate::policy::{self, Policy};
 use crate::trace::Trace;
-use crate::{Failed, Finish};
+use crate::{Failed, Finish, import};
 use follow::Manner;
 use passes::Plan;
 
 /// What `replay` is told.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Traces to replay, plain or zstd-compressed
+    /// Traces to replay, plain or zstd-compressed; PyTorch snapshots and RMM logs, which are imported first
     #[arg(required = true, value_name = "TRACE")]
     pub traces: Vec<PathBuf>,
+
+    /// Whose policy: stratalloc, or the models of PyTorch's, native and expandable; of several, side by side, the memory and the driver calls
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "stratalloc")]
+    pub policy: Vec<Policy>,
+
+    /// Settings of PyTorch's allocator, for its models, as in PYTORCH_ALLOC_CONF
+    #[arg(long, value_name = "SETTINGS")]
+    pub torch_conf: Option<String>,
+
+    /// Write every change of what PyTorch's models hold: FOLDER/TRACE.POLICY.reserved, with lines `operation bytes`
+    #[arg(long, value_name = "FOLDER")]
+    pub changes: Option<PathBuf>,
 
     /// Memory of the device [default: 80GiB for each thread]
     #[arg(long, value_name = "SIZE")]
     pub capacity: Option<ByteSize>,
 
-    /// Also find the smallest device on which the trace completes
+    /// Memory of the device as a multiple of the trace's peak of live bytes, rounded up to 2 MiB: 1.02 leaves 2 % to spare
+    #[arg(long, value_name = "FACTOR", conflicts_with = "capacity", value_parser = pressure)]
+    pub pressure: Option<f64>,
+
+    /// Also find the smallest device on which the trace completes: there it does, and 0.2 % of the peak of live bytes below it
+    /// does not
     #[arg(long, conflicts_with = "threads")]
     pub min_capacity: bool,
+
+    /// Also try so many larger devices, evenly up to 1.3 times the smallest: failing on one of them is an error
+    #[arg(long, value_name = "N", requires = "min_capacity", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub capacities: Option<u32>,
 
     /// Passes over the trace on one allocator; of several, the first is not timed
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -64,9 +94,30 @@ pub struct Options {
     #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     pub event_lag_us: u64,
 
+    /// Lets the device lag the host: a kernel goes over each block that is allocated, on its stream, and over each that is
+    /// recorded, on the stream it is recorded on, and takes as long as its bytes do at this rate. Streams run side by side, each
+    /// at the full rate. An operation takes 300 ns of virtual time; the times include keeping that clock
+    #[arg(long, value_name = "RATE")]
+    pub gpu_bandwidth: Option<Bandwidth>,
+
     /// Leave out the trace's empty_cache calls
     #[arg(long)]
     pub skip_empty_cache: bool,
+
+    /// Which columns the table has; JSON has more
+    #[arg(long, value_name = "WHICH", default_value = "default")]
+    pub columns: Columns,
+    /// Take each marker of the trace for the beginning of a step, as plans want to know
+    #[arg(long)]
+    pub steps: bool,
+
+    /// A plan from an earlier replay of the trace; wants plan:on or plan:inline among the settings
+    #[arg(long, value_name = "FILE")]
+    pub plan_in: Option<PathBuf>,
+
+    /// Where to write the plan at the end, for later replays
+    #[arg(long, value_name = "FILE")]
+    pub plan_out: Option<PathBuf>,
 
     /// Print JSON: an array with one object a trace
     #[arg(long)]
@@ -74,6 +125,7 @@ pub struct Options {
 }
 
 impl Options {
+    /// The setup, but for a capacity that depends on the trace.
     fn setup(&self) -> Result<Setup, Failed> {
         let capacity = self.capacity.unwrap_or(ByteSize(ByteSize::gib(80).0 * u64::from(self.threads)));
         Ok(Setup {
@@ -84,15 +136,45 @@ impl Options {
             checker: self.checker,
             seed: self.seed,
             config: configuration(self.config.as_deref())?,
+            plan: self.plan_in.as_deref().map(read_plan).transpose()?,
         })
     }
+}
+
+impl Options {
+    /// The setup with the capacity that is meant for a trace.
+    pub(crate) fn for_trace(&self, setup: &Setup, trace: &Trace) -> Setup {
+        let under = |factor| under_pressure(trace, factor, self.threads);
+        Setup { capacity: self.pressure.map_or(setup.capacity, under), ..setup.clone() }
+    }
+}
+
+fn pressure(text: &str) -> Result<f64, String> {
+    let factor = text.parse().ok().filter(|factor| (0.5..=100.0).contains(factor));
+    factor.ok_or_else(|| format!("'{text}' is not a number from 0.5 to 100, such as 1.02"))
+}
+
+/// The smallest number of whole pages that is `factor` times the peak of live bytes of a trace that so many threads follow.
+fn under_pressure(trace: &Trace, factor: f64, threads: u32) -> u64 {
+    let peak = trace.peak_live_bytes.saturating_mul(u64::from(threads)).max(1);
+    ((peak as f64 * factor).ceil() as u64).next_multiple_of(PAGE)
+}
+
+fn read_plan(path: &Path) -> Result<Vec<u8>, Failed> {
+    std::fs::read(path).map_err(|error| Failed::from(format!("{}: {error}", path.display())))
 }
 
 /// Replays all traces and prints what was measured.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     let setup = options.setup()?;
     // All of them first: a bad file is known before minutes are spent on the good ones.
-    let traces: Vec<Trace> = options.traces.iter().map(|path| Trace::load(path)).collect::<Result<_, _>>()?;
+    let traces = import::load_all(&options.traces)?;
+    if options.policy != [Policy::Stratalloc] {
+        return policy::run(options, &setup, &traces, out);
+    }
+    if options.changes.is_some() || options.torch_conf.is_some() {
+        return Err(Failed::from("--changes and --torch-conf are for --policy native and expandable".to_owned()));
+    }
     let progress = Progress::new(traces.len());
     let rows: Vec<Report> = traces.iter().map(|trace| replay(trace, options, &setup, &progress)).collect();
     progress.finish();
@@ -107,22 +189,34 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
 
 /// Replays one trace.
 fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) -> Report {
-    let manner = match (options.checker, options.event_lag_us) {
-        (true, _) => Manner::Checked,
-        (false, 0) => Manner::Plain,
-        (false, _) => Manner::Paced,
+    let manner = match (options.checker, options.gpu_bandwidth, options.event_lag_us) {
+        (true, ..) => Manner::Checked,
+        (false, Some(_), _) => Manner::Busy,
+        (false, None, 0) => Manner::Plain,
+        (false, None, _) => Manner::Paced,
     };
+    let setup = &options.for_trace(setup, trace);
     let plan = Plan {
         threads: options.threads as usize,
         passes: options.repeat as usize,
         skip_empty_cache: options.skip_empty_cache,
+        steps: options.steps,
         manner,
+        bandwidth: options.gpu_bandwidth,
     };
     progress.say(format!("{}: {} passes", trace.name, plan.passes));
-    let mut report = Report::new(trace, &plan, passes::measure(trace, setup, &plan));
+    let outcome = passes::measure(trace, setup, &plan);
+    let written = options.plan_out.as_deref().zip(outcome.as_ref().ok().and_then(|measured| measured.plan.as_deref()));
+    let mut report = Report::new(trace, &plan, outcome.clone());
+    if let Some((path, bytes)) = written
+        && let Err(error) = std::fs::write(path, bytes)
+    {
+        progress.say(format!("{}: {error}", path.display()));
+    }
     if options.min_capacity && report.is_good() {
-        match min_capacity::find(trace, setup, &plan, &|doing| progress.say(format!("{}: {doing}", trace.name))) {
-            Ok(found) => report.set_min_capacity(&found),
+        let say = |doing| progress.say(format!("{}: {doing}", trace.name));
+        match min_capacity::find(trace, setup, &plan, options.capacities, &say) {
+            Ok(found) => report.set_min_capacity(&found, options.capacities.is_some()),
             Err(failure) => report.set_failure(trace, &failure),
         }
     }
@@ -153,5 +247,19 @@ impl Progress {
 
     fn finish(&self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_rounded_up_to_pages() {
+        let trace = Trace::decode(b"# stratalloc-trace 1\na 0 1073741824 0\n").unwrap();
+        assert_eq!(under_pressure(&trace, 1.0, 1), 1 << 30);
+        assert_eq!(under_pressure(&trace, 1.0, 3), 3 << 30);
+        assert_eq!(under_pressure(&trace, 1.02, 1), 523 * PAGE, "522.24 pages");
+        assert!(pressure("1.02") == Ok(1.02) && pressure("0.4").is_err() && pressure("NaN").is_err());
     }
 }

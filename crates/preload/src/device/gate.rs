@@ -320,6 +320,29 @@ impl Driver for Gate {
         self.cuda.fill(ptr, size, byte, stream)
     }
 
+    fn copy_blocks(&self, ops: &[CopyOp], stream: StreamId) -> DriverResult<()> {
+        self.cuda.copy_blocks(ops, stream)
+    }
+
+    fn fill_words(&self, ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()> {
+        self.cuda.fill_words(ptr, size, pattern, stream)
+    }
+
+    fn check_words(
+        &self,
+        ptr: DevicePtr,
+        size: u64,
+        pattern: u32,
+        result: HostPtr,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        self.cuda.check_words(ptr, size, pattern, result, stream)
+    }
+
+    fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
+        self.cuda.checksum(ptr, size, result, stream)
+    }
+
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
         self.cuda.write(dst, src, stream)
     }

@@ -1,14 +1,15 @@
 //! `cuMemAlloc` and `cuMemFree`: memory that any stream may use at once, and that is free only when no stream uses it.
 //!
-//! Blocks are served from a lane of their own, that of a stream on which no work is ever submitted. `cuMemFree` waits for the device before the
-//! block goes back, as the driver's own does, so whatever is free in that lane is done with everywhere and may be handed out for any stream
-//! at once. Memory of other lanes gets there only after their streams have passed it. During a capture the device must not be waited
+//! Blocks are served from a lane of their own, that of a stream on which no work is ever submitted but that of debug aids, which is waited
+//! for. `cuMemFree` waits for the device before the block goes back, as the driver's own does, so whatever is free in that lane is done
+//! with everywhere and may be handed out for any stream at once. Memory of other lanes gets there only after their streams have passed it. During a capture the device must not be waited
 //! for: the block is set aside, and goes back with the first free after the capture.
 
 use std::cell::Cell;
 use std::ffi::c_uint;
 use std::sync::Arc;
 
+use stratalloc::driver::Driver as _;
 use stratalloc::units::GRANULE;
 use stratalloc::{AllocRequest, DevicePtr, Error};
 
@@ -42,6 +43,11 @@ pub(super) fn serve(shim: &'static Shim, device: &Arc<Device>, size: u64, home: 
     }
     match outcome {
         Ok(ptr) => {
+            if home == Home::Plain && shim.settings.config.works_on_blocks() {
+                // Any stream may use it now, and debug aids have worked on it in the order of this one. A failure shows in the program's
+                // own next call.
+                let _ = device.gate.synchronize_stream(device.plain);
+            }
             if shim.blocks.insert(ptr.0, size, device.ordinal, home) {
                 device.gate.revive(stream.0);
             }

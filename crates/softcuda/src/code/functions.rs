@@ -3,6 +3,8 @@
 use std::ffi::{CString, c_char};
 use std::sync::Arc;
 
+use stratalloc::driver::kernels::Kernel;
+
 use crate::abi::codes::{Code, Res};
 use crate::abi::pointers::Out;
 use crate::handles::{Kind, Table};
@@ -15,6 +17,8 @@ pub(crate) struct Function {
     /// The module or library that it is from.
     pub(crate) owner: usize,
     pub(crate) name: CString,
+    /// Which of the library's own kernels it is.
+    pub(crate) own: Option<Kernel>,
 }
 
 static FUNCTIONS: Table<Function> = Table::new(Kind::Function);
@@ -23,9 +27,9 @@ pub(crate) fn get(handle: usize) -> Res<Arc<Function>> {
     FUNCTIONS.get(handle)
 }
 
-pub(crate) fn make(owner: usize, name: &str) -> Res<usize> {
+pub(crate) fn make(owner: usize, name: &str, own: Option<Kernel>) -> Res<usize> {
     let name = CString::new(name).map_err(|_| Code::INVALID_VALUE)?;
-    Ok(FUNCTIONS.insert(|handle| Function { handle, owner, name })?.handle)
+    Ok(FUNCTIONS.insert(|handle| Function { handle, owner, name, own })?.handle)
 }
 
 pub(crate) fn remove(handle: usize) {

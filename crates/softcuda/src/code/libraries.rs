@@ -19,9 +19,9 @@ struct Library {
 
 static LIBRARIES: Table<Library> = Table::new(Kind::Library);
 
-fn loaded(library: Out<usize>) -> Res {
+fn loaded(library: Out<usize>, image: Image) -> Res {
     let module = modules::make()?;
-    library.set(LIBRARIES.insert(|handle| Library { handle, module, image: Image::default() })?.handle)
+    library.set(LIBRARIES.insert(|handle| Library { handle, module, image })?.handle)
 }
 
 #[allow(clippy::too_many_arguments, reason = "C's parameters")]
@@ -36,7 +36,7 @@ pub(crate) fn load(
     _count: u32,
 ) -> Res {
     library.check()?;
-    if code.is_null() { Err(Code::INVALID_VALUE) } else { loaded(library) }
+    if code.is_null() { Err(Code::INVALID_VALUE) } else { loaded(library, Image::at(code)) }
 }
 
 #[allow(clippy::too_many_arguments, reason = "C's parameters")]
@@ -51,7 +51,7 @@ pub(crate) fn load_file(
     _count: u32,
 ) -> Res {
     library.check()?;
-    if std::fs::metadata(path.text()?).is_err() { Err(Code::FILE_NOT_FOUND) } else { loaded(library) }
+    if std::fs::metadata(path.text()?).is_err() { Err(Code::FILE_NOT_FOUND) } else { loaded(library, Image::default()) }
 }
 
 pub(crate) fn unload(library: usize) -> Res {

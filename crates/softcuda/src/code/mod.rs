@@ -1,4 +1,5 @@
-//! Modules, libraries, functions, launches. Code is accepted and never run: a launch is a place in stream order.
+//! Modules, libraries, functions, launches. Code is accepted and not run, but for the kernels of the library
+//! `stratalloc`, which the software device runs on the CPU: any other launch is a place in stream order.
 
 pub(crate) mod functions;
 pub(crate) mod launch;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::functions;
+use stratalloc::driver::kernels::{IMAGES, Kernel};
+
 use crate::abi::codes::{Code, Res};
 use crate::abi::pointers::Out;
 use crate::abi::structs::Text;
@@ -21,17 +23,30 @@ const GLOBAL_SIZE: u64 = 4096;
 /// Loaded code: its functions and variables come to be when they are asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Image {
+    /// Whether it is the library's own, whose kernels run.
+    own: bool,
     functions: Mutex<HashMap<String, usize>>,
     globals: Mutex<HashMap<String, u64>>,
 }
 
 impl Image {
+    /// What there is at an address that a program gave as code.
+    pub(crate) fn at(code: *const c_void) -> Image {
+        // SAFETY: it is not null, and so a module, by CUDA's contract.
+        let own = IMAGES.iter().any(|image| unsafe { image.is_at(code) });
+        Image { own, ..Image::default() }
+    }
+
     pub(crate) fn function(&self, owner: usize, name: &str) -> Res<usize> {
         let mut functions = self.functions.lock();
         if let Some(&function) = functions.get(name) {
             return Ok(function);
         }
-        let made = functions::make(owner, name)?;
+        let own = Kernel::ALL.into_iter().find(|kernel| self.own && kernel.name().to_bytes() == name.as_bytes());
+        if self.own && own.is_none() {
+            return Err(Code::NOT_FOUND);
+        }
+        let made = functions::make(owner, name, own)?;
         functions.insert(name.to_string(), made);
         Ok(made)
     }
@@ -70,17 +85,21 @@ static MODULES: Table<Module> = Table::new(Kind::Module);
 
 /// A module that is a library's, too.
 pub(crate) fn make() -> Res<usize> {
-    Ok(MODULES.insert(|handle| Module { handle, image: Image::default() })?.handle)
+    insert(Image::default())
 }
 
-fn loaded(module: Out<usize>) -> Res {
+fn insert(image: Image) -> Res<usize> {
+    Ok(MODULES.insert(|handle| Module { handle, image })?.handle)
+}
+
+fn loaded(module: Out<usize>, image: Image) -> Res {
     contexts::current()?;
-    module.set(make()?)
+    module.set(insert(image)?)
 }
 
 pub(crate) fn load(module: Out<usize>, image: *const c_void) -> Res {
     module.check()?;
-    if image.is_null() { Err(Code::INVALID_VALUE) } else { loaded(module) }
+    if image.is_null() { Err(Code::INVALID_VALUE) } else { loaded(module, Image::at(image)) }
 }
 
 pub(crate) fn load_with_options(module: Out<usize>, image: *const c_void, _: u32, _: usize, _: usize) -> Res {
@@ -92,7 +111,7 @@ pub(crate) fn load_file(module: Out<usize>, path: Text) -> Res {
     if std::fs::metadata(path.text()?).is_err() {
         return Err(Code::FILE_NOT_FOUND);
     }
-    loaded(module)
+    loaded(module, Image::default())
 }
 
 pub(crate) fn unload(module: usize) -> Res {

@@ -121,7 +121,7 @@ fn part<T>(node: usize, pick: impl FnOnce(&Op) -> Option<T>) -> Res<T> {
 }
 
 fn kernel_of(op: &Op) -> Option<KernelParamsV2> {
-    if let Op::Kernel(params) = op { Some(*params) } else { None }
+    if let Op::Kernel(params) | Op::OwnKernel(params, _) = op { Some(*params) } else { None }
 }
 
 pub(crate) fn kernel_params(node: usize, params: Out<KernelParamsV2>) -> Res {

@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use stratalloc::driver::kernels::Call;
 use stratalloc::driver::soft::Comparison;
 use stratalloc::units::DevicePtr;
 
@@ -34,6 +35,8 @@ impl HostCall {
 pub(crate) enum Op {
     Empty,
     Kernel(KernelParamsV2),
+    /// One of the library's own, which runs.
+    OwnKernel(KernelParamsV2, Arc<Call>),
     /// Copies, captured.
     Rows(Vec<Row>),
     /// A copy as a node was told.
@@ -76,7 +79,7 @@ impl Op {
     /// The number of the node's kind (`CUgraphNodeType`).
     pub(crate) fn kind(&self) -> u32 {
         match self {
-            Op::Kernel(_) => 0,
+            Op::Kernel(_) | Op::OwnKernel(..) => 0,
             Op::Rows(_) | Op::Copy(_) => 1,
             Op::Fill(_) => 2,
             Op::Host(_) => 3,
@@ -96,6 +99,7 @@ impl Op {
         match self {
             Op::Empty | Op::Alloc { .. } | Op::Free { .. } | Op::Conditional => Ok(()),
             Op::Kernel(_) => stream.device.soft.launch(stream.soft, &[], 0).map_err(code_of),
+            Op::OwnKernel(_, call) => stream.device.soft.launch_own((**call).clone(), stream.soft).map_err(code_of),
             Op::Rows(rows) => copies::run(stream, rows),
             Op::Copy(copy) => copies::run(stream, &copies::rows_of(copy)?),
             Op::Fill(fill) => fills::run(stream, fill),

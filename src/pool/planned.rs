@@ -1,0 +1,172 @@
+//! Large requests placed by plan. A plan knows where the block should lie; whether it can is found out here, and where it cannot the ladder
+//! serves the request as if there were no plan.
+
+use super::directory::{BlockId, Place, place};
+use super::ladder::{Climb, Kind, Magazines, Want};
+use super::{LARGE, Pool, PoolState, SMALL_MAX};
+use crate::block::{Growth, NodeId, Owner, State};
+use crate::config::Plan;
+use crate::driver::Driver;
+use crate::plan::{PLANNED_ABOVE, PlanStats, Plans, Room, Step};
+use crate::telemetry::Rung;
+
+impl Pool {
+    /// Whether blocks of this size are placed by plans, and so kept out of magazines.
+    #[inline]
+    pub(crate) fn plans_for(&self, size: u64) -> bool {
+        const { assert!(SMALL_MAX == PLANNED_ABOVE) };
+        self.config.plan != Plan::Off && size > SMALL_MAX
+    }
+
+    /// Serves a request at its planned place if it has one that is free, else by the ladder, and lets the plans see it.
+    pub(super) fn alloc_planned(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        let size = match want.kind {
+            Kind::Range { size, persistent: false, .. } if self.plans_for(size) => size,
+            _ => return self.climb_ladder(state, want, magazines),
+        };
+        if state.lanes.get(want.lane).private.is_some() {
+            return self.climb_ladder(state, want, magazines);
+        }
+        let used: u64 = state.zones.iter().map(|zone| zone.used_bytes()).sum();
+        let idle = state.space.physical_bytes().saturating_sub(used);
+        let Some(plans) = &mut state.plans else { return self.climb_ladder(state, want, magazines) };
+        if plans.request(want.lane, size, idle) {
+            self.lay_out(state, want);
+        }
+        let served = match self.take_planned(state, want, size) {
+            Ok(None) => self.climb_ladder(state, want, magazines),
+            served => served,
+        };
+        let Some(plans) = &mut state.plans else { return served };
+        match served {
+            Ok(Some((block, _))) => {
+                // A block lent by a private pool is not this lane's.
+                let header = self.directory.header(block);
+                match place(block) {
+                    Place::Node(LARGE, node) if header.lane() == want.lane => {
+                        plans.placed(want.lane, header.ptr().0, size, node);
+                    }
+                    _ => plans.refused(want.lane, size),
+                }
+            }
+            _ => plans.refused(want.lane, size),
+        }
+        served
+    }
+
+    /// The request's planned place, if it is free or, where that is allowed, can be mapped.
+    fn take_planned(&self, state: &mut PoolState, want: Want, size: u64) -> Climb<Option<(BlockId, Rung)>> {
+        let Kind::Range { alignment, .. } = want.kind else { return Ok(None) };
+        let Some((addr, may_map)) = state.plans.as_ref().and_then(|plans| plans.place(want.lane)) else {
+            return Ok(None);
+        };
+        if !addr.is_multiple_of(alignment) {
+            return Ok(None);
+        }
+        let home = Owner(want.lane);
+        let usable = |owner: Owner| owner == home || owner == Owner::SHARED;
+        // Where nothing free is large enough the ladder would map memory, too: at the planned place it serves the next steps as well.
+        let zone = &state.zones[LARGE];
+        // What a plan from another run maps does not come from its own places, or those would be gone.
+        let stays = may_map;
+        let may_map = may_map || zone.largest_free(home).max(zone.largest_free(Owner::SHARED)) < size;
+        let may_map = may_map && want.may_grow && self.driver.properties().vmm;
+        let mut mapped = None;
+        // One gap after the other; the last growth takes the place.
+        while let Some(node) = node_at(state, addr) {
+            match state.zones[LARGE].gaps(node, addr, size, state.space.unit(), usable).as_deref() {
+                Some([]) => {
+                    let node = state.zones[LARGE].claim(node, addr, size, usable).expect("all of it is free");
+                    return Ok(self.enter(state, want, node)?.map(|block| (block, Rung::Own)));
+                }
+                Some(&[(at, bytes), ..]) if may_map && mapped != Some(at) => {
+                    mapped = Some(at);
+                    let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
+                    if let Some(found) = self.grow_at(state, want, growth, Some((addr, stays)), false)? {
+                        return Ok(Some(found));
+                    }
+                }
+                _ => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives the lane's plan the addresses that it may use: what the lane has free, or will have when the step goes on as planned.
+    fn lay_out(&self, state: &mut PoolState, want: Want) {
+        let PoolState { plans: Some(plans), zones, .. } = state else { return };
+        let zone = &zones[LARGE];
+        let home = Owner(want.lane);
+        let may_map = plans.may_map(want.lane);
+        let (mut rooms, mut guests): (Vec<Room>, Vec<_>) = (Vec::new(), Vec::new());
+        for head in zone.heads().filter(|&head| zone.node(head).home == home) {
+            let mut open = false;
+            for id in zone.from(head) {
+                let node = zone.node(id);
+                let guest = match node.state {
+                    State::Used => plans.guest(want.lane, node.addr),
+                    _ => None,
+                };
+                let is_room = match node.state {
+                    State::Free => node.owner == home || node.owner == Owner::SHARED,
+                    State::Hole => may_map,
+                    State::Used => guest.is_some(),
+                    State::Ghost | State::Vacant => false,
+                };
+                guests.extend(guest);
+                match rooms.last_mut() {
+                    Some(room) if is_room && open => room.to = node.end(),
+                    _ if is_room => rooms.push(Room { from: node.addr, to: node.end() }),
+                    _ => {}
+                }
+                open = is_room;
+            }
+        }
+        rooms.sort_unstable_by_key(|room| room.from);
+        plans.lay_out(want.lane, rooms, guests);
+    }
+
+    /// The program says that a step begins.
+    pub(crate) fn mark_step(&self, state: &mut PoolState) {
+        if let Some(plans) = &mut state.plans {
+            plans.mark();
+        }
+    }
+
+    /// The steps that are known; none where plans are off.
+    pub(crate) fn export_plan(&self, state: &PoolState) -> Option<Vec<std::sync::Arc<Step>>> {
+        state.plans.as_ref().map(|plans| plans.steps())
+    }
+
+    /// Takes over steps to look out for. Whether plans are on.
+    pub(crate) fn import_plan(&self, state: &mut PoolState, steps: Vec<Step>) -> bool {
+        state.plans.as_mut().map(|plans| plans.learn(steps)).is_some()
+    }
+
+    /// What plans have done.
+    pub(crate) fn plan_stats(&self, state: &PoolState) -> PlanStats {
+        state.plans.as_ref().map(|plans| plans.stats()).unwrap_or_default()
+    }
+
+    /// The plans of a configuration.
+    pub(super) fn new_plans(plan: Plan) -> Option<Box<Plans>> {
+        (plan != Plan::Off).then(|| Box::new(Plans::new(plan == Plan::On)))
+    }
+}
+
+/// The node that contains an address. Sought from the blocks in use on either side, between which there is little; from a segment's beginning
+/// only where nothing is in use in it.
+fn node_at(state: &PoolState, addr: u64) -> Option<NodeId> {
+    let zone = &state.zones[LARGE];
+    let beside = state.plans.as_ref()?.beside(addr).into_iter().flatten();
+    let near = beside.filter(|near| zone.is_used_at(near.node, near.addr));
+    near.filter_map(|near| zone.node_at(near.node, addr)).next().or_else(|| {
+        let heads = zone.heads().filter(|&head| zone.node(head).addr <= addr);
+        zone.node_at(heads.max_by_key(|&head| zone.node(head).addr)?, addr)
+    })
+}
