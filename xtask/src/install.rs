@@ -101,6 +101,11 @@ fn install(root: &Path, options: &Options) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
+/// The C library alone, as it is installed, in `prefix`.
+pub(crate) fn library(root: &Path, prefix: &Path) -> Result<(), String> {
+    install(root, &Options { prefix: prefix.to_path_buf(), library_only: true, dev: false }).map(drop)
+}
+
 fn has_preload(root: &Path) -> bool {
     root.join("crates/preload/Cargo.toml").exists()
 }

@@ -4,6 +4,7 @@
 mod abi;
 mod install;
 mod kernels;
+mod peers;
 mod softcuda;
 mod tidy;
 mod torch;
@@ -30,6 +31,10 @@ cargo xtask torch [--bench | --workloads | --exec COMMAND | --] [ARGUMENTS]
     Installs the PyTorch wheel into a virtual environment, once, puts the package of python/ into it, and runs the package's
     tests on the software device; --bench times torch's entry, --workloads compares allocators on two programs, --exec runs
     any command there. ARGUMENTS go to pytest or the program.
+cargo xtask peers [--quick] [--traces FILES | DIR] [--only QUESTIONS] [--peers NAMES] [--settings LIST] [--rounds N]
+                  [--jobs N] [--dump DIR] [--out DIR]
+    Replays traces on PyTorch's own allocator, RMM and this one, side by side on the software device, and writes tables, plots
+    and JSON: benches/peers/README.md says more.
 cargo xtask tidy
     The house rules: layer order, file lengths, SAFETY comments, names in documents, leftovers.";
 
@@ -51,6 +56,13 @@ fn main() -> ExitCode {
         },
         ["torch", options @ ..] => match torch::Options::parse(options) {
             Ok(options) => torch::run(&root(), &options),
+            Err(message) => {
+                eprintln!("{message}\n\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
+        ["peers", options @ ..] => match peers::Options::parse(options) {
+            Ok(options) => peers::run(&root(), &options),
             Err(message) => {
                 eprintln!("{message}\n\n{USAGE}");
                 return ExitCode::from(2);

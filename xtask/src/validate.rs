@@ -158,15 +158,14 @@ fn tests_validators(root: &Path, _: &Options) -> Outcome {
 
 /// Every recorded trace from end to end under the happens-before checker.
 fn traces_checked(root: &Path, _: &Options) -> Outcome {
-    let Ok(folder) = fs::read_dir(root.join("tests/traces")) else {
-        return Outcome::Failed("tests/traces is missing".to_string());
-    };
-    let mut traces: Vec<String> = folder
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.ends_with(".trace.zst"))
-        .map(|name| format!("tests/traces/{name}"))
-        .collect();
+    let mut traces: Vec<String> = Vec::new();
+    for folder in ["tests/traces", "tests/traces/own"] {
+        let Ok(found) = fs::read_dir(root.join(folder)) else {
+            return Outcome::Failed(format!("{folder} is missing"));
+        };
+        let names = found.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        traces.extend(names.filter(|name| name.ends_with(".trace.zst")).map(|name| format!("{folder}/{name}")));
+    }
     traces.sort();
     let replay = format!("run --quiet --release -p stratalloc-cli -- replay --checker --repeat 1 {}", traces.join(" "));
     let advice = "the reports above name both places of an access that is out of order";

@@ -23,6 +23,11 @@ impl Options {
         Options { out: Some(out.to_path_buf()), torch: Some(site_packages.to_path_buf()), profile }
     }
 
+    /// Into `out`, with CUDA's libraries alone.
+    pub(crate) fn plain(out: &Path) -> Options {
+        Options { out: Some(out.to_path_buf()), torch: None, profile: "release".to_string() }
+    }
+
     pub(crate) fn parse(words: &[&str]) -> Result<Options, String> {
         let mut options = Options { out: None, torch: None, profile: "release".to_string() };
         let mut words = words.iter();

@@ -1,7 +1,7 @@
 //! `cargo xtask torch`: the real PyTorch wheel on the software device, and the Python package's tests in it. One command from
 //! nothing; later runs find the virtual environment as it was left.
 
-mod venv;
+pub(crate) mod venv;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -77,11 +77,16 @@ fn build_preload(root: &Path) -> Result<PathBuf, String> {
     }
 }
 
-fn set_up(root: &Path) -> Result<Place, String> {
-    let cache = match std::env::var_os("STRATALLOC_CACHE") {
+/// Where what is fetched is kept.
+pub(crate) fn cache_folder(root: &Path) -> PathBuf {
+    match std::env::var_os("STRATALLOC_CACHE") {
         Some(folder) => root.join(folder),
         None => softcuda::target_folder(root),
-    };
+    }
+}
+
+fn set_up(root: &Path) -> Result<Place, String> {
+    let cache = cache_folder(root);
     let venv = venv::prepare(&cache.join("torch-venv"))?;
     let headers = venv::cuda_headers(&venv, &cache.join("cuda-headers"))?;
     let site = venv::site_packages(&venv)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Without its dependencies, so that no real CUDA library is found before the stand-ins.
-const TORCH: &str = "torch==2.15.0";
+pub(crate) const TORCH: &str = "torch==2.15.0";
 
 /// What `import torch` wants of its dependencies, and what the tests want, each with its own dependencies: torch is none of them.
 const REST: [&str; 8] = ["numpy", "typing_extensions", "filelock", "sympy", "networkx", "jinja2", "fsspec", "pytest"];
@@ -15,7 +15,7 @@ const REST: [&str; 8] = ["numpy", "typing_extensions", "filelock", "sympy", "net
 const CUDA_HEADERS: &str = "nvidia-cuda-runtime==13.2.*";
 
 /// The environment at `folder`, made unless it is there and complete.
-pub(super) fn prepare(folder: &Path) -> Result<PathBuf, String> {
+pub(crate) fn prepare(folder: &Path) -> Result<PathBuf, String> {
     let python = folder.join("bin/python");
     let wanted = format!("{TORCH}\n{}\n", REST.join("\n"));
     // Written last: an interrupted installation is done again.
@@ -32,24 +32,31 @@ pub(super) fn prepare(folder: &Path) -> Result<PathBuf, String> {
 }
 
 /// The CUDA runtime's headers, unpacked outside of the environment: inside, torch would find the real runtime beside them.
-pub(super) fn cuda_headers(venv: &Path, folder: &Path) -> Result<PathBuf, String> {
-    let include = folder.join("nvidia/cu13/include");
-    if include.join("cuda_runtime_api.h").exists() {
-        return absolute(&include);
+pub(crate) fn cuda_headers(venv: &Path, folder: &Path) -> Result<PathBuf, String> {
+    Ok(unpacked(venv, CUDA_HEADERS, folder, "nvidia/cu13/include/cuda_runtime_api.h")?.join("nvidia/cu13/include"))
+}
+
+/// A wheel, unpacked into a folder of its own rather than installed, unless its file `sign` is there already.
+pub(crate) fn unpacked(venv: &Path, wheel: &str, folder: &Path, sign: &str) -> Result<PathBuf, String> {
+    if folder.join(sign).exists() {
+        return absolute(folder);
     }
     let wheels = folder.join("wheels");
     let python = venv.join("bin/python");
     let download = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest"];
-    run(Command::new(&python).args(download).arg(&wheels).arg(CUDA_HEADERS))?;
+    run(Command::new(&python).args(download).arg(&wheels).arg(wheel))?;
     let found = fs::read_dir(&wheels).map_err(|error| format!("cannot read {}: {error}", wheels.display()))?;
-    let wheel = found.flatten().map(|entry| entry.path()).find(|path| path.extension() == Some(OsStr::new("whl")));
-    let wheel = wheel.ok_or_else(|| format!("pip left no wheel in {}", wheels.display()))?;
-    run(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(folder))?;
-    absolute(&include)
+    let file = found.flatten().map(|entry| entry.path()).find(|path| path.extension() == Some(OsStr::new("whl")));
+    let file = file.ok_or_else(|| format!("pip left no wheel in {}", wheels.display()))?;
+    run(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(&file).arg(folder))?;
+    if !folder.join(sign).exists() {
+        return Err(format!("{wheel} has no {sign}"));
+    }
+    absolute(folder)
 }
 
 /// The environment's `site-packages`.
-pub(super) fn site_packages(venv: &Path) -> Result<PathBuf, String> {
+pub(crate) fn site_packages(venv: &Path) -> Result<PathBuf, String> {
     let code = "import sysconfig; print(sysconfig.get_path('purelib'))";
     let output = Command::new(venv.join("bin/python")).args(["-c", code]).output();
     let output = output.map_err(|error| format!("cannot run python: {error}"))?;
