@@ -176,7 +176,7 @@ impl Scene<'_> {
             _ => runs.iter().filter(|run| run.zone == zone).map(in_place).max().unwrap_or(0),
         };
         let slack = if self.is_plain(self.want) && alignment > GRANULE { alignment } else { 0 };
-        // During a capture nothing is waited for or moved once more, so that what is free in pieces may not be had together.
+        // During a capture streams are not waited for, so that what is free in pieces may not be had together.
         let mapped = match self.want.may_grow && !self.capturing {
             true => align_down(self.supply(self.want, &runs, false, self.room()), PAGE).saturating_sub(slack),
             false => 0,
