@@ -37,12 +37,8 @@ pub(super) struct Terms {
 impl Terms {
     /// All that can be done without a wait.
     pub(super) const LAST: Terms = Terms { last: true, waited: false, create: true };
-}
-
-impl Default for Terms {
-    fn default() -> Terms {
-        Terms { last: false, ..Terms::LAST }
-    }
+    /// What comes first.
+    pub(super) const FIRST: Terms = Terms { last: false, ..Terms::LAST };
 }
 
 /// Chunks for a growth, which nothing has happened to yet.

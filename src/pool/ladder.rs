@@ -141,7 +141,7 @@ impl Pool {
         }
         state.tried(want.lane, Rung::Merge);
         if want.may_grow {
-            if let Some(found) = self.grow(state, want, magazines, Terms::default())? {
+            if let Some(found) = self.grow(state, want, magazines, Terms::FIRST)? {
                 return Ok(Some(found));
             }
             state.tried(want.lane, Rung::NewChunk);

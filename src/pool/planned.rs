@@ -88,7 +88,7 @@ impl Pool {
                 Some(&[(at, bytes), ..]) if may_map && mapped != Some(at) => {
                     mapped = Some(at);
                     let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
-                    if let Some(found) = self.grow_at(state, want, growth, Some((addr, stays)), Terms::default())? {
+                    if let Some(found) = self.grow_at(state, want, growth, Some((addr, stays)), Terms::FIRST)? {
                         return Ok(Some(found));
                     }
                 }

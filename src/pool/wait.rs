@@ -33,26 +33,32 @@ impl Pool {
 
     /// Lets the lane's stream wait for the others. Returns whether that gave it anything.
     fn order_after_others(&self, state: &mut PoolState, lane: LaneId) -> Climb<bool> {
-        let stream = state.lanes.stream(lane);
-        let own = state.lanes.get(lane).clock;
         let pending = state.pending.of(|block| self.directory.header(block).lane() == lane);
-        let mut clocks: Vec<u16> = pending.iter().flat_map(|(_, clocks)| clocks.iter().copied()).collect();
-        for id in state.lanes.ids().filter(|&id| id != lane && state.lanes.get(id).private.is_none()) {
-            if state.zones.iter().any(|zone| zone.free_bytes(Owner(id)) > 0) {
-                clocks.push(state.lanes.get(id).clock);
-            }
-        }
-        clocks.sort_unstable();
-        clocks.dedup();
-        let has_any = !clocks.is_empty();
-        for clock in clocks.into_iter().filter(|&clock| clock != own) {
-            let PoolState { lanes, events, .. } = &mut *state;
-            lanes.clocks[clock as usize].let_wait(stream, &*self.driver, events)?;
-        }
+        self.order_after(state, lane, pending.iter().flat_map(|(_, clocks)| clocks.iter().copied()).collect())?;
         // What was freed there is done with once this stream has passed what is submitted to it next.
         let stamp = state.lanes.stamp(lane);
         let done: Vec<(BlockId, u64)> = state.pending.take(&pending).into_iter().map(|block| (block, stamp)).collect();
         self.complete(state, &done);
+        // Only now: that may have freed blocks of other lanes, which quarantine held.
+        let has_free = |state: &PoolState, id: LaneId| state.zones.iter().any(|zone| zone.free_bytes(Owner(id)) > 0);
+        let others = state.lanes.ids().filter(|&id| id != lane && state.lanes.get(id).private.is_none());
+        let clocks: Vec<u16> = others.filter(|&id| has_free(state, id)).map(|id| state.lanes.get(id).clock).collect();
+        let has_any = !clocks.is_empty() || !done.is_empty();
+        self.order_after(state, lane, clocks)?;
+        state.lanes.stamp(lane);
         Ok(has_any)
+    }
+
+    /// Lets the lane's stream wait for the streams of these clocks.
+    fn order_after(&self, state: &mut PoolState, lane: LaneId, mut clocks: Vec<u16>) -> Climb<()> {
+        let PoolState { lanes, events, .. } = &mut *state;
+        let stream = lanes.stream(lane);
+        let own = lanes.get(lane).clock;
+        clocks.sort_unstable();
+        clocks.dedup();
+        for clock in clocks.into_iter().filter(|&clock| clock != own) {
+            lanes.clocks[clock as usize].let_wait(stream, &*self.driver, events)?;
+        }
+        Ok(())
     }
 }
