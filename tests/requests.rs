@@ -286,3 +286,25 @@ fn a_dedicated_block_shares_its_memory_with_nothing() {
         check(&allocator, 0);
     }
 }
+
+#[test]
+fn a_dedicated_block_is_not_made_of_chunks_that_other_streams_have_free() {
+    use stratalloc::driver::call::CallKind;
+    for waits in ["true", "scarce", "false"] {
+        let (device, allocator) =
+            soft(SoftDevice::builder(64 * MIB).backing(Backing::AddressesOnly), &format!("cross_stream_wait:{waits}"));
+        let other = device.create_stream().unwrap();
+        let chunks: Vec<DevicePtr> =
+            (0..8).map(|_| allocator.raw_alloc(AllocRequest::new(8 * MIB).stream(other)).unwrap()).collect();
+        for ptr in chunks {
+            device.launch(other, &[Access::write(ptr, 8 * MIB)], 1_000_000).unwrap();
+            allocator.raw_free(ptr).unwrap();
+        }
+        let plain = || allocator.driver(0).unwrap().calls().of(CallKind::AllocPlain).count;
+        let before = plain();
+        let block = allocator.raw_alloc(AllocRequest::new(12 * MIB).flags(AllocFlags::DEDICATED)).unwrap();
+        assert_eq!(plain(), before + 1, "cross_stream_wait:{waits}: it is memory of its own");
+        allocator.raw_free(block).unwrap();
+        check(&allocator, 0);
+    }
+}

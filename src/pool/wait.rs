@@ -2,7 +2,7 @@
 //! for nothing, and what was freed there may be used by all that is submitted to this stream from now on.
 
 use super::grow::Terms;
-use super::ladder::{Climb, Want};
+use super::ladder::{Climb, Kind, Want};
 use super::lanes::LaneId;
 use super::{BlockId, Pool, PoolState};
 use crate::block::Owner;
@@ -24,7 +24,9 @@ impl Pool {
                 return Ok(Some(block));
             }
         }
-        if !want.may_grow || !self.driver.properties().vmm {
+        // Chunks that are mapped side by side are no memory of its own.
+        let dedicated = matches!(want.kind, Kind::Dedicated { .. });
+        if !want.may_grow || dedicated || !self.driver.properties().vmm {
             return Ok(None);
         }
         let grown = self.grow_from(state, want, Terms { last: true, waited: true, create: false })?;

@@ -29,7 +29,15 @@ fn request(rng: &mut Rng, streams: &[StreamId], tags: &[Tag]) -> AllocRequest {
 /// How often each cause was met.
 fn run(seed: u64, met: &mut BTreeMap<String, u32>) {
     let mut rng = Rng(seed);
-    let text = rng.pick(&["", "limit:40MiB", "chunk_max:2MiB", "chunk:8MiB", "magazine:0"]);
+    let text = rng.pick(&[
+        "",
+        "limit:40MiB",
+        "chunk_max:2MiB",
+        "chunk:8MiB",
+        "magazine:0",
+        "cross_stream_wait:true",
+        "cross_stream_wait:false",
+    ]);
     let mut scene = Scene::new(device(64).vmm(!seed.is_multiple_of(3)), text, "");
     let mut streams = vec![StreamId::DEFAULT];
     streams.extend((0..2).map(|_| scene.device.create_stream().unwrap()));
