@@ -460,6 +460,12 @@ enum stratalloc_status stratalloc_set_tag_limit(struct stratalloc_allocator *all
                                                 uint32_t tag,
                                                 uint64_t bytes);
 
+// Says that a step of the program begins here, of training or of decoding: from here on it asks for what it asked for after the last such
+// word. Helps plans (the key `plan`), and does nothing else.
+//
+// Required: `allocator` is null or a handle.
+enum stratalloc_status stratalloc_step(struct stratalloc_allocator *allocator);
+
 // Makes an allocator. Takes no device memory yet. Several live side by side.
 //
 // Required: `options` points to a struct of the size that it says, `out` to a handle that may be written.
