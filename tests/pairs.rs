@@ -4,9 +4,9 @@ mod common;
 
 use common::filled::Scene;
 use common::rig::{KIB, MIB, check, check_empties, stats};
-use stratalloc::driver::DriverErrorKind;
 use stratalloc::driver::fault::{Fault, When};
 use stratalloc::driver::soft::Access;
+use stratalloc::driver::{Driver, DriverErrorKind};
 use stratalloc::{ByteSize, DevicePtr, PassLimits};
 
 const CHUNK: u64 = 2 * MIB;
@@ -99,6 +99,28 @@ fn a_pair_ends_when_one_address_has_nothing_in_use() {
         // The other half of the chunk serves again.
         scene.alloc(MIB, 0);
         assert_eq!(check(&scene.allocator, 0).reserved.current, CHUNK);
+        scene.verify();
+        scene.ends_clean();
+    }
+}
+
+#[test]
+fn a_request_that_ends_a_pair_gets_a_place_of_its_own() {
+    for keeps in [true, false] {
+        let mut scene = Scene::new(64 * MIB, 1, "magazine:0,chunk_max:2MiB");
+        (0..4).for_each(|_| scene.alloc(MIB, 0));
+        let all: Vec<u64> = scene.blocks.keys().copied().collect();
+        scene.free(all[1]);
+        scene.free(all[2]);
+        scene.allocator.empty_cache(0).unwrap();
+        assert_eq!(scene.defragment(PassLimits::default()).unwrap().paired, 1);
+        // What this frees lies beside the hole that the next request would grow into, until the pair is found to have ended.
+        scene.free(if keeps { all[0] } else { all[3] });
+        scene.device.synchronize_device().unwrap();
+        for size in [3 * MIB, MIB, 2 * MIB] {
+            scene.alloc(size, 0);
+            check(&scene.allocator, 0);
+        }
         scene.verify();
         scene.ends_clean();
     }

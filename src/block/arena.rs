@@ -215,6 +215,7 @@ impl Arena {
         debug_assert!(state == State::Free);
         self.bins[owner.0 as usize].remove(&mut self.nodes, id);
         let start = addr.next_multiple_of(alignment);
+        assert!(start + size <= addr + self.nodes[id as usize].size, "a block lies within its node");
         let mut taken = id;
         if start > addr {
             taken = self.split(id, start - addr);

@@ -83,7 +83,7 @@ impl Pool {
         }
         // The hole with the least to map may have no room for the chunks that are free.
         let (_, size, alignment) = want.range();
-        self.grow_in(state, want, terms, size + alignment + self.config.chunk_max.0.max(state.space.unit()))
+        self.grow_in(state, want, terms, size + alignment + self.chunk_largest(state))
     }
 
     /// [`Pool::grow`] in a hole of at least so many bytes.
@@ -93,14 +93,15 @@ impl Pool {
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let unit = state.space.unit();
+        let mut whose = if terms.waited { Whose::Waited } else { Whose::Own };
         let growth = loop {
             let zones = &mut state.zones;
             let Some(growth) = zones[zone].plan_roomy_growth(home, size, alignment, unit, roomy, usable) else {
                 let Some(least) = align_up((size + alignment).max(roomy), unit) else { return Ok(None) };
                 match state.space.reserve_segment(self.segment_size(zone, want.lane, private), least) {
                     Ok((addr, size)) => _ = state.zones[zone].add_segment(addr, size, home),
-                    // Address space, too, can be had from pools that are no more.
-                    Err(error) if error.is_out_of_memory() && self.bury(state) => {}
+                    // Address space, too, can be had from pools that are no more, and from where memory has moved away.
+                    Err(error) if error.is_out_of_memory() && (self.bury(state) || self.lay_ghosts(state)?) => {}
                     Err(error) if error.is_out_of_memory() => {
                         if roomy == 0 {
                             state.refusal = Some(error);
@@ -111,9 +112,22 @@ impl Pool {
                 }
                 continue;
             };
+            let may_ask = whose == Whose::Own && !state.private.capturing();
+            if may_ask && !self.pick(state, want, growth, whose, &mut Picked::default()) {
+                // Blocks that waited may have come home, and other streams may be done with theirs. Either changes what is free: the place
+                // is looked for anew.
+                self.poll(state)?;
+                if self.finish_pending(state)
+                    && let Some(block) = self.search(state, want)?
+                {
+                    return Ok(Some((block, Rung::Passed)));
+                }
+                whose = Whose::Passed;
+                continue;
+            }
             break growth;
         };
-        self.grow_at(state, want, growth, None, terms)
+        self.grow_at(state, want, growth, None, terms, whose)
     }
 
     /// Carries a growth out, and serves the request from what is free there then: at `place`, if that is given, and if that says so with
@@ -125,26 +139,14 @@ impl Pool {
         growth: Growth,
         place: Option<(u64, bool)>,
         terms: Terms,
+        whose: Whose,
     ) -> Climb<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
-        let empty = || Picked { stays: place.is_some_and(|(_, stays)| stays), ..Picked::default() };
-        let mut picked = empty();
-        let mut found =
-            self.pick(state, want, growth, if terms.waited { Whose::Waited } else { Whose::Own }, &mut picked);
-        if !found && !terms.waited && !state.private.capturing() {
-            // Blocks that waited may have come home, and other streams may be done with theirs.
-            self.poll(state)?;
-            if self.finish_pending(state)
-                && let Some(block) = self.search(state, want)?
-            {
-                return Ok(Some((block, Rung::Passed)));
-            }
-            picked = empty();
-            found = self.pick(state, want, growth, Whose::Passed, &mut picked);
-        }
+        let mut picked = Picked { stays: place.is_some_and(|(_, stays)| stays), ..Picked::default() };
+        let mut found = self.pick(state, want, growth, whose, &mut picked);
         let missing = growth.bytes.saturating_sub(picked.bytes);
         if !found && terms.create && (terms.last || !self.over_threshold(state, missing)) {
             found = self.create_chunks(state, want, growth, &mut picked)?;
@@ -155,11 +157,20 @@ impl Pool {
         let rung = if missing > 0 { Rung::NewChunk } else { Rung::Stitch };
         let growth = growth.widened(picked.bytes);
         if let Err(error) = state.space.map(growth.at, &picked.chunks) {
-            // There is a limit to mappings too.
-            if !error.is_out_of_memory() || !self.retire_ghosts(state, usize::MAX) {
-                return Err(error);
+            // There is a limit to mappings too. What was created stays in the reserve.
+            let again = if error.is_out_of_memory() && self.lay_ghosts(state)? {
+                state.space.map(growth.at, &picked.chunks)
+            } else {
+                Err(error)
+            };
+            match again {
+                Ok(()) => {}
+                Err(error) if error.is_out_of_memory() => {
+                    state.refusal = Some(error);
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
             }
-            state.space.map(growth.at, &picked.chunks)?;
         }
         let stamp = picked.donors.iter().map(|donor| donor.stamp).max().unwrap_or(0);
         let stamp = if private { u64::MAX } else { stamp };
@@ -195,6 +206,12 @@ impl Pool {
         let Some(rest) = rest.min_by_key(|donor| donor.size) else { return false };
         picked.add(rest);
         true
+    }
+
+    /// No chunk is larger.
+    fn chunk_largest(&self, state: &PoolState) -> u64 {
+        let unit = state.space.unit();
+        (self.config.chunk_max.0.max(unit) << REGROWTH_MAX).min(CHUNK_LIMIT.max(unit))
     }
 
     /// How large new chunks are to be, and what to round up to. Large ones cost few driver calls, small ones leave no large rests that no

@@ -313,13 +313,19 @@ impl Pool {
 
     /// Learns how far all streams are.
     pub(super) fn poll(&self, state: &mut PoolState) -> Climb<()> {
+        self.poll_clocks(state)?;
+        // What shares memory with others goes its own way again as soon as it can.
+        self.part_passed(state)
+    }
+
+    /// [`Pool::poll`] that changes nothing but what is known.
+    pub(super) fn poll_clocks(&self, state: &mut PoolState) -> Climb<()> {
         let PoolState { lanes, events, .. } = &mut *state;
         for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
             clock.close(&*self.driver, events)?;
             clock.poll(&*self.driver, events)?;
         }
-        // What shares memory with others goes its own way again as soon as it can.
-        self.part_passed(state)
+        Ok(())
     }
 
     /// Blocks that waited for recorded streams and do so no longer go back to where they belong.

@@ -99,9 +99,10 @@ impl Pool {
     /// The chunks that are used in part, and may share memory: all that is free there is everyone's, and all that is used no private pool's.
     fn partial_chunks(&self, state: &PoolState) -> Vec<Partial> {
         let mut found = Vec::new();
-        let slabs: HashMap<NodeId, bool> =
-            state.slabs.iter().map(|(number, node, _)| (node, state.slabs.is_own(number))).collect();
         let is_private = |lane: u16| lane != Owner::SHARED.0 && state.lanes.get(lane).private.is_some();
+        let is_ours = |number| state.slabs.is_own(number) && !is_private(state.slabs.lane(number));
+        let slabs: HashMap<NodeId, bool> =
+            state.slabs.iter().map(|(number, node, _)| (node, is_ours(number))).collect();
         for (zone, arena) in state.zones.iter().enumerate().take(DEDICATED) {
             for head in arena.heads() {
                 let nodes: Vec<NodeId> = arena.from(head).collect();
@@ -121,7 +122,7 @@ impl Pool {
                         }
                         match (node.state, slabs.get(&id).filter(|_| zone == SMALL)) {
                             (State::Free, _) => node.owner == Owner::SHARED,
-                            (State::Used, Some(&own)) => own && !is_private(node.home.0),
+                            (State::Used, Some(&is_ours)) => is_ours && !is_private(node.home.0),
                             (State::Used, None) => !is_private(self.directory.header(node_id(zone, id)).lane()),
                             _ => false,
                         }

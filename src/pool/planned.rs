@@ -4,6 +4,7 @@
 use super::directory::{BlockId, Place, place};
 use super::grow::Terms;
 use super::ladder::{Climb, Kind, Magazines, Want};
+use super::stitch::Whose;
 use super::{LARGE, Pool, PoolState, SMALL_MAX};
 use crate::block::{Growth, NodeId, Owner, State};
 use crate::config::Plan;
@@ -88,7 +89,9 @@ impl Pool {
                 Some(&[(at, bytes), ..]) if may_map && mapped != Some(at) => {
                     mapped = Some(at);
                     let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
-                    if let Some(found) = self.grow_at(state, want, growth, Some((addr, stays)), Terms::FIRST)? {
+                    if let Some(found) =
+                        self.grow_at(state, want, growth, Some((addr, stays)), Terms::FIRST, Whose::Passed)?
+                    {
                         return Ok(Some(found));
                     }
                 }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::ladder::Climb;
 use super::lanes::LaneId;
 use super::{DEDICATED, Pool, PoolState};
 use crate::block::{Growth, NodeId, Owner, State};
@@ -74,6 +75,11 @@ impl Ghosts {
         None
     }
 
+    /// The zones and nodes of all.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (usize, NodeId)> + '_ {
+        self.by_addr.values().map(|ghost| (ghost.zone, ghost.node))
+    }
+
     pub(super) fn count(&self) -> usize {
         self.by_addr.len()
     }
@@ -130,8 +136,19 @@ impl Pool {
             self.note_mapping(state, EventKind::Unmap, home, addr, size);
         }
         if state.ghosts.count() > GHOSTS_MAX {
+            if !state.private.capturing() && self.poll_clocks(state).is_err() {
+                state.failures += 1;
+            }
             self.retire_ghosts(state, RETIRE_BATCH);
         }
+    }
+
+    /// Undoes the mappings of all ghosts that their streams have passed by now. Returns whether there were any.
+    pub(super) fn lay_ghosts(&self, state: &mut PoolState) -> Climb<bool> {
+        if !state.private.capturing() {
+            self.poll_clocks(state)?;
+        }
+        Ok(self.retire_ghosts(state, usize::MAX))
     }
 
     /// Undoes the mappings of so many ghosts, the oldest first, as far as streams are known to have passed them. Returns whether

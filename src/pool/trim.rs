@@ -150,7 +150,10 @@ impl Pool {
         let mut any = false;
         for lane in opened {
             // A private pool may have taken memory that was everyone's, in other lanes' segments.
-            let mut is_left = named.contains(&lane) || state.zones.iter().any(|zone| zone.free_bytes(Owner(lane)) > 0);
+            let haunts = |(zone, node): (usize, NodeId)| state.zones[zone].node(node).owner == Owner(lane);
+            let mut is_left = state.ghosts.nodes().any(haunts)
+                || named.contains(&lane)
+                || state.zones.iter().any(|zone| zone.free_bytes(Owner(lane)) > 0);
             for zone in &mut state.zones {
                 let heads: Vec<NodeId> = zone.heads().filter(|&id| zone.node(id).home == Owner(lane)).collect();
                 for head in heads {

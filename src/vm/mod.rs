@@ -269,8 +269,12 @@ impl Space {
 
     /// Unmaps what is stuck in the range.
     fn free_stuck(&mut self, from: u64, to: u64) -> DriverResult<()> {
+        let end = |space: &Space, addr: u64| addr + space.chunk(space.mappings[&addr]).size;
+        // One may begin below the range and reach into it.
+        let below = self.stuck.range(..from).next_back().copied().filter(|&addr| end(self, addr) > from);
+        let from = below.unwrap_or(from);
         while let Some(&addr) = self.stuck.range(from..to).next() {
-            self.unmap(addr, addr + self.chunk(self.mappings[&addr]).size)?;
+            self.unmap(addr, end(self, addr))?;
         }
         Ok(())
     }

@@ -120,6 +120,7 @@ fn status_of(error: &Error) -> stratalloc_status {
         | Error::InvalidTag { .. }
         | Error::UnknownDevice { .. }
         | Error::UnknownPool { .. }
+        | Error::Plan(_)
         | Error::NotCapturing => STRATALLOC_INVALID_ARGUMENT,
         Error::Config(_) => STRATALLOC_INVALID_CONFIG,
         Error::Capturing { .. } => STRATALLOC_CAPTURING,

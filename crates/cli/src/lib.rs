@@ -83,7 +83,8 @@ stratalloc: one allocator for GPU memory. What this command can do:
                                                   would it have fitted? under PyTorch's policies and ours
   stratalloc import snapshot.pickle -o a.trace    make a trace of a PyTorch snapshot or an RMM log
   stratalloc tune step.trace.zst                  search for the settings that suit a trace
-  stratalloc plan-trace step.trace.zst -o plan.svg find the steps that repeat, lay them out, draw one
+  stratalloc plan-trace step.trace.zst -o plan.svg
+                                                  find the steps that repeat, lay them out, draw one
   stratalloc bench --seconds 20                   time it beside mimalloc and offset-allocator
   stratalloc run --limit 0.8 -- python train.py   start a CUDA program on this allocator, with a limit
 

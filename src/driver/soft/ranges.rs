@@ -68,9 +68,9 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// A window with addresses for 16 times `capacity` bytes, and at least a tebibyte.
+    /// A window with addresses for 64 times `capacity` bytes, and at least a tebibyte.
     pub(super) fn new(capacity: u64) -> Option<Window> {
-        let size = capacity.checked_mul(16)?.checked_next_power_of_two()?.max(WINDOW);
+        let size = capacity.checked_mul(64)?.checked_next_power_of_two()?.max(WINDOW);
         let mut windows = WINDOWS.lock();
         let windows = windows.get_or_insert_with(|| {
             let mut ranges = Ranges::new(LOW, LOW_END);

@@ -83,6 +83,9 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     let laid_out: Vec<(Row, &Step, Layout)> =
         found.iter().enumerate().map(|(number, found)| lay_out(number, found)).collect();
     let rows: Vec<&Row> = laid_out.iter().map(|(row, ..)| row).collect();
+    if let Some(number) = options.step.filter(|&number| number >= rows.len()) {
+        return Err(Failed::from(format!("no step {number}: {} were found, numbered from 0", rows.len())));
+    }
     if options.json {
         serde_json::to_writer_pretty(&mut *out, &rows)?;
         writeln!(out)?;

@@ -22,7 +22,7 @@ const KNOBS: &[Knob] = &[
     knob("chunk", &["2MiB", "4MiB", "8MiB", "16MiB", "32MiB", "64MiB"]),
     knob("gc_threshold", &["0.6", "0.7", "0.8", "0.9", "1"]),
     knob("magazine", &["0", "0.05", "0.1", "0.25", "0.5"]),
-    Knob { key: "cross_stream_wait", values: &["false", "true"], streams: true },
+    Knob { key: "cross_stream_wait", values: &["scarce", "false", "true"], streams: true },
 ];
 
 /// Keys that are not searched: limits and aids, which are the user's to decide; what no replay can see; and plans, whose price is time of the
