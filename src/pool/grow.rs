@@ -94,7 +94,7 @@ impl Pool {
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let unit = state.space.unit();
         let mut whose = if terms.waited { Whose::Waited } else { Whose::Own };
-        let growth = loop {
+        let (growth, picked) = loop {
             let zones = &mut state.zones;
             let Some(growth) = zones[zone].plan_roomy_growth(home, size, alignment, unit, roomy, usable) else {
                 let Some(least) = align_up((size + alignment).max(roomy), unit) else { return Ok(None) };
@@ -113,7 +113,9 @@ impl Pool {
                 continue;
             };
             let may_ask = whose == Whose::Own && !state.private.capturing();
-            if may_ask && !self.pick(state, want, growth, whose, &mut Picked::default()) {
+            let mut picked = Picked::default();
+            let found = self.pick(state, want, growth, whose, &mut picked);
+            if may_ask && !found {
                 // Blocks that waited may have come home, and other streams may be done with theirs. Either changes what is free: the place
                 // is looked for anew.
                 self.poll(state)?;
@@ -125,28 +127,41 @@ impl Pool {
                 whose = Whose::Passed;
                 continue;
             }
-            break growth;
+            break (growth, (picked, found));
         };
-        self.grow_at(state, want, growth, None, terms, whose)
+        self.grow_with(state, want, growth, picked, None, terms)
     }
 
-    /// Carries a growth out, and serves the request from what is free there then: at `place`, if that is given, and if that says so with
-    /// nothing that blocks could be served from where it is.
+    /// Carries a growth out, with chunks that are free elsewhere as far as they go, and serves the request at `addr`. `stays` says that no
+    /// chunk is taken from where blocks could be served from it.
     pub(super) fn grow_at(
         &self,
         state: &mut PoolState,
         want: Want,
         growth: Growth,
-        place: Option<(u64, bool)>,
+        addr: u64,
+        stays: bool,
+    ) -> Climb<Option<(BlockId, Rung)>> {
+        let mut picked = Picked { stays, ..Picked::default() };
+        let found = self.pick(state, want, growth, Whose::Passed, &mut picked);
+        self.grow_with(state, want, growth, (picked, found), Some(addr), Terms::FIRST)
+    }
+
+    /// Carries a growth out with what has been picked for it, `found` saying whether that suffices, and serves the request from what is
+    /// free there then: at `place`, if that is given.
+    fn grow_with(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        growth: Growth,
+        (mut picked, mut found): (Picked, bool),
+        place: Option<u64>,
         terms: Terms,
-        whose: Whose,
     ) -> Climb<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
-        let mut picked = Picked { stays: place.is_some_and(|(_, stays)| stays), ..Picked::default() };
-        let mut found = self.pick(state, want, growth, whose, &mut picked);
         let missing = growth.bytes.saturating_sub(picked.bytes);
         if !found && terms.create && (terms.last || !self.over_threshold(state, missing)) {
             found = self.create_chunks(state, want, growth, &mut picked)?;
@@ -178,7 +193,7 @@ impl Pool {
         let node = state.zones[zone].fill(home, growth.at, growth.bytes, home, stamp, usable);
         self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
         let node = match place {
-            Some((addr, _)) => state.zones[zone].claim(node, addr, size, usable),
+            Some(addr) => state.zones[zone].claim(node, addr, size, usable),
             None => Some(state.zones[zone].take_from(node, size, alignment)),
         };
         let Some(node) = node else { return Ok(None) };

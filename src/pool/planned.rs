@@ -2,9 +2,7 @@
 //! serves the request as if there were no plan.
 
 use super::directory::{BlockId, Place, place};
-use super::grow::Terms;
 use super::ladder::{Climb, Kind, Magazines, Want};
-use super::stitch::Whose;
 use super::{LARGE, Pool, PoolState, SMALL_MAX};
 use crate::block::{Growth, NodeId, Owner, State};
 use crate::config::Plan;
@@ -89,9 +87,7 @@ impl Pool {
                 Some(&[(at, bytes), ..]) if may_map && mapped != Some(at) => {
                     mapped = Some(at);
                     let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
-                    if let Some(found) =
-                        self.grow_at(state, want, growth, Some((addr, stays)), Terms::FIRST, Whose::Passed)?
-                    {
+                    if let Some(found) = self.grow_at(state, want, growth, addr, stays)? {
                         return Ok(Some(found));
                     }
                 }
