@@ -9,9 +9,9 @@ fuzz_target!(|data: &[u8]| {
     // The checksum would keep everything else from being looked at.
     let mut whole = b"stplan\r\n\x01\0\0\0".to_vec();
     whole.extend(data);
-    let hash = whole.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    });
+    let hash = whole
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     whole.extend(hash.to_le_bytes());
     let Ok(steps) = decode(&whole) else { return };
     assert_eq!(encode(&steps), whole);
