@@ -306,7 +306,9 @@ impl Pool {
         if private || lane > WIDE_LANES {
             return (self.capacity >> 3).max(self.capacity.min(1 << 30));
         }
-        let multiple = if zone == LARGE { u64::from(self.config.address_space) } else { 1 };
+        // The first four lanes, which do most, get all that is configured, the next four half of it, and so on.
+        let part = u64::from(self.config.address_space) >> (lane.saturating_sub(1) / 4);
+        let multiple = if zone == LARGE { part.max(1) } else { 1 };
         self.capacity.saturating_mul(multiple)
     }
 
