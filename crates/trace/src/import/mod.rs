@@ -1,6 +1,6 @@
 //! Other programs' records as traces: PyTorch's snapshots (`torch.cuda.memory._dump_snapshot`), and the logs of RMM's logging adaptor.
 //!
-//! A snapshot is a Python pickle, and a pickle is a program. The one here ([`pickle`]) is read by a machine of our own that has no way to
+//! A snapshot is a Python pickle, and a pickle is a program. The one here (`pickle`) is read by a machine of our own that has no way to
 //! run anything: what would call a function is refused, but for a few names that make plain containers.
 
 mod build;
