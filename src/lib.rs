@@ -16,6 +16,7 @@ pub mod snapshot;
 mod stream;
 pub(crate) mod sync;
 mod telemetry;
+pub mod tier;
 pub mod units;
 mod vm;
 
