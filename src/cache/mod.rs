@@ -21,7 +21,7 @@ use crate::debug::MemoryReport;
 use crate::driver::Driver;
 use crate::error::{Error, OomExplanation, PlanError, Result};
 use crate::plan::{PlanStats, Step};
-use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want};
+use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, NO_BLOCK, Pool, PoolState, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
@@ -323,11 +323,12 @@ impl DeviceCache {
         }
         let directory = &self.pool.directory;
         let key = Key::new(LaneBits::new(lane), (class.size() / GRANULE) as u32);
-        let blocks = self.pool.refill(state, lane, class, count as u32);
-        if !blocks.is_empty() {
+        let mut blocks = [NO_BLOCK; REFILL_SLOTS as usize];
+        let found = self.pool.refill(state, lane, class, &mut blocks[..count as usize]);
+        if found > 0 {
             cache.claim(key, directory, |evicted| self.pool.put_back(state, evicted));
             // The lowest goes on top.
-            cache.stock(key, blocks.into_iter().rev(), directory);
+            cache.stock(key, blocks[..found].iter().rev().copied(), directory);
         }
     }
 

@@ -15,6 +15,7 @@ pub use columns::Columns;
 pub use explained::{Advice, Explained};
 pub use min_capacity::MinCapacity;
 pub(crate) use min_capacity::{seek, smallest};
+pub(crate) use passes::second_half;
 pub use percentiles::Percentiles;
 pub use report::Report;
 
