@@ -1,14 +1,19 @@
 //! The answers, for people and for programs.
 
-pub(super) mod json;
-pub(super) mod markdown;
-pub(super) mod plot;
+mod json;
+mod markdown;
+mod plot;
+pub(super) mod readme;
+pub(super) mod state;
+pub(super) mod verdict;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::options::Options;
+use super::questions::{Answers, Trace};
+use super::roster::Peer;
 use super::setup;
 use crate::torch::venv;
 
@@ -46,4 +51,31 @@ impl About {
             rounds: options.rounds(),
         }
     }
+}
+
+/// Writes all answers there are.
+pub(super) fn write(
+    folder: &Path,
+    about: &About,
+    traces: &[Trace],
+    peers: &[Peer],
+    answers: &Answers,
+) -> Result<Vec<PathBuf>, String> {
+    let written = [
+        ("RESULTS.md", markdown::page(about, traces, peers, answers)),
+        (state::FILE, json::all(about, traces, answers)),
+        ("ratios.svg", plot::ratios(traces, peers, answers)),
+        ("pareto.svg", plot::pareto(traces, peers, answers)),
+    ];
+    let mut paths = Vec::new();
+    for (name, text) in written {
+        // A plot of a question that was not asked has nothing to show.
+        if text.is_empty() {
+            continue;
+        }
+        let path = folder.join(name);
+        fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        paths.push(path);
+    }
+    Ok(paths)
 }
