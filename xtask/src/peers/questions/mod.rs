@@ -108,7 +108,10 @@ impl<'a> Asking<'a> {
         let seconds = self.since.elapsed().as_secs();
         let found = match figures.0.iter().find(|(found, _)| found == name) {
             _ if !figures.completed() => "no room".to_string(),
-            Some((name, value)) => format!("{name} {value}"),
+            Some((name, value)) => match value.parse::<f64>() {
+                Ok(number) if number.fract() != 0.0 => format!("{name} {number:.4}"),
+                _ => format!("{name} {value}"),
+            },
             None => "done".to_string(),
         };
         eprintln!("  {:02}:{:02} {question}: {}, {}: {found}", seconds / 60, seconds % 60, trace.name, peer.name);

@@ -32,13 +32,23 @@ impl About {
             let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
             text.lines().next().unwrap_or("unknown").trim().to_string()
         };
+        // What this command writes changes nothing of what it measures.
+        let changed =
+            ["diff", "--name-only", "HEAD", "--", ".", ":!benches/peers/RESULTS.md", ":!benches/peers/results.json"];
+        let changed =
+            Command::new("git").args(changed).args([":!benches/peers/*.svg", ":!README.md"]).current_dir(root).output();
+        let changed = changed.is_ok_and(|output| !output.stdout.is_empty());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model =
             cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": a processor without a name");
         let model = model.trim_start_matches([' ', '\t', ':']);
         let versions = [
-            format!("stratalloc {}", said("git", &["describe", "--always", "--dirty"])),
+            format!(
+                "stratalloc {}{}",
+                said("git", &["rev-parse", "--short", "HEAD"]),
+                if changed { " with changes" } else { "" }
+            ),
             venv::TORCH.replace("==", " "),
             setup::RMM.replace("==", " "),
             said("rustc", &["--version"]),

@@ -4,6 +4,7 @@ use crate::peers::questions::DEVICES;
 use crate::peers::questions::{Answers, LAGS_US, Trace, lag_question, models_question};
 
 use super::markdown::{geometric_mean, ms};
+use crate::peers::runner::Figures;
 
 const OURS: &str = "stratalloc";
 const THRIFTY: &str = "stratalloc thrifty:true";
@@ -86,9 +87,15 @@ impl Judge<'_> {
         self.answers.number(question, &trace.name, peer, name)
     }
 
-    fn missing(&self, question: &str, peer: &str) -> Vec<String> {
-        let failed =
-            |trace: &&Trace| self.answers.of(question, &trace.name, peer).is_some_and(|figures| !figures.completed());
+    fn completes(&self, question: &str, trace: &Trace, peer: &str) -> bool {
+        self.answers.of(question, &trace.name, peer).is_some_and(Figures::completed)
+    }
+
+    /// Traces that did not complete, of those that are meant.
+    fn missing(&self, question: &str, peer: &str, is_meant: impl Fn(&Trace) -> bool) -> Vec<String> {
+        let failed = |trace: &&Trace| {
+            is_meant(trace) && self.answers.of(question, &trace.name, peer).is_some_and(|figures| !figures.completed())
+        };
         self.traces.iter().filter(failed).map(|trace| format!("{} (no room)", short(&trace.name))).collect()
     }
 
@@ -121,7 +128,7 @@ impl Judge<'_> {
             .filter(|(_, ratio)| *ratio > 1.005)
             .map(|(name, ratio)| format!("{} ({ratio:.4})", short(name)))
             .collect();
-        over.extend(self.missing("capacity", THRIFTY));
+        over.extend(self.missing("capacity", THRIFTY, |_| true));
         let mean = geometric_mean(&values);
         Some(Verdict {
             what: "smallest device / peak live, `thrifty:true`".to_string(),
@@ -173,7 +180,7 @@ impl Judge<'_> {
             .filter(|(_, ratio)| *ratio > most)
             .map(|(name, ratio)| format!("{} ({ratio:.4})", short(name)))
             .collect();
-        over.extend(self.missing(question, peer));
+        over.extend(self.missing(question, peer, |_| true));
         let values: Vec<f64> = ratios.iter().map(|(_, ratio)| *ratio).collect();
         let worst = values.iter().copied().fold(0.0, f64::max);
         let measured = format!("mean {:.4}, worst {worst:.4}{}", geometric_mean(&values), told(&over));
@@ -227,16 +234,18 @@ impl Judge<'_> {
             .filter(|(_, count)| *count > 0.0)
             .map(|(name, count)| format!("{} ({count})", short(name)))
             .collect();
-        some.extend(self.missing("pressure", OURS));
+        // A trace that its peer completes is to complete.
+        some.extend(self.missing("pressure", OURS, |trace| self.completes("pressure", trace, EXPANDABLE)));
+        let nobody = self.missing("pressure", OURS, |trace| !self.completes("pressure", trace, EXPANDABLE));
+        let free = syncs.iter().filter(|(_, count)| *count == 0.0).count();
+        let mut measured = format!("none on {free} of {} traces{}", self.traces.len(), told(&some));
+        if !nobody.is_empty() {
+            measured += &format!("; nor has expandable room: {}", nobody.join(", "));
+        }
         Some(Verdict {
             what: "under pressure: calls that wait for the device".to_string(),
             bound: "none, on every trace",
-            measured: format!(
-                "{} of {} traces{}",
-                syncs.iter().filter(|(_, count)| *count == 0.0).count(),
-                self.traces.len(),
-                told(&some)
-            ),
+            measured,
             met: some.is_empty(),
         })
     }
@@ -343,7 +352,6 @@ impl Judge<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peers::runner::Figures;
 
     fn trace(name: &str) -> Trace {
         let (file, ops) = Default::default();
