@@ -7,6 +7,7 @@ before anything uses CUDA, or ``python -m stratalloc run script.py`` with no cha
 """
 
 from . import torch
+from ._memory import defragment, export_plan, import_plan, step
 from .errors import (
     CompilationFailed,
     CompilerMissing,
@@ -29,5 +30,9 @@ __all__ = [
     "LibraryNotFound",
     "StratallocError",
     "UnsupportedTorch",
+    "defragment",
+    "export_plan",
+    "import_plan",
+    "step",
     "torch",
 ]

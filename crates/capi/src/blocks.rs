@@ -229,7 +229,7 @@ pub(crate) fn free(handle: &stratalloc_allocator, ptr: DevicePtr, device: Option
     }
 }
 
-fn request_of(handle: &stratalloc_allocator, request: &stratalloc_request) -> Outcome<AllocRequest> {
+pub(crate) fn request_of(handle: &stratalloc_allocator, request: &stratalloc_request) -> Outcome<AllocRequest> {
     let flags = match u8::try_from(request.flags).ok().and_then(AllocFlags::from_bits) {
         Some(flags) => flags,
         None => {

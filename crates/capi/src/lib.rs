@@ -12,6 +12,8 @@
 //! | `snapshot.rs` | segments, blocks, the file that memory_viz opens |
 //! | `observe.rs` | observers of events and of requests without room |
 //! | `record.rs` | recording a trace |
+//! | `defrag.rs` | sharing memory, movable blocks |
+//! | `plans.rs` | plans of repeating steps |
 //! | `pools.rs` | private pools, captures, checkpoints |
 //! | `torch.rs` | what `torch.cuda.memory.CUDAPluggableAllocator` takes, over the process's own allocator |
 //!
@@ -20,10 +22,12 @@
 //! `STRATALLOC_INTERNAL`; callbacks of the caller must not unwind, as any C function must not.
 
 pub mod blocks;
+pub mod defrag;
 pub mod device;
 pub mod handle;
 mod mode;
 pub mod observe;
+pub mod plans;
 pub mod pools;
 pub mod record;
 mod sized;
