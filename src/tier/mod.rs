@@ -3,6 +3,8 @@
 //! A [`Tier`] is a place for bytes: pinned host memory, NVMe, another device. What is moved between a device and a tier, and when,
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
+pub mod nvme;
+
 use std::fmt;
 
 use crate::driver::DriverError;
@@ -56,6 +58,11 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// What reports call it: `host`, `nvme`.
     fn name(&self) -> &str;
 
+    /// What it is made of, and by which means it goes about it: for reports.
+    fn describe(&self) -> String {
+        self.name().to_string()
+    }
+
     /// Bytes that it can hold.
     fn capacity(&self) -> u64;
 
@@ -80,6 +87,20 @@ pub trait Tier: Send + Sync + fmt::Debug {
     fn address(&self, slot: Slot) -> Option<DevicePtr> {
         let _ = slot;
         None
+    }
+
+    /// Says that reads and writes will use this memory, for a tier that can prepare memory once instead of at each of them. Others do nothing.
+    /// A tier that cannot does without it.
+    ///
+    /// # Safety
+    /// The memory stays mapped until [`Tier::detach`], or until the tier is gone.
+    unsafe fn attach(&self, memory: *mut u8, size: u64) {
+        let _ = (memory, size);
+    }
+
+    /// Forgets memory that was attached, by its first byte. No read or write uses it any more.
+    fn detach(&self, memory: *mut u8) {
+        let _ = memory;
     }
 
     /// Starts a read or write.
@@ -158,4 +179,13 @@ pub enum TierError {
     /// The driver failed.
     #[error("{0}")]
     Driver(#[from] DriverError),
+}
+
+impl TierError {
+    /// Whether there is no room, in the tier or on the disk behind it: another tier may have some.
+    pub fn is_full(&self) -> bool {
+        const ENOSPC: i32 = 28;
+        const EDQUOT: i32 = 122;
+        matches!(self, TierError::Full { .. } | TierError::Io { errno: ENOSPC | EDQUOT, .. })
+    }
 }
