@@ -122,6 +122,9 @@ fn status_of(error: &Error) -> stratalloc_status {
         | Error::UnknownPool { .. }
         | Error::Plan(_)
         | Error::NotCapturing => STRATALLOC_INVALID_ARGUMENT,
+        Error::Residency(ResidencyError::NoRoom { .. }) => STRATALLOC_OUT_OF_MEMORY,
+        Error::Residency(_) => STRATALLOC_INVALID_ARGUMENT,
+        Error::Tier(_) => STRATALLOC_DRIVER,
         Error::Config(_) => STRATALLOC_INVALID_CONFIG,
         Error::Capturing { .. } => STRATALLOC_CAPTURING,
         Error::Driver(driver) => match driver.kind {
