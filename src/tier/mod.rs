@@ -100,6 +100,8 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Whether the host reads what [`Tier::address`] names as its own memory.
     fn is_host_memory(&self) -> bool {
         false
+    }
+
     /// Says that reads and writes will use this memory, for a tier that can prepare memory once instead of at each of them. Others do nothing.
     /// A tier that cannot does without it.
     ///
