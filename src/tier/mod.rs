@@ -3,6 +3,8 @@
 //! A [`Tier`] is a place for bytes: pinned host memory, NVMe, another device. What is moved between a device and a tier, and when,
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
+pub mod policy;
+
 use std::fmt;
 
 use crate::driver::DriverError;
