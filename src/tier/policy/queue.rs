@@ -81,10 +81,6 @@ impl Ghosts {
         moment.inspect(|&moment| self.queue.remove(moment)).is_some()
     }
 
-    pub fn contains(&self, key: Key) -> bool {
-        self.moments.contains_key(&key)
-    }
-
     pub fn bytes(&self) -> u64 {
         self.queue.bytes()
     }
