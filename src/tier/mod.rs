@@ -3,7 +3,9 @@
 //! A [`Tier`] is a place for bytes: pinned host memory, NVMe, another device. What is moved between a device and a tier, and when,
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
+pub mod codec;
 pub mod policy;
+pub mod transfer;
 
 use std::fmt;
 
@@ -78,10 +80,21 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Gives a slot back. Nothing reads or writes it any more.
     fn release(&self, slot: Slot);
 
+    /// Gives back what a slot has beyond its first `size` bytes, where that can be, and says what the slot is then.
+    fn shrink(&self, slot: Slot, size: u64) -> Slot {
+        let _ = size;
+        slot
+    }
+
     /// Where copies of the device reach a slot, or `None` where they do not.
     fn address(&self, slot: Slot) -> Option<DevicePtr> {
         let _ = slot;
         None
+    }
+
+    /// Whether the host reads what [`Tier::address`] names as its own memory.
+    fn is_host_memory(&self) -> bool {
+        false
     }
 
     /// Starts a read or write.
