@@ -5,6 +5,7 @@
 
 pub mod codec;
 pub mod nvme;
+pub mod policy;
 pub mod transfer;
 
 use std::fmt;
