@@ -7,9 +7,12 @@ use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner};
 use crate::config::StreamWait;
-use crate::driver::DriverError;
+use crate::driver::{Driver, DriverError};
 use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{GRANULE, PAGE};
+
+/// Streams wait for one another's memory on the device where more than this part of what is held lies idle there: 1/64.
+const IDLE_SHIFT: u32 = 6;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -147,6 +150,16 @@ impl Pool {
         }
         state.tried(want.lane, Rung::Merge);
         if want.may_grow {
+            if may_ask && self.idles_elsewhere(state, want) {
+                if let Some(found) = self.grow(state, want, magazines, Terms { create: false, ..Terms::FIRST })? {
+                    return Ok(Some(found));
+                }
+                if self.idles_elsewhere(state, want)
+                    && let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait)
+                {
+                    return Ok(Some(found));
+                }
+            }
             if let Some(found) = self.grow(state, want, magazines, Terms::FIRST)? {
                 return Ok(Some(found));
             }
@@ -195,6 +208,19 @@ impl Pool {
             return Ok(Some((block, Rung::Wait)));
         }
         Ok(found(self.borrow(state, want)?, Rung::Lent))
+    }
+
+    /// Whether so much lies free in other lanes, or waits for other streams, that a lane is rather made to wait for it on the device than
+    /// given new memory.
+    fn idles_elsewhere(&self, state: &PoolState, want: Want) -> bool {
+        let dedicated = matches!(want.kind, Kind::Dedicated { .. });
+        if self.config.cross_stream_wait != StreamWait::Scarce || dedicated || !self.driver.properties().vmm {
+            return false;
+        }
+        let others = state.lanes.ids().filter(|&id| id != want.lane && state.lanes.get(id).private.is_none());
+        let free = others.map(|id| state.zones.iter().map(|zone| zone.free_bytes(Owner(id))).sum::<u64>());
+        let idle = state.pending.bytes() + free.sum::<u64>();
+        idle >= want.range().1.max(state.space.physical_bytes() >> IDLE_SHIFT)
     }
 
     /// Serves a small request from what is free among large blocks, which may be too little for a chunk to be moved.
