@@ -5,6 +5,8 @@
 
 pub mod codec;
 pub mod nvme;
+pub mod policy;
+pub mod residency;
 pub mod transfer;
 
 use std::fmt;
