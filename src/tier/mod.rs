@@ -6,12 +6,16 @@
 pub mod codec;
 pub mod nvme;
 pub mod policy;
-pub mod residency;
+pub(crate) mod residency;
 pub mod transfer;
 
 use std::fmt;
 
 pub use crate::error::TierError;
+pub use residency::{
+    Evictable, MemoryChange, PinGuard, Recompute, Residency, ResidencyObserver, Select, SleepAction, SleepPlan, Stash, TierKind,
+    TierStats, TierUse,
+};
 use crate::units::DevicePtr;
 
 /// A range of bytes in a tier, handed out by [`Tier::reserve`].

@@ -11,8 +11,10 @@
 //! | `gaps` | free ranges in an extent |
 //! | `objects` | allocating, freeing, recording |
 //! | `evict` | bytes go to a tier |
-//! | `restore` | bytes come back; pins |
+//! | `restore` | bytes come back, and stay while they are pinned |
+//! | `pins` | pins as values |
 //! | `sleep` | all of a device's blocks, by tag |
+//! | `stash` | bytes without an address of their own |
 //! | `settle` | what transfers that have ended change |
 //! | `stats` | the numbers |
 //!
@@ -23,10 +25,12 @@
 mod evict;
 mod gaps;
 mod objects;
+mod pins;
 mod restore;
 mod settle;
 mod sleep;
 mod stage;
+mod stash;
 mod stats;
 mod table;
 
@@ -46,9 +50,10 @@ use crate::error::{ResidencyError, Result};
 use crate::sync::{Mutex, MutexGuard};
 use crate::units::{DevicePtr, StreamId};
 
-pub(crate) use evict::Room;
+pub use pins::PinGuard;
 pub use sleep::{SleepAction, SleepPlan};
 pub use stage::Residency;
+pub use stash::Stash;
 pub use stats::{TierStats, TierUse};
 use stats::Counts;
 use table::{ExtentId, Table};

@@ -102,11 +102,7 @@ impl Tiers {
         let mut table = self.lock();
         let id = table.objects.get(&ptr.0).map(|object| object.extent);
         if let Some(id) = id {
-            let extent = table.extent_mut(id);
-            // Where its memory is not there, nothing uses it.
-            if extent.stage.is_mapped() && extent.manner.stream != stream && !extent.users.contains(&stream) {
-                extent.users.push(stream);
-            }
+            table.extent_mut(id).used_by(stream);
         }
         self.unlock(table);
         id.is_some()

@@ -41,9 +41,7 @@ impl Tiers {
             let extent = table.extent_mut(id);
             extent.pins += 1;
             let size = extent.size;
-            if extent.manner.stream != stream && !extent.users.contains(&stream) {
-                extent.users.push(stream);
-            }
+            extent.used_by(stream);
             if extent.pins == 1 {
                 table.pinned_bytes += size;
             }
@@ -51,9 +49,12 @@ impl Tiers {
         })
     }
 
-    /// Begins to have a block back, if it is not there. Whoever pins it waits for the rest.
-    pub(crate) fn prefetch(&self, ptr: DevicePtr) -> Result<()> {
-        self.with_block(ptr, Goal::Begun, |_, _| Ok(()))
+    /// Begins to have a block back, if it is not there, for work on `stream`, which counts as recorded. Whoever pins it waits for the rest.
+    pub(crate) fn prefetch(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
+        self.with_block(ptr, Goal::Begun, |table, id| {
+            table.extent_mut(id).used_by(stream);
+            Ok(())
+        })
     }
 
     fn with_block(

@@ -32,23 +32,17 @@ pub struct SleepPlan {
 }
 
 impl SleepPlan {
-    /// Everything is saved.
-    pub fn new() -> SleepPlan {
-        SleepPlan::default()
+    /// This happens to all blocks whose tags nothing else is said of.
+    pub fn new(others: SleepAction) -> SleepPlan {
+        SleepPlan { tags: Vec::new(), others }
     }
 
     /// What happens to the blocks of a tag. The last word on a tag counts.
     #[must_use]
-    pub fn tag(mut self, tag: u8, action: SleepAction) -> SleepPlan {
+    pub fn tag(mut self, tag: impl Into<u8>, action: SleepAction) -> SleepPlan {
+        let tag = tag.into();
         self.tags.retain(|&(other, _)| other != tag);
         self.tags.push((tag, action));
-        self
-    }
-
-    /// What happens to the blocks of all other tags.
-    #[must_use]
-    pub fn others(mut self, action: SleepAction) -> SleepPlan {
-        self.others = action;
         self
     }
 
@@ -58,6 +52,11 @@ impl SleepPlan {
 }
 
 impl Tiers {
+    /// Whether it sleeps.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.table.lock().asleep
+    }
+
     /// Puts memory away as planned. All of it, or none: where something fails, what has gone comes back. Returns the bytes that have gone.
     pub(crate) fn sleep(&self, plan: &SleepPlan) -> Result<u64> {
         let mut table = self.lock();

@@ -81,6 +81,13 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    /// Work on a stream uses it from now on. Where its memory is not there, nothing does.
+    pub(super) fn used_by(&mut self, stream: StreamId) {
+        if self.stage.is_mapped() && self.manner.stream != stream && !self.users.contains(&stream) {
+            self.users.push(stream);
+        }
+    }
+
     /// Whether its bytes are there, and nobody has pinned them.
     pub(super) fn may_go(&self) -> bool {
         self.pins == 0 && matches!(self.stage, Stage::Resident)
