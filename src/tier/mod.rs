@@ -4,6 +4,7 @@
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
 pub mod codec;
+pub mod fault;
 pub mod nvme;
 pub mod policy;
 pub(crate) mod residency;
