@@ -177,6 +177,10 @@ impl Tier for FaultTier {
         None
     }
 
+    fn seam(&self) -> u64 {
+        self.inner.seam()
+    }
+
     unsafe fn attach(&self, memory: *mut u8, size: u64) {
         // SAFETY: the caller's promise is what the other tier asks for.
         unsafe { self.inner.attach(memory, size) }
