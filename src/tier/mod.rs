@@ -4,10 +4,12 @@
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
 pub mod codec;
+pub mod fault;
 mod host;
 pub mod nvme;
 mod peer;
 pub mod policy;
+pub(crate) mod residency;
 mod room;
 pub mod transfer;
 
@@ -17,6 +19,10 @@ pub use peer::PeerTier;
 use std::fmt;
 
 pub use crate::error::TierError;
+pub use residency::{
+    Evictable, MemoryChange, PinGuard, Recompute, Residency, ResidencyObserver, Select, SleepAction, SleepPlan, Stash, TierKind,
+    TierStats, TierUse,
+};
 use crate::units::DevicePtr;
 
 /// A range of bytes in a tier, handed out by [`Tier::reserve`].
