@@ -167,6 +167,9 @@ pub enum TierError {
         /// Why, and what to do.
         reason: String,
     },
+    /// A codec cannot do what is asked of it.
+    #[error("{0}")]
+    Codec(#[from] codec::CodecError),
     /// The transfer was cancelled.
     #[error("the transfer was cancelled")]
     Cancelled,
