@@ -14,8 +14,6 @@ typedef unsigned long long u64;
 #ifdef __CUDACC__
 #define DEVICE static __device__ __forceinline__
 #define ALIGNED(bytes) __align__(bytes)
-/* A long loop, which is better not copied several times. */
-#define ROLLED _Pragma("unroll 1")
 DEVICE void add_atomically(u64 *sum, u64 value) { atomicAdd(sum, value); }
 DEVICE void lower_atomically(u64 *least, u64 value) { atomicMin(least, value); }
 DEVICE u32 bits_of(float number) { return __float_as_uint(number); }
@@ -23,7 +21,6 @@ DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
 #else
 #define DEVICE static inline
 #define ALIGNED(bytes) __attribute__((aligned(bytes)))
-#define ROLLED
 /* The software device runs one kernel at a time. */
 DEVICE void add_atomically(u64 *sum, u64 value) { *sum += value; }
 DEVICE void lower_atomically(u64 *least, u64 value) { if (value < *least) *least = value; }

@@ -144,7 +144,7 @@ DEVICE void quantize_group(struct layout l, u64 src, u64 dst, u64 group) {
     u64 begin = group * l.group, end = begin + l.group < l.count ? begin + l.group : l.count;
     u32 numbers[UNIT], largest = 0;
     int special = 0;
-    ROLLED for (u64 at = begin; at < end; at += UNIT) {
+    for (u64 at = begin; at < end; at += UNIT) {
         load_numbers(src, l.element, at, end - at, numbers);
         for (u32 i = 0; i < UNIT; i++) {
             u32 size = numbers[i] & 0x7fffffffu;
@@ -155,7 +155,7 @@ DEVICE void quantize_group(struct layout l, u64 src, u64 dst, u64 group) {
     float scale = float_of(largest) / (float)(l.top - special);
     if (largest != 0 && bits_of(scale) < SCALE_MIN_BITS) scale = float_of(SCALE_MIN_BITS);
     AT(u32, dst + HEADER_BYTES)[group] = bits_of(scale) | (u32)special << 31;
-    ROLLED for (u64 at = begin; at < end; at += UNIT) {
+    for (u64 at = begin; at < end; at += UNIT) {
         u64 codes = 0, to = dst + l.codes_at + at * l.code_bits / 8;
         load_numbers(src, l.element, at, end - at, numbers);
         for (u32 i = 0; i < UNIT; i++) {
@@ -163,7 +163,7 @@ DEVICE void quantize_group(struct layout l, u64 src, u64 dst, u64 group) {
             codes |= code << (i * l.code_bits);
         }
         if (end - at < UNIT)
-            ROLLED for (u32 i = 0; i < ((end - at) * l.code_bits + 7) / 8; i++) AT(u8, to)[i] = (u8)(codes >> (i * 8));
+            for (u32 i = 0; i < ((end - at) * l.code_bits + 7) / 8; i++) AT(u8, to)[i] = (u8)(codes >> (i * 8));
         else if (l.code_bits == 8) *AT(u64, to) = codes;
         else *AT(u32, to) = (u32)codes;
     }
@@ -172,12 +172,12 @@ DEVICE void quantize_group(struct layout l, u64 src, u64 dst, u64 group) {
 /* `src` and `dst` are multiples of 16; `dst` has room for the header, the scales, the codes and the rest. */
 DEVICE void quantize(struct thread t, u64 src, u64 dst, u64 size, u32 format) {
     struct layout l = layout_of(size, format);
-    ROLLED for (u64 group = t.index; group < l.groups; group += t.count) quantize_group(l, src, dst, group);
+    for (u64 group = t.index; group < l.groups; group += t.count) quantize_group(l, src, dst, group);
     if (t.index > 0) return;
     AT(u64, dst)[0] = QUANTIZED_MAGIC | (u64)format << 32;
     AT(u64, dst)[1] = size;
-    ROLLED for (u64 at = HEADER_BYTES + l.groups * 4; at < l.codes_at; at++) AT(u8, dst)[at] = 0;
-    ROLLED for (u64 i = 0; i < l.rest; i++) AT(u8, dst + l.rest_at)[i] = AT(const u8, src)[size - l.rest + i];
+    for (u64 at = HEADER_BYTES + l.groups * 4; at < l.codes_at; at++) AT(u8, dst)[at] = 0;
+    for (u64 i = 0; i < l.rest; i++) AT(u8, dst + l.rest_at)[i] = AT(const u8, src)[size - l.rest + i];
 }
 
 DEVICE u32 number_of(int code, float scale, int special, struct layout l) {
@@ -192,10 +192,10 @@ DEVICE void dequantize_group(struct layout l, u64 src, u64 dst, u64 group) {
     u32 scale_bits = AT(const u32, src + HEADER_BYTES)[group], half = 1u << (l.code_bits - 1);
     float scale = float_of(scale_bits & 0x7fffffffu);
     int special = (int)(scale_bits >> 31);
-    ROLLED for (u64 at = begin; at < end; at += UNIT) {
+    for (u64 at = begin; at < end; at += UNIT) {
         u64 codes = 0, from = src + l.codes_at + at * l.code_bits / 8;
         if (end - at < UNIT)
-            ROLLED for (u32 i = 0; i < ((end - at) * l.code_bits + 7) / 8; i++) codes |= (u64)AT(const u8, from)[i] << (i * 8);
+            for (u32 i = 0; i < ((end - at) * l.code_bits + 7) / 8; i++) codes |= (u64)AT(const u8, from)[i] << (i * 8);
         else if (l.code_bits == 8) codes = *AT(const u64, from);
         else codes = *AT(const u32, from);
         u32 numbers[UNIT];
@@ -210,9 +210,9 @@ DEVICE void dequantize_group(struct layout l, u64 src, u64 dst, u64 group) {
 /* The way back: `size` is what comes out. The header is for the host to look at. */
 DEVICE void dequantize(struct thread t, u64 src, u64 dst, u64 size, u32 format) {
     struct layout l = layout_of(size, format);
-    ROLLED for (u64 group = t.index; group < l.groups; group += t.count) dequantize_group(l, src, dst, group);
+    for (u64 group = t.index; group < l.groups; group += t.count) dequantize_group(l, src, dst, group);
     if (t.index > 0) return;
-    ROLLED for (u64 i = 0; i < l.rest; i++) AT(u8, dst)[size - l.rest + i] = AT(const u8, src + l.rest_at)[i];
+    for (u64 i = 0; i < l.rest; i++) AT(u8, dst)[size - l.rest + i] = AT(const u8, src + l.rest_at)[i];
 }
 
 #endif
