@@ -309,7 +309,10 @@ impl DeviceCache {
         let alone = alone || pool.is_watched(&state);
         let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
-            cache.note_phase(pool);
+            if cache.note_phase(pool) && pool.is_tight(&state, cache.active_bytes()) {
+                // The next request that misses would take them back, and bear it for all of them.
+                cache.drain(true, &pool.directory, |cached| pool.put_back(&mut state, cached));
+            }
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {

@@ -123,6 +123,16 @@ impl Pool {
         reserve.into_iter().chain(donors)
     }
 
+    /// Whether lanes other than this one may have free chunks that it may use once they are known to have passed them.
+    pub(super) fn others_have_chunks(&self, state: &PoolState, lane: LaneId) -> bool {
+        let unit = state.space.unit();
+        let is_other = |&owner: &Owner| owner != Owner::SHARED && owner != Owner(lane);
+        state.zones.iter().take(DEDICATED).any(|arena| {
+            let mut others = arena.owners().filter(is_other);
+            others.any(|owner| state.lanes.get(owner.0).private.is_none() && arena.free_bytes(owner) >= unit)
+        })
+    }
+
     /// These chunks have been mapped elsewhere.
     pub(super) fn leave_ghosts(&self, state: &mut PoolState, mut donors: Vec<Donor>) {
         // From the upper end of each node, which keeps its number as long as something of it is left below.
