@@ -271,7 +271,7 @@ fn driver_time(page: &Page<'_>) -> String {
     }
     section(
         "Driver time, modelled, in ms",
-        "With memory to spare: in the whole first pass / in a step of its last two thirds / in the whole second pass.",
+        "With memory to spare: in the whole first pass / in a step of its second half / in the whole second pass.",
         table,
     )
 }
@@ -286,7 +286,7 @@ fn steady(page: &Page<'_>) -> String {
     };
     section(
         "Driver time of a step, modelled, in ms",
-        "On a device of 80 GiB: in the last two thirds of the first pass / in the second pass.",
+        "On a device of 80 GiB: in the second half of the first pass / in the second pass.",
         page.table("steady", cell),
     )
 }
