@@ -183,6 +183,7 @@ impl Allocator {
             persistent: request.lifetime == Lifetime::Persistent,
             may_grow: !request.flags.contains(AllocFlags::NO_GROW),
             dedicated: request.flags.contains(AllocFlags::DEDICATED),
+            first_try: false,
         };
         let served = device.alloc(inner).or_else(|error| self.observe(device, inner, self.name_tags(error)));
         self.tell_found(device);

@@ -107,7 +107,9 @@ pub(crate) struct ThreadCache {
     drift_max: AtomicI64,
     /// Large blocks that may still be freed to the stacks before the next look at what is in use.
     large_frees: AtomicI32,
-    /// Whether the phase has changed since the stacks were last emptied of large blocks.
+    /// Whether `large_frees` has begun anew since the stacks were last emptied of large blocks.
+    counted: AtomicBool,
+    /// Whether the phase has changed since then.
     stale: AtomicBool,
     /// What was in use when the phase last changed, in bytes.
     phase: AtomicI64,
@@ -135,6 +137,7 @@ impl ThreadCache {
             held_max: AtomicI64::new(0),
             drift_max: AtomicI64::new(0),
             large_frees: AtomicI32::new(LARGE_FREES),
+            counted: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
@@ -321,14 +324,23 @@ impl ThreadCache {
         if !self.holds_any() {
             return 0;
         }
-        self.large_frees.store(LARGE_FREES, Relaxed);
         self.stale.store(false, Relaxed);
+        if large_only && !self.may_hold_large() {
+            return 0;
+        }
+        self.large_frees.store(LARGE_FREES, Relaxed);
+        self.counted.store(false, Relaxed);
         let wanted = |bucket: &&Bucket| {
             bucket.head.load(Relaxed) != NO_BLOCK
                 && (!large_only || Key::from_number(bucket.key.load(Relaxed)).is_large())
         };
         let buckets = if large_only { &self.buckets[FIRST_LARGE..] } else { &self.buckets[..] };
         buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
+    }
+
+    /// Whether a large block has come to the stacks since they were last emptied of such.
+    fn may_hold_large(&self) -> bool {
+        self.counted.load(Relaxed) || self.large_frees.load(Relaxed) < LARGE_FREES
     }
 
     /// Whether blocks of this key have been freed here lately: since the last look at the phase but one.
@@ -349,6 +361,7 @@ impl ThreadCache {
             return;
         }
         self.large_frees.store(LARGE_FREES, Relaxed);
+        self.counted.store(true, Relaxed);
         for bucket in &self.buckets[FIRST_LARGE..] {
             let [older, newer] = &bucket.frees_at;
             older.store(newer.load(Relaxed), Relaxed);
@@ -479,6 +492,7 @@ impl ThreadCache {
         let sizes = self.sizes.iter().flat_map(|size| [&size.allocs, &size.frees, &size.allocated, &size.freed]);
         sizes.chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
         self.large_frees.store(LARGE_FREES, Relaxed);
+        self.counted.store(false, Relaxed);
         self.stale.store(false, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
         let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];

@@ -438,17 +438,27 @@ impl Directory {
         Ok(Some(id))
     }
 
-    /// Enters all slots of a slab.
-    pub(super) fn enter_slab(&self, slab: u32, addr: u64, class: ClassId, lane: u16) -> Result<(), DriverError> {
+    /// Enters a slab. Its slots follow as they are taken: [`Directory::enter_slot`].
+    pub(super) fn enter_slab(&self, slab: u32, addr: u64, class: ClassId) -> Result<(), DriverError> {
         debug_assert!(slab < self.slabs && addr.is_multiple_of(PAGE));
         let entry = class.reciprocal() << 32 | u64::from(slot_id(slab, 0));
         for window in (addr..addr + PAGE).step_by(CLASS_SIZE_MAX as usize) {
             self.window(window)?.store(entry, Relaxed);
         }
-        for slot in 0..class.slots() {
-            self.fill_header(slot_id(slab, slot), addr + u64::from(slot) * class.size(), class.size(), lane);
-        }
         Ok(())
+    }
+
+    /// Enters a slot of a slab that has been entered, unless it has been as the same block. Its number. Until then, the header is what an earlier
+    /// slab of this number has left: free, or never used.
+    #[inline]
+    pub(super) fn enter_slot(&self, slab: u32, slot: u32, addr: u64, class: ClassId, lane: u16) -> BlockId {
+        let id = slot_id(slab, slot);
+        let header = self.header(id);
+        let key = Key::new(LaneBits::new(lane), (class.size() / GRANULE) as u32);
+        if header.ptr().0 != addr || header.key() != key {
+            self.fill_header(id, addr, class.size(), lane);
+        }
+        id
     }
 
     #[inline]

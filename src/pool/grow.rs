@@ -202,7 +202,9 @@ impl Pool {
 
     /// Picks free chunks for a growth: those in the reserve, and those that lie free elsewhere. Returns whether they suffice.
     fn pick(&self, state: &PoolState, want: Want, growth: Growth, whose: Whose, picked: &mut Picked) -> bool {
-        let mut left = Vec::new();
+        let unit = state.space.unit();
+        // Of those that are too large, the first of each size.
+        let mut left = [None::<Donor>; u32::BITS as usize];
         for donor in self.donors(state, want.lane, growth, whose) {
             if picked.stays && donor.from.is_some() {
                 break;
@@ -213,12 +215,13 @@ impl Pool {
                     return true;
                 }
             } else {
-                left.push(donor);
+                left[(donor.size / unit).ilog2() as usize].get_or_insert(donor);
             }
         }
         let missing = growth.bytes - picked.bytes;
-        let rest = left.into_iter().filter(|donor| donor.size >= missing && picked.bytes + donor.size <= growth.room);
-        let Some(rest) = rest.min_by_key(|donor| donor.size) else { return false };
+        let mut rest = left.into_iter().flatten();
+        let fits = |donor: &Donor| donor.size >= missing && picked.bytes + donor.size <= growth.room;
+        let Some(rest) = rest.find(fits) else { return false };
         picked.add(rest);
         true
     }

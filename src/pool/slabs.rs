@@ -58,6 +58,8 @@ pub(super) struct Slabs {
     vacant_groups: Vec<u32>,
     /// Whether any slab is frozen.
     frozen: bool,
+    /// How many slabs are empty and have their pages to themselves.
+    idle: usize,
 }
 
 impl Slabs {
@@ -75,6 +77,7 @@ impl Slabs {
         } else {
             self.list.push(Some(entry));
         }
+        self.idle += 1;
         self.partial_mut(lane, class).push(number);
         number
     }
@@ -90,16 +93,18 @@ impl Slabs {
         self.list[number as usize].as_mut().expect("a block's slab exists")
     }
 
-    /// Takes a free slot: the slab's number and the slot's.
+    /// Takes a free slot: the slab's number, the slot's, and its address.
     #[inline]
-    pub(super) fn take(&mut self, lane: LaneId, class: ClassId) -> Option<(u32, u32)> {
+    pub(super) fn take(&mut self, lane: LaneId, class: ClassId) -> Option<(u32, u32, u64)> {
         let number = *self.partial.get(lane as usize)?[class.index()].last()?;
         let entry = self.list[number as usize].as_mut()?;
+        self.idle -= usize::from(entry.is_idle());
         let slot = entry.slab.take()?;
+        let addr = entry.slab.addr + u64::from(slot) * class.size();
         if entry.slab.is_full() {
             self.partial[lane as usize][class.index()].pop();
         }
-        Some((number, slot))
+        Some((number, slot, addr))
     }
 
     /// Frees a slot. One empty slab of a kind is kept; a further one is retired. One whose page shares memory stays: see [`Slabs::part`].
@@ -109,6 +114,7 @@ impl Slabs {
         let (lane, class, was_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
         entry.slab.release(slot);
         let (is_idle, joins) = (entry.is_idle(), was_full && entry.is_partial());
+        self.idle += usize::from(is_idle);
         let partial = self.partial_mut(lane, class);
         if joins {
             partial.push(number);
@@ -118,7 +124,8 @@ impl Slabs {
 
     fn retire(&mut self, number: u32) -> Option<Retired> {
         let entry = self.list[number as usize].take()?;
-        debug_assert!(entry.group.is_none());
+        debug_assert!(entry.is_idle());
+        self.idle -= 1;
         self.partial_mut(entry.lane, entry.slab.class).retain(|&other| other != number);
         self.vacant.push(number);
         Some(Retired { node: entry.node, lane: entry.lane })
@@ -126,9 +133,23 @@ impl Slabs {
 
     /// Retires every empty slab whose page is its own.
     pub(super) fn retire_empty(&mut self) -> Vec<Retired> {
+        if self.idle == 0 {
+            return Vec::new();
+        }
         let is_empty = |n: &u32| self.list[*n as usize].as_ref().is_some_and(Entry::is_idle);
         let empty: Vec<u32> = (0..self.list.len() as u32).filter(is_empty).collect();
         empty.into_iter().filter_map(|number| self.retire(number)).collect()
+    }
+
+    /// Whether [`Slabs::retire_empty`] would find any.
+    #[inline]
+    pub(super) fn any_idle(&self) -> bool {
+        self.idle > 0
+    }
+
+    /// Counts anew, after groups or frozen slabs have changed.
+    fn count_idle(&mut self) {
+        self.idle = self.list.iter().flatten().filter(|entry| entry.is_idle()).count();
     }
 
     /// Every slab: its number, and the node that it lies in.
@@ -198,6 +219,7 @@ impl Slabs {
         self.entry(give).group = Some(group);
         members.push(give);
         members.into_iter().for_each(|member| self.relist(member));
+        self.count_idle();
     }
 
     /// Lists a slab as partial, or no longer, after its slots have changed.
@@ -219,6 +241,7 @@ impl Slabs {
             self.entry(number).frozen = true;
             self.relist(number);
         }
+        self.count_idle();
     }
 
     /// Whether any slab is frozen.
@@ -235,6 +258,7 @@ impl Slabs {
             self.entry(number).frozen = false;
             self.relist(number);
         }
+        self.count_idle();
     }
 
     /// Empty slabs of groups serve nobody any more, and leave when their lane has passed the stamp that it gives now. Returns whether there
@@ -291,17 +315,20 @@ impl Slabs {
             [] => self.vacant_groups.push(group?),
             _ => self.groups[group? as usize] = rest,
         }
+        self.count_idle();
         Some((Retired { node, lane }, leaving?))
     }
 
     /// Takes one particular slot, which is free.
     pub(super) fn take_slot(&mut self, number: u32, slot: u32) -> bool {
         let entry = self.entry(number);
+        let was_idle = entry.is_idle();
         if !entry.slab.take_slot(slot) {
             return false;
         }
-        let (lane, class) = (entry.lane, entry.slab.class);
-        if entry.slab.is_full() {
+        let (lane, class, is_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
+        self.idle -= usize::from(was_idle);
+        if is_full {
             self.partial_mut(lane, class).retain(|&other| other != number);
         }
         true
@@ -329,6 +356,10 @@ impl Slabs {
                 return Err(format!("slab {number} has no group: {entry:?}"));
             }
             partial += usize::from(listed);
+        }
+        let idle = self.list.iter().flatten().filter(|entry| entry.is_idle()).count();
+        if idle != self.idle {
+            return Err(format!("{idle} slabs are empty, {} counted", self.idle));
         }
         let listed: usize = self.partial.iter().flat_map(|classes| classes.iter()).map(Vec::len).sum();
         if listed != partial {

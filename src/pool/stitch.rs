@@ -105,9 +105,8 @@ impl Pool {
                 if !own && whose == Whose::Own {
                     continue;
                 }
-                let large = arena.free_nodes(owner).filter(|(_, node)| node.size >= unit);
                 let passed = |stamp| whose == Whose::Waited || state.lanes.has_passed(owner.0, stamp);
-                let free = large.filter(|(_, node)| own || passed(node.stamp));
+                let free = arena.free_nodes_from(owner, unit).filter(|(_, node)| own || passed(node.stamp));
                 nodes.extend(free.map(|(id, node)| (node.size, zone, id)));
             }
         }

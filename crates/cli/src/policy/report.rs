@@ -35,6 +35,9 @@ pub struct Row {
     /// What they took on the virtual clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver_time_us: Option<f64>,
+    /// The same for a step of the second half of the trace, as its markers tell them apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver_time_us_per_step_second_half: Option<f64>,
     /// Requests that PyTorch tried again after it had waited for all events and given back everything cached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u64>,
@@ -57,6 +60,7 @@ impl Row {
             reserved_ratio: None,
             driver_calls: BTreeMap::new(),
             driver_time_us: None,
+            driver_time_us_per_step_second_half: None,
             retries: None,
             smallest: None,
             stop: None,
@@ -71,6 +75,10 @@ impl Row {
     pub(super) fn set_calls(&mut self, calls: BTreeMap<&'static str, u64>, time_ns: u64) {
         self.driver_calls = calls;
         self.driver_time_us = Some(time_ns as f64 / 1e3);
+    }
+
+    pub(super) fn set_steady(&mut self, time_ns: u64, steps: usize) {
+        self.driver_time_us_per_step_second_half = (steps > 0).then(|| time_ns as f64 / 1e3 / steps as f64);
     }
 
     pub(super) fn set_retries(&mut self, retries: u64) {
@@ -100,13 +108,15 @@ pub(super) fn words(oom: &OutOfMemory) -> String {
 
 /// The table, and what did not fit on `device`, in words.
 pub(super) fn for_people(rows: &[Row], min_capacity: bool, device: &str, out: &mut impl Write) -> io::Result<()> {
-    let mut headings = vec!["trace", "policy", "peak live", "reserved", "/ live", "driver calls", "time ms", "retries"];
+    let mut headings =
+        vec!["trace", "policy", "peak live", "reserved", "/ live", "driver calls", "time ms", "ms/step", "retries"];
     if min_capacity {
         headings.extend(["min capacity", "/ live", "robust"]);
     }
     let mut table = Table::new(&headings);
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"));
     let bytes = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |bytes| ByteSize(bytes).to_string());
+    let ms = |us: Option<f64>| us.map_or("-".to_owned(), |us| digits(us / 1e3));
     for row in rows {
         let calls: u64 = row.driver_calls.values().sum();
         let mut cells = vec![
@@ -116,7 +126,8 @@ pub(super) fn for_people(rows: &[Row], min_capacity: bool, device: &str, out: &m
             if row.fits { bytes(row.peak_reserved_bytes) } else { "no".to_owned() },
             ratio(row.reserved_ratio),
             if row.fits { calls.to_string() } else { "-".to_owned() },
-            row.driver_time_us.map_or("-".to_owned(), |us| digits(us / 1e3)),
+            ms(row.driver_time_us),
+            ms(row.driver_time_us_per_step_second_half),
             row.retries.map_or("-".to_owned(), |retries| retries.to_string()),
         ];
         if min_capacity {

@@ -17,6 +17,7 @@ pub use explained::{Advice, Explained};
 pub use fields::{Smallest, Stop};
 pub use min_capacity::MinCapacity;
 pub(crate) use min_capacity::{seek, smallest};
+pub(crate) use passes::second_half;
 pub use percentiles::Percentiles;
 pub use report::Report;
 
