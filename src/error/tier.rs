@@ -86,6 +86,9 @@ pub enum ResidencyError {
     /// The device cannot give memory up and keep its address.
     #[error("evictable memory needs virtual memory management, which the device does not have")]
     NoVirtualMemory,
+    /// A dedicated block is for others to know, and does not go.
+    #[error("a dedicated block cannot be evictable")]
+    Dedicated,
     /// The pointer is not that of an evictable block.
     #[error("{ptr} is not the start of an evictable block")]
     NotEvictable {

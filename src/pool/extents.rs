@@ -13,7 +13,6 @@ use super::ladder::{Climb, Drain, Magazines};
 use super::lanes::LaneId;
 use super::{Pool, PoolState, too_many_streams};
 use crate::block::Owner;
-use crate::driver::Driver;
 use crate::error::Result;
 use crate::telemetry::{BlockInfo, BlockState, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, StreamId};
@@ -81,14 +80,15 @@ impl Extents {
 }
 
 impl Pool {
-    /// A mapped extent of `size` bytes, a multiple of the smallest chunk, for a stream. `None` where there is no room.
+    /// A mapped extent of `size` bytes, a multiple of the smallest chunk, for a stream. `None` where there is no room. Without magazines, from
+    /// the reserve alone.
     pub(crate) fn new_extent(
         &self,
         state: &mut PoolState,
         stream: StreamId,
         size: u64,
         tag: u8,
-        magazines: &dyn Magazines,
+        magazines: Option<&dyn Magazines>,
     ) -> Result<Option<u64>> {
         let lane = state.lanes.intern(stream, None).ok_or_else(too_many_streams)?;
         if let Some(addr) = self.reuse_idle(state, lane, size) {
@@ -109,17 +109,14 @@ impl Pool {
         debug_assert_eq!(size, reserved);
         let extent = Extent { size, lane, tag, live: 0, backing: Backing::Empty };
         state.extents.by_addr.insert(addr, extent);
-        match self.fill_extent(state, addr, magazines) {
-            Ok(true) => Ok(Some(addr)),
-            Ok(false) => {
-                self.forget_extent(state, addr);
-                Ok(None)
-            }
-            Err(error) => {
-                self.forget_extent(state, addr);
-                Err(error)
-            }
+        let filled = match magazines {
+            Some(magazines) => self.fill_extent(state, addr, magazines),
+            None => self.fill_from_reserve(state, addr),
+        };
+        if !matches!(filled, Ok(true)) {
+            self.forget_extent(state, addr);
         }
+        Ok(filled?.then_some(addr))
     }
 
     /// An idle extent that this lane may use in stream order.
@@ -159,14 +156,31 @@ impl Pool {
                 }
             }
         }
+        self.filled(state, addr);
+        Ok(true)
+    }
+
+    fn fill_from_reserve(&self, state: &mut PoolState, addr: u64) -> Result<bool> {
+        let size = state.extents.get(addr).size;
+        let chunks = self.pick_for_extent(state, size);
+        let enough = bytes_of(&chunks) == size;
+        if enough {
+            let ids: Vec<ChunkId> = chunks.iter().map(|&(id, _)| id).collect();
+            state.space.map(addr, &ids)?;
+            self.filled(state, addr);
+        }
+        Ok(enough)
+    }
+
+    /// Chunks have been mapped in an empty extent.
+    fn filled(&self, state: &mut PoolState, addr: u64) {
         let extent = state.extents.get(addr);
         extent.backing = Backing::Mapped;
-        let live = extent.live as i64;
+        let (size, lane, live) = (extent.size, extent.lane, extent.live as i64);
         state.extents.mapped_bytes += size;
         self.active.fold(size as i64, size as i64);
         self.live.fold(live, live);
         self.note_mapping(state, EventKind::Map, Owner(lane), addr, size);
-        Ok(true)
     }
 
     /// With chunks of the reserve, then what is free elsewhere and passed, then new ones as far as limit and device allow.
@@ -285,11 +299,7 @@ impl Pool {
         }
         debug_assert_eq!(extent.backing, Backing::Mapped);
         let stamp = state.lanes.stamp(lane);
-        let others = users.iter().filter_map(|&stream| {
-            let clock = state.lanes.clock_index(stream)?;
-            Some((clock, state.lanes.clocks[clock as usize].stamp()))
-        });
-        let others = others.collect();
+        let others = self.stamps_of(state, users);
         state.extents.get(addr).backing = Backing::Idle { stamp, others };
         state.extents.idle_bytes += size;
         self.active.fold(-(size as i64), 0);
@@ -341,7 +351,7 @@ impl Pool {
         }
     }
 
-    /// Stamps of what streams have been given to do so far, for [`Pool::all_passed`].
+    /// Stamps of what streams have been given to do so far, for [`Pool::have_passed_stamps`].
     pub(crate) fn stamps_of(&self, state: &mut PoolState, streams: &[StreamId]) -> Vec<(u16, u64)> {
         let stamps = streams.iter().filter_map(|&stream| {
             let clock = state.lanes.clock_index(stream)?;
@@ -350,12 +360,35 @@ impl Pool {
         stamps.collect()
     }
 
-    /// Whether streams are known to have passed these stamps. With `ask`, the driver is asked.
-    pub(crate) fn all_passed(&self, state: &mut PoolState, stamps: &[(u16, u64)], ask: bool) -> Result<bool> {
-        if ask && !state.private.capturing() && !self.have_passed(state, stamps) {
-            self.poll_clocks(state)?;
+    /// Whether streams have passed these stamps, by the driver's word; with `wait`, once they have.
+    pub(crate) fn have_passed_stamps(&self, state: &mut PoolState, stamps: &[(u16, u64)], wait: bool) -> Result<bool> {
+        if !state.private.capturing() && !self.have_passed(state, stamps) {
+            let PoolState { lanes, events, .. } = &mut *state;
+            for &(clock, stamp) in stamps {
+                let clock = &mut lanes.clocks[clock as usize];
+                if !clock.has_passed(stamp) && wait {
+                    clock.wait(&*self.driver, events)?;
+                } else if !clock.has_passed(stamp) {
+                    clock.close(&*self.driver, events)?;
+                    clock.poll(&*self.driver, events)?;
+                }
+            }
         }
         Ok(self.have_passed(state, stamps))
+    }
+
+    /// Lets later work of a stream wait for what another one has been given to do so far.
+    pub(crate) fn order_streams(&self, state: &mut PoolState, later: StreamId, earlier: StreamId) -> Result<()> {
+        let clock = state.lanes.clock_index(earlier).ok_or_else(too_many_streams)?;
+        let PoolState { lanes, events, .. } = &mut *state;
+        let clock = &mut lanes.clocks[clock as usize];
+        clock.stamp();
+        Ok(clock.let_wait(later, &*self.driver, events)?)
+    }
+
+    /// Bytes of the smallest chunk.
+    pub(crate) fn unit(&self, state: &PoolState) -> u64 {
+        state.space.unit()
     }
 
     /// What is mapped in extents, as segments of one block each.

@@ -5,11 +5,17 @@
 
 pub mod codec;
 pub mod nvme;
+pub mod policy;
+pub(crate) mod residency;
 pub mod transfer;
 
 use std::fmt;
 
 pub use crate::error::TierError;
+pub use residency::{
+    Evictable, MemoryChange, PinGuard, Recompute, Residency, ResidencyObserver, Select, SleepAction, SleepPlan, Stash, TierKind,
+    TierStats, TierUse,
+};
 use crate::units::DevicePtr;
 
 /// A range of bytes in a tier, handed out by [`Tier::reserve`].
@@ -100,6 +106,8 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Whether the host reads what [`Tier::address`] names as its own memory.
     fn is_host_memory(&self) -> bool {
         false
+    }
+
     /// Says that reads and writes will use this memory, for a tier that can prepare memory once instead of at each of them. Others do nothing.
     /// A tier that cannot does without it.
     ///

@@ -167,6 +167,15 @@ impl Engine {
         Err(unbuilt())
     }
 
+    /// Waits on the host until all copies of a transfer that touch device memory are submitted.
+    ///
+    /// # Errors
+    /// How the transfer failed.
+    pub fn submitted(&self, transfer: &Transfer) -> Result<(), TierError> {
+        let _ = transfer;
+        Err(unbuilt())
+    }
+
     /// The stream on which bytes leave the device, or come to it (for `record_stream`).
     ///
     /// # Errors
