@@ -2,13 +2,12 @@
 
 use std::ffi::{c_char, c_void};
 
-use parking_lot::Mutex;
 use stratalloc::tier::Stash;
 use stratalloc::{DevicePtr, StreamId};
 
 use crate::blocks::stratalloc_stream;
 use crate::handle::{check_out, check_process, get, stratalloc_allocator, text};
-use crate::status::{Failure, Outcome, guard, stratalloc_status};
+use crate::status::{Outcome, guard, stratalloc_status};
 
 /// Bytes in a tier.
 #[allow(non_camel_case_types, reason = "the name of the header")]

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use stratalloc::{DriverErrorKind, Error, ResidencyError};
+use stratalloc::{DriverError, DriverErrorKind, Error, ResidencyError, TierError};
 
 /// What a call came to. Anything but `STRATALLOC_OK` leaves a text for `stratalloc_last_error`, and has changed nothing else.
 #[repr(C)]

@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 
-use stratalloc::{AllocFlags, AllocRequest, DevicePtr, Evictable, Tag};
+use stratalloc::tier::Evictable;
+use stratalloc::{AllocFlags, AllocRequest, DevicePtr, ResidencyError, Tag};
 
 use crate::handle::{get, stratalloc_allocator};
 use crate::mode;
@@ -69,6 +70,12 @@ fn address(handle: &stratalloc_allocator) -> usize {
     std::ptr::from_ref(handle).addr()
 }
 
+/// Whether what a request gets may leave the device: not what a private pool serves, whose graphs replay with the addresses they have seen.
+fn may_leave(handle: &stratalloc_allocator, request: &AllocRequest) -> Outcome<bool> {
+    let is_common = (request.flags - AllocFlags::ZEROED).is_empty();
+    Ok(is_common && handle.allocator.private_pool_of(request.device, request.stream)?.is_none())
+}
+
 /// Serves a request as the calling thread has said. One that says by itself what it is for, or wants memory of a special kind, is served as
 /// it says.
 pub(crate) fn serve(handle: &stratalloc_allocator, request: AllocRequest) -> Outcome<DevicePtr> {
@@ -80,7 +87,7 @@ pub(crate) fn serve(handle: &stratalloc_allocator, request: AllocRequest) -> Out
     };
     // A thread that is ending has no tags any more.
     match PUSHED.try_with(newest).ok().flatten() {
-        Some((tag, Some(evictable))) if (request.flags - AllocFlags::ZEROED).is_empty() => {
+        Some((tag, Some(evictable))) if may_leave(handle, &request)? => {
             Ok(handle.allocator.alloc_evictable(request.tag(tag), evictable)?)
         }
         Some((tag, _)) => Ok(handle.allocator.raw_alloc(request.tag(tag))?),
@@ -91,7 +98,8 @@ pub(crate) fn serve(handle: &stratalloc_allocator, request: AllocRequest) -> Out
 /// From now on, and until `stratalloc_pop_tag`, what this thread requests of this allocator without a tag is for `tag`: by `stratalloc_malloc`, by
 /// torch's functions, by `stratalloc_alloc` with tag 0. If `evictable` is not null, each such block is evictable, as by
 /// `stratalloc_alloc_evictable`; `recompute` must be null there, since no one callback knows them all. A tag of 0 and null take that back
-/// for a while. Requests served from private pools, and those with flags other than `STRATALLOC_ZEROED`, are not evictable.
+/// for a while. Requests served from private pools, and those with flags other than `STRATALLOC_ZEROED`, are not evictable. `STRATALLOC_TIER_UNUSABLE` where
+/// evictable blocks are wanted and no tiers are configured.
 /// May be nested. While any thread has tags pushed, every request takes some nanoseconds more.
 ///
 /// # Safety
@@ -114,7 +122,11 @@ pub unsafe extern "C" fn stratalloc_push_tag(
             if read.recompute.is_some() {
                 return Err(Failure::argument("`recompute` of a tag's blocks: give it to each by stratalloc_alloc_evictable"));
             }
-            Some(read.options()?)
+            if (0..handle.allocator.device_count()).all(|device| !handle.allocator.has_tiers(device)) {
+                return Err(stratalloc::Error::from(ResidencyError::NoTiers).into());
+            }
+            // SAFETY: as the caller promises.
+            Some(unsafe { read.options() }?)
         };
         let pushed = Pushed { allocator: address(handle), tag, evictable };
         let pushed = PUSHED.try_with(|stack| stack.borrow_mut().push(pushed));

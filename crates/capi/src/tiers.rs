@@ -1,27 +1,19 @@
 //! Evictable memory: blocks whose bytes go to a tier and come back, at the same address; and bytes kept in a tier without an address.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::slice;
 use std::sync::Arc;
 
-use stratalloc::tier::{Evictable, PinGuard, Residency, Select, SleepAction, SleepPlan};
-use stratalloc::{DevicePtr, StreamId};
+use stratalloc::tier::codec::Codec;
+use stratalloc::tier::{Evictable, PinGuard, Select, SleepAction, SleepPlan};
+use stratalloc::{AllocRequest, DevicePtr, StreamId};
 
-use crate::blocks::{find, request_of, stratalloc_request, stratalloc_stream};
-use crate::handle::{check_out, get, stratalloc_allocator};
+use crate::blocks::{request_of, stratalloc_request, stratalloc_stream};
+use crate::handle::{check_out, check_process, device_number, get, stratalloc_allocator, text};
 use crate::pools::stratalloc_drop;
 use crate::record::stream_number;
 use crate::sized::{self, Sized_};
 use crate::status::{Failure, Outcome, guard, stratalloc_status};
-
-/// The bytes are stored as they are.
-pub const STRATALLOC_CODEC_NONE: u32 = 0;
-/// In fewer, and what comes back is what went: for weights of 16 bits.
-pub const STRATALLOC_CODEC_LOSSLESS: u32 = 1;
-/// In half or less, with a bounded error: 8 bits a value.
-pub const STRATALLOC_CODEC_INT8: u32 = 2;
-/// In a quarter or less, with a bounded error: 4 bits a value.
-pub const STRATALLOC_CODEC_INT4: u32 = 3;
 
 /// Computes a block's contents again, on `stream`, in place of bytes that were stored. Returns whether it could. Must not unwind.
 #[allow(non_camel_case_types, reason = "the name of the header")]
@@ -36,8 +28,9 @@ pub type stratalloc_recompute = Option<
 pub struct stratalloc_evictable {
     /// `sizeof(stratalloc_evictable)`.
     pub struct_size: usize,
-    /// `STRATALLOC_CODEC_NONE` and its like.
-    pub codec: u32,
+    /// What its bytes are stored as: "lossless16" for weights of 16 bits, "int8-bf16" for fewer bytes and a bounded error, and so on. Null, and
+    /// "none": as they are.
+    pub codec: *const c_char,
     /// Whether it leaves only when asked to: by `stratalloc_offload` and `stratalloc_sleep`, but not to make room for another request. For
     /// blocks that are used without `stratalloc_pin`.
     pub only_when_asked: bool,
@@ -47,6 +40,8 @@ pub struct stratalloc_evictable {
     pub context: *mut c_void,
     /// Called with `context` when the block has gone; may be null.
     pub drop_context: stratalloc_drop,
+    /// The fastest tier that it may go to, by its name; null is any.
+    pub tier: *const c_char,
     /// How long `recompute` takes, in nanoseconds; 0 where that is not known, and taken to be less than any transfer.
     pub recompute_ns: u64,
 }
@@ -88,15 +83,36 @@ impl Recompute {
     }
 }
 
+fn codec_of(name: &str) -> Outcome<Option<Arc<dyn Codec>>> {
+    if name == "none" { Ok(None) } else { Err(Failure::argument(format!("this build has no codec {name}"))) }
+}
+
+/// Allocates, and tells a recording.
+pub(crate) fn alloc(handle: &stratalloc_allocator, request: AllocRequest, how: Evictable) -> Outcome<DevicePtr> {
+    let ptr = handle.allocator.alloc_evictable(request, how)?;
+    if let Some(recorder) = handle.recording() {
+        recorder.alloc(ptr.0, request.size, stream_number(request.device, request.stream.0));
+    }
+    Ok(ptr)
+}
+
 impl stratalloc_evictable {
     /// As the library has it. The callback's context is the library's from now on.
-    pub(crate) fn options(&self) -> Outcome<Evictable> {
+    ///
+    /// # Safety
+    /// `codec` and `tier` are null or end in 0.
+    pub(crate) unsafe fn options(&self) -> Outcome<Evictable> {
         let mut options = Evictable::default();
+        if !self.tier.is_null() {
+            // SAFETY: as the caller promises.
+            options = options.tier(unsafe { text(self.tier, "tier") }?);
+        }
         if self.only_when_asked {
             options = options.on_request_only();
         }
-        if self.codec != STRATALLOC_CODEC_NONE {
-            options = options.codec(codec(self.codec)?);
+        if !self.codec.is_null() {
+            // SAFETY: as the caller promises.
+            options.codec = codec_of(unsafe { text(self.codec, "codec") }?)?;
         }
         if let Some(compute) = self.recompute {
             let recompute = Recompute { compute, context: self.context, drop: self.drop_context };
@@ -126,7 +142,9 @@ pub unsafe extern "C" fn stratalloc_alloc_evictable(
         unsafe { *out = std::ptr::null_mut() };
         // SAFETY: as the caller promises.
         let (handle, request, evictable) = unsafe { (get(allocator)?, sized::read(request)?, sized::read(evictable)?) };
-        let ptr = alloc(handle, request_of(handle, &request)?, evictable.options()?)?;
+        // SAFETY: as the caller promises.
+        let how = unsafe { evictable.options() }?;
+        let ptr = alloc(handle, request_of(handle, &request)?, how)?;
         // SAFETY: as above.
         unsafe { *out = ptr.0 as *mut c_void };
         Ok(())
@@ -166,7 +184,8 @@ pub unsafe extern "C" fn stratalloc_offload(
     guard(|| {
         // SAFETY: as the caller promises.
         let handle = unsafe { get(allocator) }?;
-        Ok(handle.allocator.offload(selected(handle, select, which)?)?)
+        handle.allocator.offload(selected(handle, select, which)?)?;
+        Ok(())
     })
 }
 
@@ -238,7 +257,15 @@ pub unsafe extern "C" fn stratalloc_pin(
 /// `pinned` is null or from `stratalloc_pin`, and nobody uses it any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn stratalloc_unpin(pinned: *mut stratalloc_pinned) {
-    drop_box(pinned);
+    guard(|| {
+        if !pinned.is_null() {
+            // In a child after `fork`, it is the parent's.
+            check_process()?;
+            // SAFETY: it came from `Box::into_raw`, as the caller promises.
+            drop(unsafe { Box::from_raw(pinned) });
+        }
+        Ok(())
+    });
 }
 
 /// What becomes of a tag's blocks: their bytes go to a tier.
@@ -323,11 +350,12 @@ pub unsafe extern "C" fn stratalloc_sleep(
         let (handle, plan) = unsafe { (get(allocator)?, sized::read(plan)?) };
         // SAFETY: as the caller promises.
         let tags = unsafe { values(plan.tags, plan.tag_count as usize, "tags") }?;
-        let mut wanted = SleepPlan::new().others(action(plan.otherwise)?);
+        let mut wanted = SleepPlan::new(action(plan.otherwise)?);
         for entry in tags {
             wanted = wanted.tag(handle.tag_of(entry.tag)?.number(), action(entry.action)?);
         }
-        Ok(handle.allocator.sleep(&wanted)?)
+        handle.allocator.sleep(&wanted)?;
+        Ok(())
     })
 }
 
@@ -352,5 +380,23 @@ pub unsafe extern "C" fn stratalloc_wake(
         let numbers = unsafe { values(tags, tag_count, "tags") }?;
         let tags = numbers.iter().map(|&number| handle.tag_of(number)).collect::<Outcome<Vec<_>>>()?;
         Ok(handle.allocator.wake(Some(&tags))?)
+    })
+}
+
+/// Has work that is submitted to `stream` from now on come after all that has begun to come back to a device: for streams that no other call has
+/// named.
+///
+/// # Safety
+/// `allocator` is null or a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stratalloc_follow_restores(
+    allocator: *mut stratalloc_allocator,
+    device: i32,
+    stream: stratalloc_stream,
+) -> stratalloc_status {
+    guard(|| {
+        // SAFETY: as the caller promises.
+        let handle = unsafe { get(allocator) }?;
+        Ok(handle.allocator.follow_restores(device_number(device)?, StreamId(stream as u64))?)
     })
 }
