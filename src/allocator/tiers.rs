@@ -7,12 +7,12 @@ use super::{AllocFlags, AllocRequest, Allocator, Lifetime, Tag};
 use crate::cache::{DeviceCache, Request};
 use crate::config::{Config, TierSpec};
 use crate::driver::Driver;
-use crate::error::{Error, OomTiers, ResidencyError, Result, TierError};
+use crate::error::{Error, OomTiers, ResidencyError, Result};
 use crate::tier::policy::Policy;
 use crate::tier::residency::{Store, Tiers};
 use crate::tier::transfer::{Engine, EngineConfig};
 use crate::tier::{
-    Evictable, MemoryChange, PinGuard, Residency, Select, SleepPlan, Stash, Tier, TierKind, TierStats, nvme,
+    Evictable, HostConfig, HostTier, PeerTier, MemoryChange, PinGuard, Residency, Select, SleepPlan, Stash, Tier, TierKind, TierStats, nvme,
 };
 use crate::units::{DevicePtr, StreamId};
 
@@ -81,16 +81,19 @@ fn configured(index: usize, devices: &[Arc<DeviceCache>], config: &Config) -> Re
     Ok(stores)
 }
 
+/// So much is pinned at a time, and so much taken of another device.
+const STEP: u64 = 256 << 20;
+
+/// With workers, it is pinned in the background from now on.
 fn host(driver: Arc<dyn Driver>, bytes: u64, config: &Config) -> Result<Arc<dyn Tier>> {
-    let _ = (driver, bytes, config);
-    let reason = "there is no tier of pinned memory yet".to_string();
-    Err(TierError::Unusable { tier: "host".to_string(), reason }.into())
+    let background = config.tier_workers > 0;
+    let host = HostConfig { capacity_bytes: bytes, step_bytes: STEP.min(bytes), background };
+    Ok(Arc::new(HostTier::new(driver, &host)?))
 }
 
 fn peer_tier(device: &Arc<DeviceCache>, peer: &Arc<DeviceCache>, bytes: u64) -> Result<Arc<dyn Tier>> {
-    let _ = (device, peer, bytes);
-    let reason = "there is no tier of other devices' memory yet".to_string();
-    Err(TierError::Unusable { tier: "peer".to_string(), reason }.into())
+    let ordinal = peer.pool.driver.properties().ordinal;
+    Ok(Arc::new(PeerTier::new(device.pool.driver.clone(), ordinal, bytes, STEP.min(bytes))?))
 }
 
 impl Allocator {
