@@ -319,6 +319,24 @@ impl Allocator {
         Ok(self.shared.tiers.get(device).and_then(Option::as_ref).map_or_else(TierStats::default, |tiers| tiers.stats()))
     }
 
+    /// Lets work that is submitted to `stream` from now on come after all that has begun to come back to a device: for streams that no call
+    /// has named.
+    ///
+    /// # Errors
+    /// [`Error::UnknownDevice`], [`Error::Capturing`], and what the driver says.
+    pub fn follow_restores(&self, device: usize, stream: StreamId) -> Result<()> {
+        self.device(device)?;
+        match self.shared.tiers.get(device).and_then(Option::as_ref) {
+            Some(tiers) if tiers.has_blocks() => tiers.device().order_streams(stream, tiers.engine().stream(true)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a device has tiers.
+    pub fn has_tiers(&self, device: usize) -> bool {
+        self.shared.tiers.get(device).is_some_and(Option::is_some)
+    }
+
     /// Adds an observer of memory that goes and comes back, for registrations of it with others (NICs, NCCL). Returns its number.
     ///
     /// # Errors
@@ -338,8 +356,8 @@ impl Allocator {
         self.all_tiers().fold(false, |any, tiers| tiers.forget_observer(number) | any)
     }
 
-    /// Copies `size` bytes at `ptr` to a tier, by its name or the first with room, once `stream` has done what it has been given so far. Where
-    /// `ptr` is a block of this allocator, it may be freed at once: the copy is recorded for it.
+    /// Copies `size` bytes at `ptr` to a tier, by its name or the first with room, once `stream` has done what it has been given so far. The
+    /// block at `ptr` may be freed when [`Stash::may_free`] says so; the copy is recorded for it.
     ///
     /// # Errors
     /// [`ResidencyError::NoTiers`], and [`Error::Tier`].

@@ -10,6 +10,13 @@ use crate::telemetry::{Event, EventKind};
 use crate::units::{DevicePtr, GRANULE, StreamId, align_up};
 
 impl Tiers {
+    /// Where in the list of tiers the first is that a block may go to.
+    fn first_tier(&self, how: &Evictable) -> Result<usize> {
+        let Some(name) = &how.tier else { return Ok(0) };
+        let at = self.stores.iter().position(|store| store.tier.name() == name);
+        Ok(at.ok_or_else(|| self.no_such_tier(name))?)
+    }
+
     /// A block; `None` where there is no room for it.
     pub(crate) fn alloc(&self, request: Request, how: &Evictable) -> Result<Option<DevicePtr>> {
         let Request { size, alignment, stream, tag, may_grow, .. } = request;
@@ -17,7 +24,7 @@ impl Tiers {
         let whole = align_up(size, self.unit).unwrap_or(u64::MAX);
         // What is smaller than that shares.
         let shared = whole - size > whole / 8;
-        let manner = Manner::of(stream, tag, how);
+        let manner = Manner::of(stream, tag, how, self.first_tier(how)?);
         let mut table = self.lock();
         let placed = if shared {
             let mut passed = |stamps: &[_]| self.device.have_passed(stamps, false).unwrap_or(false);
