@@ -119,7 +119,7 @@ fn a_whole_driver_opens_and_closes() {
         granularity: 2 << 20,
         partial_mapping: true,
         software: false,
-            host_node: None,
+        host_node: None,
     };
     assert_eq!(*driver.properties(), expected);
     assert_eq!(stub.ask("stub_retained"), 1);
