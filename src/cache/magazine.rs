@@ -22,6 +22,8 @@ const LARGE_BUCKETS: usize = 64;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
 /// Large blocks that are freed to the stacks in a round. The request that takes them back while memory is tight bears it for all of them.
 const LARGE_FREES: i32 = 32;
+/// Slots that the first refill brings at most, which doubles with each one.
+const REFILL_LEAST: u64 = 4;
 /// Rounds between looks at what is in use.
 const ROUNDS: i32 = 4;
 /// A change of what is in use by this part of the device is a change of phase: 1/64.
@@ -115,6 +117,8 @@ pub(crate) struct ThreadCache {
     counted: AtomicBool,
     /// Whether the phase has changed since then.
     stale: AtomicBool,
+    /// How often slots were brought from slabs since the stacks were last emptied.
+    refills: AtomicU32,
     /// What was in use when the phase last changed, in bytes.
     phase: AtomicI64,
     /// Streams and their lanes, as [`LaneBits`].
@@ -146,6 +150,7 @@ impl ThreadCache {
             rounds: AtomicI32::new(0),
             counted: AtomicBool::new(false),
             stale: AtomicBool::new(false),
+            refills: AtomicU32::new(0),
             phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
@@ -280,6 +285,13 @@ impl ThreadCache {
         self.last_lane.store(lane, Relaxed);
     }
 
+    /// How many slots of so many to bring from a slab now: few after the stacks were emptied, since they may be again soon.
+    pub(crate) fn refill_count(&self, most: u64) -> u64 {
+        let refills = self.refills.load(Relaxed);
+        self.refills.store((refills + 1).min(16), Relaxed);
+        most.min(REFILL_LEAST << refills)
+    }
+
     /// Adds blocks that no caller had.
     pub(crate) fn stock(&self, key: Key, blocks: impl Iterator<Item = BlockId>, directory: &Directory) {
         let Some(bucket) = self.bucket(key) else { return };
@@ -340,18 +352,31 @@ impl ThreadCache {
         if large_only && !self.may_hold_large() {
             return 0;
         }
+        // No more than were freed since there were none can be there now.
+        let mut left = match (large_only, self.counted.load(Relaxed)) {
+            (true, false) => LARGE_FREES - self.large_frees.load(Relaxed),
+            _ => i32::MAX,
+        };
+        if !large_only {
+            self.refills.store(0, Relaxed);
+        }
         self.begin_rounds();
         // Buckets without a key have never had a block; those of large blocks are the last ones.
         let first = if large_only { FIRST_LARGE } else { 0 };
         let mut bytes = 0;
         for word in first / 64..self.claimed.len() {
             let mut claimed = self.claimed[word].load(Relaxed);
-            while claimed != 0 {
+            while claimed != 0 && left > 0 {
                 let bucket = &self.buckets[word * 64 + claimed.trailing_zeros() as usize];
                 claimed &= claimed - 1;
-                let is_wanted = !large_only || Key::from_number(bucket.key.load(Relaxed)).is_large();
-                if is_wanted && bucket.head.load(Relaxed) != NO_BLOCK {
-                    bytes += self.drain_bucket(bucket, directory, &mut sink);
+                if bucket.head.load(Relaxed) == NO_BLOCK {
+                    continue;
+                }
+                if !large_only || Key::from_number(bucket.key.load(Relaxed)).is_large() {
+                    bytes += self.drain_bucket(bucket, directory, |block| {
+                        left -= 1;
+                        sink(block);
+                    });
                 }
             }
         }
@@ -526,6 +551,7 @@ impl ThreadCache {
         self.claimed.iter().for_each(|word| word.store(0, Relaxed));
         self.begin_rounds();
         self.stale.store(false, Relaxed);
+        self.refills.store(0, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
         let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));

@@ -328,7 +328,7 @@ impl DeviceCache {
 
     /// Puts a few more slots of the class into the thread's magazine, so that the next requests need no lock.
     fn refill(&self, state: &mut PoolState, cache: &ThreadCache, lane: LaneId, class: ClassId) {
-        let count = (REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1);
+        let count = cache.refill_count((REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1));
         if !cache.has_room(count * class.size()) {
             return;
         }
