@@ -95,7 +95,7 @@ mod tests {
             streams: 2,
         };
         let mut answers = Answers::default();
-        let pairs = [("fails_at", "1.1"), ("fails_at", "1.2"), ("hash", "00ff"), ("ratio", "1.0040")];
+        let pairs = [("fails_at", "1.1"), ("fails_at", "1.2"), ("hash", "00ff"), ("ratio", "1.004")];
         let pairs = pairs.map(|(name, value)| (name.to_string(), value.to_string()));
         answers.put("capacity", "t", "native", Figures(pairs.to_vec()));
         answers.end("capacity", "stratalloc 1", 12);
