@@ -363,10 +363,8 @@ impl Pool {
                 continue;
             }
             bytes += header.size() as i64;
-            if self.ring.is_on() {
-                let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
-                self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
-            }
+            let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
+            self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
             if !watched {
                 self.put_back_stamped(state, block, home_stamp);
             }
