@@ -3,7 +3,15 @@
 //! A [`Tier`] is a place for bytes: pinned host memory, NVMe, another device. What is moved between a device and a tier, and when,
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
+pub mod codec;
+mod host;
 pub mod nvme;
+mod peer;
+mod room;
+pub mod transfer;
+
+pub use host::{HostConfig, HostTier};
+pub use peer::PeerTier;
 
 use std::fmt;
 
@@ -83,6 +91,12 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Gives a slot back. Nothing reads or writes it any more.
     fn release(&self, slot: Slot);
 
+    /// Gives back what a slot has beyond its first `size` bytes, where that can be, and says what the slot is then.
+    fn shrink(&self, slot: Slot, size: u64) -> Slot {
+        let _ = size;
+        slot
+    }
+
     /// Where copies of the device reach a slot, or `None` where they do not.
     fn address(&self, slot: Slot) -> Option<DevicePtr> {
         let _ = slot;
@@ -101,6 +115,16 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Forgets memory that was attached, by its first byte. No read or write uses it any more.
     fn detach(&self, memory: *mut u8) {
         let _ = memory;
+    }
+
+    /// Whether the host reads what [`Tier::address`] names as its own memory.
+    fn is_host_memory(&self) -> bool {
+        false
+    }
+
+    /// Copies of the device do not cross bytes of the tier that are multiples of this. 0: they may lie anywhere.
+    fn seam(&self) -> u64 {
+        0
     }
 
     /// Starts a read or write.
