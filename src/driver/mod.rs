@@ -12,7 +12,7 @@ pub mod cuda;
 pub mod fault;
 pub mod kernels;
 pub mod metered;
-mod rng;
+pub(crate) mod rng;
 pub mod soft;
 
 pub use crate::error::{DriverError, DriverErrorKind};
@@ -238,6 +238,28 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// Adds [`kernels::checksum`] of `size` bytes at `ptr` to the `u64` at `result`, in stream order.
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()>;
+
+    /// Makes codes of `size` bytes of numbers at `src`, in stream order: what [`kernels::quantize`] makes, to the bit. There is room for
+    /// [`Quant::encoded_size`](kernels::Quant::encoded_size) at `dst`. Both are multiples of 16.
+    fn quantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()>;
+
+    /// Makes `size` bytes of numbers at `dst` of the codes at `src`, in stream order, as [`kernels::dequantize`] does. Whether they are
+    /// codes is not looked at. Both are multiples of 16.
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()>;
 
     // ---- data by the host ----------------------------------------------------------------------------------------------
 
