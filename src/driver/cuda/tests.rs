@@ -120,7 +120,6 @@ fn a_whole_driver_opens_and_closes() {
         partial_mapping: true,
         host_node: Some(0),
         software: false,
-        host_node: None,
     };
     assert_eq!(*driver.properties(), expected);
     assert_eq!(stub.ask("stub_retained"), 1);
