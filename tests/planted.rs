@@ -43,6 +43,8 @@ impl Driver for Liar {
         free_plain(ptr: DevicePtr) -> DriverResult<()>;
         alloc_host(size: u64) -> DriverResult<HostPtr>;
         free_host(ptr: HostPtr) -> DriverResult<()>;
+        pin_host(ptr: HostPtr, size: u64) -> DriverResult<()>;
+        unpin_host(ptr: HostPtr) -> DriverResult<()>;
         create_stream() -> DriverResult<StreamId>;
         destroy_stream(stream: StreamId) -> DriverResult<()>;
         synchronize_stream(stream: StreamId) -> DriverResult<()>;

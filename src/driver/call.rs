@@ -40,6 +40,8 @@ calls! {
     FreePlain "cuMemFree" "free_plain",
     AllocHost "cuMemHostAlloc" "alloc_host",
     FreeHost "cuMemFreeHost" "free_host",
+    PinHost "cuMemHostRegister" "pin_host",
+    UnpinHost "cuMemHostUnregister" "unpin_host",
     CreateStream "cuStreamCreate" "create_stream",
     DestroyStream "cuStreamDestroy" "destroy_stream",
     SynchronizeStream "cuStreamSynchronize" "synchronize_stream",

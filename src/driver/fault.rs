@@ -211,6 +211,14 @@ impl<D: Driver + ?Sized> Driver for FaultDriver<D> {
         self.pass(CallKind::FreeHost)?.free_host(ptr)
     }
 
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()> {
+        self.pass(CallKind::PinHost)?.pin_host(ptr, size)
+    }
+
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()> {
+        self.pass(CallKind::UnpinHost)?.unpin_host(ptr)
+    }
+
     fn create_stream(&self) -> DriverResult<StreamId> {
         self.pass(CallKind::CreateStream)?.create_stream()
     }

@@ -175,6 +175,14 @@ impl Driver for Metered {
         self.timed(CallKind::FreeHost, |d| d.free_host(ptr))
     }
 
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()> {
+        self.timed(CallKind::PinHost, |d| d.pin_host(ptr, size))
+    }
+
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()> {
+        self.timed(CallKind::UnpinHost, |d| d.unpin_host(ptr))
+    }
+
     fn create_stream(&self) -> DriverResult<StreamId> {
         self.timed(CallKind::CreateStream, |d| d.create_stream())
     }

@@ -92,6 +92,8 @@ pub struct DeviceProperties {
     pub granularity: u64,
     /// Whether a part of a chunk may be mapped or unmapped. Where not, a chunk is mapped whole, at offset 0.
     pub partial_mapping: bool,
+    /// The host's NUMA node nearest to the device, where that is known.
+    pub host_node: Option<u32>,
     /// Whether this is a software device.
     pub software: bool,
 }
@@ -159,6 +161,13 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// Frees memory from [`Driver::alloc_host`]. Waits for the work that uses it.
     fn free_host(&self, ptr: HostPtr) -> DriverResult<()>;
+
+    /// Pins `size` bytes of the program's own host memory at `ptr` (`cuMemHostRegister`), so that copies reach them by their address. Both
+    /// are multiples of the host's pages, nothing of the range is pinned yet, and a copy does not leave what one call has pinned.
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()>;
+
+    /// Ends what [`Driver::pin_host`] began, by its first address. Waits for the work that uses it.
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()>;
 
     // ---- streams and events ---------------------------------------------------------------------------------------
 

@@ -4,8 +4,14 @@
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
 pub mod codec;
+mod host;
+mod peer;
 pub mod policy;
+mod room;
 pub mod transfer;
+
+pub use host::{HostConfig, HostTier};
+pub use peer::PeerTier;
 
 use std::fmt;
 
@@ -95,6 +101,11 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Whether the host reads what [`Tier::address`] names as its own memory.
     fn is_host_memory(&self) -> bool {
         false
+    }
+
+    /// Copies of the device do not cross bytes of the tier that are multiples of this. 0: they may lie anywhere.
+    fn seam(&self) -> u64 {
+        0
     }
 
     /// Starts a read or write.

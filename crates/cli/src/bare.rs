@@ -78,6 +78,12 @@ impl Driver for BareDriver {
     fn free_host(&self, ptr: HostPtr) -> DriverResult<()> {
         self.inner.free_host(ptr)
     }
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()> {
+        self.inner.pin_host(ptr, size)
+    }
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()> {
+        self.inner.unpin_host(ptr)
+    }
     fn create_stream(&self) -> DriverResult<StreamId> {
         self.inner.create_stream()
     }

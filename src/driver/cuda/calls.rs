@@ -9,8 +9,9 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 
 use cudarc::driver::sys::{
-    CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUevent, CUevent_flags, CUmemAllocationHandleType,
-    CUmemcpyAttributes, CUmemcpySrcAccessOrder, CUstream, CUstream_flags, CUstreamCaptureStatus,
+    CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE,
+    CUevent, CUevent_flags, CUmemAllocationHandleType, CUmemcpyAttributes, CUmemcpySrcAccessOrder, CUstream,
+    CUstream_flags, CUstreamCaptureStatus,
 };
 
 use super::CudaDriver;
@@ -137,6 +138,19 @@ impl Driver for CudaDriver {
         let _guards = self.relaxed()?;
         // SAFETY: Handle: an address that the driver does not know is an error, not a read.
         unsafe { self.table.cuMemFreeHost(ptr.0 as *mut c_void) }
+    }
+
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()> {
+        let _guards = self.relaxed()?;
+        let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
+        // SAFETY: the driver pins what is mapped there, and reports an address that is not mapped; it reads nothing.
+        unsafe { self.table.cuMemHostRegister_v2(ptr.0 as *mut c_void, size as usize, flags) }
+    }
+
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()> {
+        let _guards = self.relaxed()?;
+        // SAFETY: Handle: an address that the driver does not know is an error, not a read.
+        unsafe { self.table.cuMemHostUnregister(ptr.0 as *mut c_void) }
     }
 
     fn create_stream(&self) -> DriverResult<StreamId> {

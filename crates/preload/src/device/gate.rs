@@ -265,6 +265,14 @@ impl Driver for Gate {
         self.cuda.free_host(ptr)
     }
 
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()> {
+        self.cuda.pin_host(ptr, size)
+    }
+
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()> {
+        self.cuda.unpin_host(ptr)
+    }
+
     fn create_stream(&self) -> DriverResult<StreamId> {
         self.cuda.create_stream()
     }
