@@ -142,14 +142,7 @@ impl Driver for BareDriver {
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
         self.inner.checksum(ptr, size, result, stream)
     }
-    fn quantize(
-        &self,
-        src: DevicePtr,
-        dst: DevicePtr,
-        size: u64,
-        quant: Quant,
-        stream: StreamId,
-    ) -> DriverResult<()> {
+    fn quantize(&self, src: DevicePtr, dst: DevicePtr, size: u64, quant: Quant, stream: StreamId) -> DriverResult<()> {
         self.inner.quantize(src, dst, size, quant, stream)
     }
 

@@ -352,14 +352,7 @@ impl Driver for Gate {
         self.cuda.checksum(ptr, size, result, stream)
     }
 
-    fn quantize(
-        &self,
-        src: DevicePtr,
-        dst: DevicePtr,
-        size: u64,
-        quant: Quant,
-        stream: StreamId,
-    ) -> DriverResult<()> {
+    fn quantize(&self, src: DevicePtr, dst: DevicePtr, size: u64, quant: Quant, stream: StreamId) -> DriverResult<()> {
         self.cuda.quantize(src, dst, size, quant, stream)
     }
 
