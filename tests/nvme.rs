@@ -48,8 +48,7 @@ struct Pages(Vec<Page>);
 
 impl Pages {
     fn new(size: u64) -> Pages {
-        // Room for a whole unit of an encrypted tier.
-        Pages(vec![Page([0; 4096]); size.next_multiple_of(64 << 10) as usize / 4096])
+        Pages(vec![Page([0; 4096]); size.next_multiple_of(4096) as usize / 4096])
     }
 
     fn bytes(&mut self) -> &mut [u8] {

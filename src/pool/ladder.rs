@@ -256,12 +256,30 @@ impl Pool {
         let (zone, size, alignment) = want.range();
         let node = match want.kind {
             Kind::Dedicated { .. } => state.zones[zone].take_whole(owner, size),
+            Kind::Range { persistent: false, .. } if zone == LARGE && alignment <= GRANULE => {
+                self.take_end(state, owner, size)
+            }
             _ => state.zones[zone].take(owner, size, alignment),
         };
         match node {
             Some(node) => self.enter(state, want, node),
             None => Ok(None),
         }
+    }
+
+    /// Takes a large block from that end of a free node where more whole chunks are left beside it: those can be mapped elsewhere.
+    fn take_end(&self, state: &mut PoolState, owner: Owner, size: u64) -> Option<NodeId> {
+        let arena = &mut state.zones[LARGE];
+        let id = arena.best_fit(owner, size)?;
+        let (addr, end) = (arena.node(id).addr, arena.node(id).end());
+        if end - addr - size >= state.space.unit() {
+            let space = &state.space;
+            let whole = |from, to| space.border_below(to).saturating_sub(space.border_above(from));
+            if whole(addr, end - size) > whole(addr + size, end) {
+                return Some(arena.take_at(id, end - size, size));
+            }
+        }
+        Some(arena.take_from(id, size, GRANULE))
     }
 
     /// Makes a block of a node that was taken for the request.
@@ -363,10 +381,8 @@ impl Pool {
                 continue;
             }
             bytes += header.size() as i64;
-            if self.ring.is_on() {
-                let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
-                self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
-            }
+            let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
+            self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
             if !watched {
                 self.put_back_stamped(state, block, home_stamp);
             }

@@ -118,8 +118,8 @@ fn a_whole_driver_opens_and_closes() {
         vmm: true,
         granularity: 2 << 20,
         partial_mapping: true,
+        host_node: Some(0),
         software: false,
-        host_node: None,
     };
     assert_eq!(*driver.properties(), expected);
     assert_eq!(stub.ask("stub_retained"), 1);

@@ -1,10 +1,14 @@
-//! Encryption at rest: AES-256-GCM by units of 64 KiB, with a key that is drawn for the tier and never leaves the process.
+//! Encryption at rest: AES-256-GCM, with a key that is drawn for the tier and never leaves the process.
 //!
-//! A nonce is a count of units sealed, so that none is used twice with the key: not for another slot, not for the same one written again.
-//! Nonces and tags stay in memory, 24 bytes a unit. So whoever reads the disk learns sizes and times and nothing else, and whoever writes to it
-//! is found out: bytes that were altered, swapped, or put back as they were before do not open. What the process's own memory holds is not protected.
+//! What one transfer writes is sealed in ranges of up to 1 MiB. A nonce is a count of ranges sealed, so that none is used twice with the key: not
+//! for another slot, not for the same one written again. Nonces and tags stay in memory, under 64 bytes a range. So whoever reads the disk learns
+//! sizes and times and nothing else, and whoever writes to it is found out: bytes that were altered, moved, or put back as they were before do not
+//! open. What the process's own memory holds is not protected.
+//!
+//! A range opens as a whole. What is read in other pieces than it was written in passes through a buffer; what is written over a part of a range
+//! loses the rest of it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aes_gcm::aead::AeadInOut;
@@ -14,36 +18,47 @@ use parking_lot::Mutex;
 
 use super::files::memory::Memory;
 use super::files::private::{draw, reason};
-use super::spec::UNIT;
 
-/// What opens one unit.
+/// What is sealed at once, at most.
+const RANGE: usize = 1 << 20;
+
+/// How many buffers are kept.
+const IDLE_MAX: usize = 8;
+
+/// What opens one range.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seal {
+    /// In the tier.
+    pub(super) at: u64,
+    pub(super) size: u64,
     nonce: u64,
     tag: [u8; 16],
 }
 
-/// Why a unit does not open.
+impl Seal {
+    fn end(&self) -> u64 {
+        self.at + self.size
+    }
+}
+
+/// A range that is not what was stored: its place, and the first halves of both tags.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Unopened {
-    /// Nothing was ever stored there.
-    Empty,
-    /// What lies there is not what was stored. The first halves of both tags.
-    Altered { expected: u64, found: u64 },
+pub(super) struct Altered {
+    pub(super) at: u64,
+    pub(super) size: u64,
+    pub(super) expected: u64,
+    pub(super) found: u64,
 }
 
 /// A key, and the seals of what was sealed with it.
 pub(super) struct Cipher {
     key: Aes256Gcm,
     nonces: AtomicU64,
-    /// By the unit's number in the tier. `None`: no such unit.
-    seals: Mutex<HashMap<u64, Seal>>,
+    /// By place. They do not overlap.
+    seals: Mutex<BTreeMap<u64, Seal>>,
     /// Buffers to be used again.
     idle: Mutex<Vec<Memory>>,
 }
-
-/// How many buffers are kept.
-const IDLE_MAX: usize = 8;
 
 fn nonce(count: u64) -> [u8; 12] {
     let mut nonce = [0; 12];
@@ -63,64 +78,91 @@ impl Cipher {
         Ok(Cipher { key, nonces: AtomicU64::new(1), seals: Mutex::default(), idle: Mutex::default() })
     }
 
-    /// Encrypts `bytes`, whole units, which are to lie at `at`. `None` where there is no memory.
+    /// Encrypts `bytes`, which are to lie at `at`, where nothing else can be opened from now on. `None` where there is no memory.
     pub(super) fn seal(&self, at: u64, bytes: &[u8]) -> Option<(Memory, Vec<Seal>)> {
-        let idle = {
-            let mut idle = self.idle.lock();
-            let fits = idle.iter().position(|buffer| buffer.bytes().len() == bytes.len());
-            fits.map(|index| idle.swap_remove(index))
-        };
-        let mut sealed = idle.or_else(|| Memory::new(bytes.len()))?;
-        let count = bytes.len() / UNIT as usize;
-        let first = self.nonces.fetch_add(count as u64, Ordering::Relaxed);
-        let mut seals = Vec::with_capacity(count);
-        let pairs = bytes.chunks_exact(UNIT as usize).zip(sealed.bytes_mut().chunks_exact_mut(UNIT as usize));
-        for (index, (unit, out)) in (0..).zip(pairs) {
-            let count: u64 = first + index;
-            let place = (at / UNIT + index).to_le_bytes();
-            let both = InOutBuf::new(unit, out).ok()?;
-            let tag = self.key.encrypt_inout_detached(&nonce(count).into(), &place, both).ok()?;
-            seals.push(Seal { nonce: count, tag: tag.into() });
+        let mut sealed = self.buffer(bytes.len())?;
+        self.forget(at, bytes.len() as u64);
+        let mut seals = Vec::with_capacity(bytes.len().div_ceil(RANGE));
+        let mut place = at;
+        for (range, out) in bytes.chunks(RANGE).zip(sealed.bytes_mut().chunks_mut(RANGE)) {
+            let count = self.nonces.fetch_add(1, Ordering::Relaxed);
+            let both = InOutBuf::new(range, out).ok()?;
+            let tag = self.key.encrypt_inout_detached(&nonce(count).into(), &place.to_le_bytes(), both).ok()?;
+            let size = range.len() as u64;
+            seals.push(Seal { at: place, size, nonce: count, tag: tag.into() });
+            place += size;
         }
         Some((sealed, seals))
     }
 
     /// What was sealed lies on the disk now.
-    pub(super) fn keep(&self, at: u64, seals: Vec<Seal>) {
-        self.seals.lock().extend((at / UNIT..).zip(seals));
+    pub(super) fn keep(&self, seals: Vec<Seal>) {
+        self.seals.lock().extend(seals.into_iter().map(|seal| (seal.at, seal)));
     }
 
-    /// Decrypts `bytes`, whole units, which lay at `at`. Else the first unit that does not open, by its place.
-    pub(super) fn open(&self, at: u64, bytes: &mut [u8]) -> Result<(), (u64, Unopened)> {
-        for (index, unit) in (at / UNIT..).zip(bytes.chunks_exact_mut(UNIT as usize)) {
-            let seal = self.seals.lock().get(&index).copied().ok_or((index * UNIT, Unopened::Empty))?;
-            let (nonce, place) = (nonce(seal.nonce).into(), index.to_le_bytes());
-            let tag = Tag::from(seal.tag);
-            if self.key.decrypt_inout_detached(&nonce, &place, (&mut *unit).into(), &tag).is_err() {
-                // Encrypting twice gives the bytes back, and the tag that they should have had.
-                let again = |unit: &mut [u8]| self.key.encrypt_inout_detached(&nonce, &place, unit.into());
-                let found = again(unit).and_then(|_| again(unit)).map_or(0, |tag| half(&tag));
-                return Err((index * UNIT, Unopened::Altered { expected: half(&seal.tag), found }));
+    /// The seals of what lies here, in order; they may reach beyond it on both sides. `None` where a part of it was never stored.
+    pub(super) fn covering(&self, at: u64, size: u64) -> Option<Vec<Seal>> {
+        let seals = self.seals.lock();
+        let first = *seals.range(..=at).next_back()?.0;
+        let mut reached = at;
+        let mut found = Vec::new();
+        for seal in seals.range(first..at + size).map(|(_, seal)| *seal) {
+            if seal.at > reached || seal.end() <= reached {
+                return None;
             }
+            reached = seal.end();
+            found.push(seal);
+        }
+        (reached >= at + size).then_some(found)
+    }
+
+    /// Decrypts what lay in these ranges, one after another.
+    pub(super) fn open(&self, seals: &[Seal], bytes: &mut [u8]) -> Result<(), Altered> {
+        let mut rest = bytes;
+        for seal in seals {
+            let (range, next) = rest.split_at_mut(seal.size as usize);
+            let (nonce, place) = (nonce(seal.nonce).into(), seal.at.to_le_bytes());
+            if self.key.decrypt_inout_detached(&nonce, &place, (&mut *range).into(), &Tag::from(seal.tag)).is_err() {
+                // Encrypting twice gives the bytes back, and the tag that they should have had.
+                let again = |range: &mut [u8]| self.key.encrypt_inout_detached(&nonce, &place, range.into());
+                let found = again(range).and_then(|_| again(range)).map_or(0, |tag| half(&tag));
+                return Err(Altered { at: seal.at, size: seal.size, expected: half(&seal.tag), found });
+            }
+            rest = next;
         }
         Ok(())
     }
 
-    /// Nothing is stored in these units any more.
+    /// Nothing that lay here can be opened any more.
     pub(super) fn forget(&self, at: u64, size: u64) {
         let mut seals = self.seals.lock();
-        for unit in at / UNIT..(at + size).div_ceil(UNIT) {
-            seals.remove(&unit);
+        let before = seals.range(..at).next_back().filter(|(_, seal)| seal.end() > at).map(|(&at, _)| at);
+        let within = seals.range(at..at + size).map(|(&at, _)| at);
+        let gone: Vec<u64> = before.into_iter().chain(within).collect();
+        for at in gone {
+            seals.remove(&at);
+        }
+    }
+
+    /// A buffer of this size.
+    pub(super) fn buffer(&self, size: usize) -> Option<Memory> {
+        let mut idle = self.idle.lock();
+        match idle.iter().position(|buffer| buffer.bytes().len() == size) {
+            Some(index) => Some(idle.swap_remove(index)),
+            None => {
+                drop(idle);
+                Memory::new(size)
+            }
         }
     }
 
     /// Takes a buffer back.
-    pub(super) fn recycle(&self, sealed: Memory) {
+    pub(super) fn recycle(&self, buffer: Memory) {
         let mut idle = self.idle.lock();
         if idle.len() >= IDLE_MAX {
             idle.swap_remove(0);
         }
-        idle.push(sealed);
+        idle.push(buffer);
     }
 }
 
@@ -128,51 +170,65 @@ impl Cipher {
 mod tests {
     use super::*;
 
-    fn units(count: usize) -> Vec<u8> {
-        (0..count * UNIT as usize).map(|index| (index * 31 >> 3) as u8).collect()
+    const SIZE: u64 = 2 * RANGE as u64 + 8192;
+
+    fn plain() -> Vec<u8> {
+        (0..SIZE).map(|index| ((index * 31) >> 3) as u8).collect()
     }
 
     #[test]
     fn what_is_sealed_opens_once_it_is_kept_and_only_there() {
         let cipher = Cipher::new().unwrap();
-        let plain = units(3);
-        let (sealed, seals) = cipher.seal(UNIT, &plain).unwrap();
+        let plain = plain();
+        let (sealed, seals) = cipher.seal(4096, &plain).unwrap();
         let stored = sealed.bytes().to_vec();
         assert!(stored.chunks(64).zip(plain.chunks(64)).all(|(stored, plain)| stored != plain));
-        assert_eq!(cipher.open(UNIT, &mut stored.clone()), Err((UNIT, Unopened::Empty)));
-        cipher.keep(UNIT, seals);
+        assert!(cipher.covering(4096, SIZE).is_none());
+        cipher.keep(seals);
+        let seals = cipher.covering(4096, SIZE).unwrap();
+        assert_eq!(seals.iter().map(|seal| seal.size).sum::<u64>(), SIZE);
         let mut back = stored.clone();
-        cipher.open(UNIT, &mut back).unwrap();
+        cipher.open(&seals, &mut back).unwrap();
         assert_eq!(back, plain);
-        // Swapped units are found out.
-        let mut swapped = stored.clone();
-        swapped.rotate_left(UNIT as usize);
-        assert!(matches!(cipher.open(UNIT, &mut swapped), Err((UNIT, Unopened::Altered { .. }))));
-        cipher.forget(UNIT, 3 * UNIT);
-        assert_eq!(cipher.open(UNIT, &mut stored.clone()), Err((UNIT, Unopened::Empty)));
+        // Bytes moved to another place are found out.
+        let mut moved = stored.clone();
+        moved[..2 * RANGE].rotate_left(RANGE);
+        assert_eq!(cipher.open(&seals, &mut moved).unwrap_err().at, 4096);
+        // A part of it needs whole ranges.
+        let range = RANGE as u64;
+        let middle: Vec<u64> = cipher.covering(range, range).unwrap().iter().map(|seal| seal.at).collect();
+        assert_eq!(middle, [4096, 4096 + range]);
+        for (at, size) in [(0, 8192), (4096, SIZE + 1), (4096 + SIZE, 1), (0, 4096)] {
+            assert!(cipher.covering(at, size).is_none(), "{at} {size}");
+        }
+        // Of what is written over in part nothing is left.
+        cipher.forget(4096 + range - 1, 2);
+        assert!(cipher.covering(4096, 1).is_none() && cipher.covering(4096 + 2 * range - 1, 1).is_none());
+        assert!(cipher.covering(4096 + 2 * range, 8192).is_some());
+        cipher.forget(0, u64::MAX);
+        assert!(cipher.seals.lock().is_empty());
     }
 
     #[test]
     fn any_altered_bit_and_any_older_version_is_found_out() {
         let cipher = Cipher::new().unwrap();
-        let plain = units(2);
+        let plain = plain();
         let (older, seals) = cipher.seal(0, &plain).unwrap();
-        cipher.keep(0, seals);
-        let older = older.bytes().to_vec();
+        cipher.keep(seals);
         let (sealed, seals) = cipher.seal(0, &plain).unwrap();
-        cipher.keep(0, seals);
+        cipher.keep(seals);
         let stored = sealed.bytes().to_vec();
-        assert_ne!(stored, older, "the same bytes never look the same");
-        assert!(matches!(cipher.open(0, &mut older.clone()), Err((0, Unopened::Altered { .. }))));
-        for bit in [0, 7, 8 * UNIT - 1, 8 * UNIT, 16 * UNIT - 1] {
+        assert_ne!(stored, older.bytes(), "the same bytes never look the same");
+        let seals = cipher.covering(0, SIZE).unwrap();
+        assert_eq!(cipher.open(&seals, &mut older.bytes().to_vec()).unwrap_err().at, 0);
+        let range = RANGE as u64;
+        for bit in [0, 7, 8 * range - 1, 8 * range, 8 * SIZE - 1] {
             let mut altered = stored.clone();
             altered[bit as usize / 8] ^= 1 << (bit % 8);
-            let (at, unopened) = cipher.open(0, &mut altered).unwrap_err();
-            assert_eq!(at, bit / 8 / UNIT * UNIT);
-            assert!(matches!(unopened, Unopened::Altered { expected, found } if expected != found), "{unopened:?}");
+            let error = cipher.open(&seals, &mut altered).unwrap_err();
+            assert_eq!(error.at, bit / 8 / range * range);
+            assert_ne!(error.expected, error.found);
         }
-        let other = Cipher::new().unwrap();
-        other.keep(0, cipher.seals.lock().iter().map(|(_, seal)| *seal).collect());
-        assert!(other.open(0, &mut stored.clone()).is_err(), "keys differ");
+        assert!(Cipher::new().unwrap().open(&seals, &mut stored.clone()).is_err(), "keys differ");
     }
 }

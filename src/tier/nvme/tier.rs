@@ -5,7 +5,7 @@ use std::fmt;
 use parking_lot::Mutex;
 
 use super::super::{Direction, Io, Slot, Ticket, Tier, TierError};
-use super::cipher::{Cipher, Seal, Unopened};
+use super::cipher::{Altered, Cipher, Seal};
 use super::files::Files;
 use super::files::memory::Memory;
 use super::files::private::reason;
@@ -20,10 +20,10 @@ use crate::units::ByteSize;
 enum Load {
     /// Nothing.
     Plain,
-    /// The seals are kept, which lie at this place, and the buffer is used again.
-    Sealed { at: u64, seals: Vec<Seal>, buffer: Memory },
-    /// What was read is opened.
-    Opened { at: u64, buffer: *mut u8, size: u64 },
+    /// The seals are kept, and the buffer is used again.
+    Write { seals: Vec<Seal>, buffer: Memory },
+    /// The buffer, or what was read beside it, is opened, and what was asked for is copied there.
+    Read { seals: Vec<Seal>, at: u64, buffer: *mut u8, size: u64, beside: Option<Memory> },
 }
 
 // SAFETY: the pointer is to a buffer that nobody else touches until its transfer has been told to have ended, as `Tier::start` requires.
@@ -67,8 +67,7 @@ impl NvmeTier {
         let lengths: Vec<u64> = spec.paths.iter().map(|path| path.bytes / UNIT * UNIT).collect();
         let layout = Layout::new(spec.stripe, &lengths);
         let capacity = layout.capacity();
-        let places = Places::new(capacity, if spec.encrypt { UNIT } else { PAGE });
-        let room = Mutex::new(Room { places, lengths: vec![0; lengths.len()] });
+        let room = Mutex::new(Room { places: Places::new(capacity), lengths: vec![0; lengths.len()] });
         let flights = Flights::new(files, layout, folders, spec.depth, spec.piece);
         Ok(NvmeTier { flights, room, cipher, capacity, note })
     }
@@ -82,11 +81,10 @@ impl NvmeTier {
 
     /// Whether a transfer is within a slot that is taken, and its buffer where the disk can reach it.
     fn check(&self, io: &Io) -> Result<(), TierError> {
-        let unit = self.alignment();
         let within = io.offset.checked_add(io.size).is_some_and(|end| end <= io.slot.size);
         let wrong = if !within {
             "it is not within the slot"
-        } else if !io.offset.is_multiple_of(unit) {
+        } else if !io.offset.is_multiple_of(PAGE) {
             "it does not begin at a multiple of the tier's alignment"
         } else if !(io.buffer as u64).is_multiple_of(PAGE) {
             "its buffer is not aligned to 4 KiB"
@@ -142,7 +140,7 @@ impl Tier for NvmeTier {
     }
 
     fn alignment(&self) -> u64 {
-        if self.cipher.is_some() { UNIT } else { PAGE }
+        PAGE
     }
 
     fn reserve(&self, size: u64) -> Result<Slot, TierError> {
@@ -162,6 +160,18 @@ impl Tier for NvmeTier {
         self.room.lock().places.release(slot);
     }
 
+    fn shrink(&self, slot: Slot, size: u64) -> Slot {
+        if !self.flights.is_ours() {
+            return slot;
+        }
+        let (kept, whole) = (size.saturating_add(PAGE - 1) / PAGE * PAGE, slot.size);
+        if let Some(cipher) = self.cipher.as_ref().filter(|_| kept < whole) {
+            // Before it can be somebody else's.
+            cipher.forget(slot.offset + kept, whole - kept);
+        }
+        self.room.lock().places.shrink(slot, size)
+    }
+
     unsafe fn attach(&self, memory: *mut u8, size: u64) {
         // What an encrypted tier writes is in buffers of its own.
         if self.flights.is_ours() {
@@ -179,28 +189,16 @@ impl Tier for NvmeTier {
     unsafe fn start(&self, io: Io) -> Result<Ticket, TierError> {
         self.check_process("start")?;
         self.check(&io)?;
-        let (at, direction) = (io.slot.offset + io.offset, io.direction);
-        // The slot has room for it, and so has the buffer.
-        let size = io.size.next_multiple_of(self.alignment());
-        let mut buffer = io.buffer;
-        let load = match (&self.cipher, direction) {
-            (Some(cipher), Direction::Write) if size > 0 => {
-                // SAFETY: the buffer holds `size` bytes that nobody writes now, as the caller promises.
-                let plain = unsafe { std::slice::from_raw_parts(io.buffer, size as usize) };
-                let Some((mut sealed, seals)) = cipher.seal(at, plain) else {
-                    return Err(io_error(format!("encrypt {}", ByteSize(size)), "out of memory", libc::ENOMEM));
-                };
-                buffer = sealed.start();
-                Load::Sealed { at, seals, buffer: sealed }
-            }
-            (Some(_), Direction::Read) => Load::Opened { at, buffer, size },
-            _ => Load::Plain,
+        // The slot has room for whole pages, and so has the buffer.
+        let (at, size) = (io.slot.offset + io.offset, io.size.next_multiple_of(PAGE));
+        let plan = match &self.cipher {
+            // SAFETY: the buffer holds `size` bytes that nobody else touches, as the caller promises.
+            Some(cipher) if size > 0 => unsafe { Self::encrypted(cipher, io.direction, at, io.buffer, size) }?,
+            _ => Plan { direction: io.direction, at, buffer: io.buffer, size, load: Load::Plain },
         };
         // SAFETY: the buffer is the caller's, who promises it, or ours, which the load keeps until the transfer has ended.
-        unsafe { self.flights.start(Plan { direction, at, buffer, size, load }) }.map_err(|(error, load)| {
-            if let (Some(cipher), Load::Sealed { buffer, .. }) = (&self.cipher, load) {
-                cipher.recycle(buffer);
-            }
+        unsafe { self.flights.start(plan) }.map_err(|(error, load)| {
+            self.recycle(load);
             error
         })
     }
@@ -210,34 +208,83 @@ impl Tier for NvmeTier {
             return Some(Err(error));
         }
         let (result, load) = self.flights.finish(ticket, wait)?;
-        let (Some(cipher), Some(load)) = (&self.cipher, load) else { return Some(result) };
-        Some(match load {
-            Load::Plain => result,
-            Load::Sealed { at, seals, buffer } => {
-                cipher.recycle(buffer);
-                result.map(|()| cipher.keep(at, seals))
+        let (Some(cipher), Some(mut load)) = (&self.cipher, load) else { return Some(result) };
+        let result = result.and_then(|()| match &mut load {
+            Load::Plain => Ok(()),
+            Load::Write { seals, .. } => {
+                cipher.keep(std::mem::take(seals));
+                Ok(())
             }
-            Load::Opened { at, buffer, size } => result.and_then(|()| {
+            Load::Read { seals, at, buffer, size, beside } => {
                 // SAFETY: the transfer has ended, and the caller has not been told so yet: the buffer's `size` bytes are still ours.
-                let bytes = unsafe { std::slice::from_raw_parts_mut(buffer, size as usize) };
-                cipher.open(at, bytes).map_err(|(at, unopened)| self.unopened(at, &unopened))
-            }),
-        })
+                let bytes = unsafe { std::slice::from_raw_parts_mut(*buffer, *size as usize) };
+                let read = beside.as_mut().map_or(&mut *bytes, Memory::bytes_mut);
+                cipher.open(seals, read).map_err(|altered| self.altered(&altered))?;
+                if let Some(beside) = beside {
+                    bytes.copy_from_slice(&beside.bytes()[(*at - seals[0].at) as usize..][..*size as usize]);
+                }
+                Ok(())
+            }
+        });
+        self.recycle(load);
+        Some(result)
     }
 }
 
 impl NvmeTier {
-    #[cold]
-    fn unopened(&self, at: u64, unopened: &Unopened) -> TierError {
-        let part = self.flights.layout().part(at, UNIT);
-        let (size, folder) = (ByteSize(part.size), &self.flights.folders()[part.file]);
-        let what = format!("{size} at {} of the file in {folder}", part.offset);
-        match *unopened {
-            Unopened::Empty => io_error(format!("read {what}"), "nothing was ever stored there", 0),
-            Unopened::Altered { expected, found } => {
-                TierError::Corrupt { tier: NAME.to_string(), what, expected, found }
-            }
+    /// A transfer of an encrypted tier.
+    ///
+    /// # Safety
+    /// The buffer holds `size` bytes that nobody else touches.
+    unsafe fn encrypted(
+        cipher: &Cipher,
+        direction: Direction,
+        at: u64,
+        buffer: *mut u8,
+        size: u64,
+    ) -> Result<Plan<Load>, TierError> {
+        let memory =
+            || io_error(format!("a buffer of {} to encrypt in", ByteSize(size)), "out of memory", libc::ENOMEM);
+        if direction == Direction::Write {
+            // SAFETY: as the caller promises.
+            let plain = unsafe { std::slice::from_raw_parts(buffer, size as usize) };
+            let (mut sealed, seals) = cipher.seal(at, plain).ok_or_else(memory)?;
+            let buffer = sealed.start();
+            return Ok(Plan { direction, at, buffer, size, load: Load::Write { seals, buffer: sealed } });
         }
+        let what = || format!("read {} at {at} of the tier", ByteSize(size));
+        let seals = cipher.covering(at, size).ok_or_else(|| io_error(what(), "nothing was ever stored there", 0))?;
+        let (first, whole) = (seals[0].at, seals.iter().map(|seal| seal.size).sum::<u64>());
+        if (first, whole) == (at, size) {
+            return Ok(Plan {
+                direction,
+                at,
+                buffer,
+                size,
+                load: Load::Read { seals, at, buffer, size, beside: None },
+            });
+        }
+        let mut beside = cipher.buffer(whole as usize).ok_or_else(memory)?;
+        let theirs = beside.start();
+        let load = Load::Read { seals, at, buffer, size, beside: Some(beside) };
+        Ok(Plan { direction, at: first, buffer: theirs, size: whole, load })
+    }
+
+    fn recycle(&self, load: Load) {
+        if let (Some(cipher), Load::Write { buffer, .. } | Load::Read { beside: Some(buffer), .. }) =
+            (&self.cipher, load)
+        {
+            cipher.recycle(buffer);
+        }
+    }
+
+    #[cold]
+    fn altered(&self, altered: &Altered) -> TierError {
+        let Altered { at, size, expected, found } = *altered;
+        let part = self.flights.layout().part(at, size);
+        let (size, folder) = (ByteSize(size), &self.flights.folders()[part.file]);
+        let what = format!("{size} from {} of the file in {folder}", part.offset);
+        TierError::Corrupt { tier: NAME.to_string(), what, expected, found }
     }
 }
 

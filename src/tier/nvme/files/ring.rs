@@ -103,6 +103,16 @@ impl RingFiles {
     }
 }
 
+impl Drop for RingFiles {
+    /// The kernel takes a ring down when it comes to it. Files and memory are let go at once.
+    fn drop(&mut self) {
+        let _ = self.ring.submitter().unregister_files();
+        if !self.buffers.lock().is_empty() {
+            let _ = self.ring.submitter().unregister_buffers();
+        }
+    }
+}
+
 impl Files for RingFiles {
     fn extend(&self, file: usize, from: u64, to: u64) -> Result<(), i32> {
         self.files[file].extend(from, to)

@@ -142,7 +142,7 @@ fn a_file_cut_off_or_altered_is_found_out() {
             file.write_all_at(&stored, slot.offset + UNIT).unwrap();
             let error = carry(&tier, Direction::Read, slot, &mut back).unwrap_err();
             let TierError::Corrupt { what, expected, found, .. } = &error else { panic!("{error}") };
-            assert!(what.starts_with("64 KiB at 65536 of the file in") && expected != found, "{error}");
+            assert!(what.starts_with("256 KiB from 0 of the file in") && expected != found, "{error}");
         }
         file.set_len(slot.offset + 2 * UNIT).unwrap();
         let error = carry(&tier, Direction::Read, slot, &mut back).unwrap_err();
