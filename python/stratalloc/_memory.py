@@ -75,6 +75,8 @@ def defragment(device=None, *, max_bytes=None, max_seconds=None):
     number = _device(device)
     import torch
 
+    if torch.cuda.is_current_stream_capturing():
+        raise StratallocError("a capture is under way, which waiting for the device would break: defragment before or after it.")
     # The long wait, without the interpreter's lock: functions that the device waits for may want it.
     torch.cuda.synchronize(number)
     library, handle = _allocator()

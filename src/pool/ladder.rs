@@ -398,6 +398,7 @@ impl Pool {
 
     /// Blocks wait for nothing any more, with the stamps of their home streams from which on that is so.
     pub(super) fn complete(&self, state: &mut PoolState, done: &[(BlockId, u64)]) {
+        let mut bytes = 0;
         for &(block, home_stamp) in done {
             let header = self.directory.header(block);
             // What the debug aids do to it now is work on the home stream: the stamp of then would pass too early.
@@ -405,13 +406,14 @@ impl Pool {
             if watched && !self.retire(state, block) {
                 continue;
             }
-            self.active.fold(-(header.size() as i64), 0);
+            bytes += header.size() as i64;
             let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
             self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
             if !watched {
                 self.put_back_stamped(state, block, home_stamp);
             }
         }
+        self.active.fold(-bytes, 0);
     }
 
     /// What the lanes have passed becomes everyone's.

@@ -46,6 +46,34 @@ pub(super) struct Leaver {
     pub(super) heir: Option<u64>,
 }
 
+/// Numbers of slabs: a bit each.
+#[derive(Debug, Default)]
+struct Idle {
+    bits: Vec<u64>,
+    count: usize,
+}
+
+impl Idle {
+    /// Adds a number that is not there, or takes out one that is.
+    fn set(&mut self, number: u32, is_idle: bool) {
+        let (word, bit) = ((number / 64) as usize, number % 64);
+        if self.bits.len() <= word {
+            self.bits.resize(word + 1, 0);
+        }
+        debug_assert!((self.bits[word] >> bit & 1 != 0) != is_idle);
+        self.bits[word] ^= 1 << bit;
+        self.count = if is_idle { self.count + 1 } else { self.count - 1 };
+    }
+
+    /// The numbers, in ascending order.
+    fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..).step_by(64).zip(&self.bits).flat_map(|(first, &word)| {
+            let bits = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
+            bits.take_while(|&word| word != 0).map(move |word| first + word.trailing_zeros())
+        })
+    }
+}
+
 /// All slabs. A slab with free slots is listed once in `partial`, under its lane and class.
 ///
 /// Slabs whose pages share memory form a group: slabs of one class, each slot of the page owned by exactly one of them.
@@ -58,8 +86,8 @@ pub(super) struct Slabs {
     vacant_groups: Vec<u32>,
     /// Whether any slab is frozen.
     frozen: bool,
-    /// How many slabs are empty and have their pages to themselves.
-    idle: usize,
+    /// Slabs that are empty and have their pages to themselves.
+    idle: Idle,
 }
 
 impl Slabs {
@@ -77,7 +105,7 @@ impl Slabs {
         } else {
             self.list.push(Some(entry));
         }
-        self.idle += 1;
+        self.idle.set(number, true);
         self.partial_mut(lane, class).push(number);
         number
     }
@@ -98,7 +126,9 @@ impl Slabs {
     pub(super) fn take(&mut self, lane: LaneId, class: ClassId) -> Option<(u32, u32, u64)> {
         let number = *self.partial.get(lane as usize)?[class.index()].last()?;
         let entry = self.list[number as usize].as_mut()?;
-        self.idle -= usize::from(entry.is_idle());
+        if entry.is_idle() {
+            self.idle.set(number, false);
+        }
         let slot = entry.slab.take()?;
         let addr = entry.slab.addr + u64::from(slot) * class.size();
         if entry.slab.is_full() {
@@ -114,7 +144,9 @@ impl Slabs {
         let (lane, class, was_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
         entry.slab.release(slot);
         let (is_idle, joins) = (entry.is_idle(), was_full && entry.is_partial());
-        self.idle += usize::from(is_idle);
+        if is_idle {
+            self.idle.set(number, true);
+        }
         let partial = self.partial_mut(lane, class);
         if joins {
             partial.push(number);
@@ -125,7 +157,7 @@ impl Slabs {
     fn retire(&mut self, number: u32) -> Option<Retired> {
         let entry = self.list[number as usize].take()?;
         debug_assert!(entry.is_idle());
-        self.idle -= 1;
+        self.idle.set(number, false);
         self.partial_mut(entry.lane, entry.slab.class).retain(|&other| other != number);
         self.vacant.push(number);
         Some(Retired { node: entry.node, lane: entry.lane })
@@ -133,23 +165,27 @@ impl Slabs {
 
     /// Retires every empty slab whose page is its own.
     pub(super) fn retire_empty(&mut self) -> Vec<Retired> {
-        if self.idle == 0 {
+        if self.idle.count == 0 {
             return Vec::new();
         }
-        let is_empty = |n: &u32| self.list[*n as usize].as_ref().is_some_and(Entry::is_idle);
-        let empty: Vec<u32> = (0..self.list.len() as u32).filter(is_empty).collect();
+        let empty: Vec<u32> = self.idle.numbers().collect();
         empty.into_iter().filter_map(|number| self.retire(number)).collect()
     }
 
     /// Whether [`Slabs::retire_empty`] would find any.
     #[inline]
     pub(super) fn any_idle(&self) -> bool {
-        self.idle > 0
+        self.idle.count > 0
     }
 
     /// Counts anew, after groups or frozen slabs have changed.
     fn count_idle(&mut self) {
-        self.idle = self.list.iter().flatten().filter(|entry| entry.is_idle()).count();
+        self.idle = Idle::default();
+        for (number, entry) in (0..).zip(&self.list) {
+            if entry.as_ref().is_some_and(Entry::is_idle) {
+                self.idle.set(number, true);
+            }
+        }
     }
 
     /// Every slab: its number, and the node that it lies in.
@@ -189,6 +225,11 @@ impl Slabs {
     pub(super) fn members(&self, number: u32) -> Vec<u32> {
         let group = self.list[number as usize].as_ref().and_then(|entry| entry.group);
         group.map_or_else(|| vec![number], |group| self.groups[group as usize].clone())
+    }
+
+    /// Whether any page shares memory.
+    pub(super) fn any_shared(&self) -> bool {
+        self.groups.len() > self.vacant_groups.len()
     }
 
     /// How many pages share memory that is counted at another page.
@@ -327,7 +368,9 @@ impl Slabs {
             return false;
         }
         let (lane, class, is_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
-        self.idle -= usize::from(was_idle);
+        if was_idle {
+            self.idle.set(number, false);
+        }
         if is_full {
             self.partial_mut(lane, class).retain(|&other| other != number);
         }
@@ -357,9 +400,10 @@ impl Slabs {
             }
             partial += usize::from(listed);
         }
-        let idle = self.list.iter().flatten().filter(|entry| entry.is_idle()).count();
-        if idle != self.idle {
-            return Err(format!("{idle} slabs are empty, {} counted", self.idle));
+        let is_idle = |&(_, entry): &(u32, &Option<Entry>)| entry.as_ref().is_some_and(Entry::is_idle);
+        let idle: Vec<u32> = (0..).zip(&self.list).filter(is_idle).map(|(number, _)| number).collect();
+        if !self.idle.numbers().eq(idle.iter().copied()) || self.idle.count != idle.len() {
+            return Err(format!("slabs {idle:?} are empty, {:?} noted", self.idle.numbers().collect::<Vec<_>>()));
         }
         let listed: usize = self.partial.iter().flat_map(|classes| classes.iter()).map(Vec::len).sum();
         if listed != partial {

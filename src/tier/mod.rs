@@ -4,14 +4,26 @@
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
 pub mod codec;
+pub mod fault;
+mod host;
 pub mod nvme;
+mod peer;
 pub mod policy;
+pub(crate) mod residency;
+mod room;
 pub mod transfer;
+
+pub use host::{HostConfig, HostTier};
+pub use peer::PeerTier;
 
 use std::fmt;
 
 pub use crate::error::TierError;
 use crate::units::DevicePtr;
+pub use residency::{
+    Evictable, MemoryChange, PinGuard, Recompute, Residency, ResidencyObserver, Select, SleepAction, SleepPlan, Stash,
+    TierKind, TierStats, TierUse,
+};
 
 /// A range of bytes in a tier, handed out by [`Tier::reserve`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,6 +127,11 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Forgets memory that was attached, by its first byte. No read or write uses it any more.
     fn detach(&self, memory: *mut u8) {
         let _ = memory;
+    }
+
+    /// Copies of the device do not cross bytes of the tier that are multiples of this. 0: they may lie anywhere.
+    fn seam(&self) -> u64 {
+        0
     }
 
     /// Starts a read or write.

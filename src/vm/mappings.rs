@@ -201,7 +201,9 @@ mod tests {
         ) {
             // Two reservations side by side, a gap, and a third.
             let mut mappings = Mappings::new(UNIT);
-            [(70, 60), (0, 70), (140, 60)].map(|(start, units)| mappings.add(start * UNIT, units * UNIT));
+            for (start, units) in [(70, 60), (0, 70), (140, 60)] {
+                mappings.add(start * UNIT, units * UNIT);
+            }
             let mut tree = BTreeMap::new();
             for (number, (unit, insert)) in (0..).zip(steps) {
                 let addr = unit * UNIT;

@@ -374,20 +374,20 @@ void watched(Peer &peer, const Trace &trace, const Options &options, const Devic
   const Device::Calls start = device.calls();
   const uint64_t start_driver = device.driver_ns(), start_stall = device.stall_ns(), start_clock = device.clock_ns();
   try {
-    follower.follow(0, trace.first_third, before, after);
+    follower.follow(0, trace.steady_from, before, after);
   } catch (const NoRoom &) {
     say("failed_op", follower.at);
     close();
     throw;
   }
-  const Device::Calls third = device.calls();
-  const uint64_t third_driver = device.driver_ns();
+  const Device::Calls settled = device.calls();
+  const uint64_t steady_driver = device.driver_ns();
   size_t steps_after = 0;
-  for (size_t op = trace.first_third; op < trace.ops.size(); op++) {
+  for (size_t op = trace.steady_from; op < trace.ops.size(); op++) {
     steps_after += trace.ops[op].kind == Kind::Marker;
   }
   try {
-    follower.follow(trace.first_third, trace.ops.size(), before, after);
+    follower.follow(trace.steady_from, trace.ops.size(), before, after);
   } catch (const NoRoom &) {
     say("failed_op", follower.at);
     close();
@@ -399,7 +399,7 @@ void watched(Peer &peer, const Trace &trace, const Options &options, const Devic
   say("peak_reserved", own.reserved_peak);
   say("retries", own.retries);
   say("driver_ns.first", device.driver_ns() - start_driver);
-  say("driver_ns.steady", device.driver_ns() - third_driver);
+  say("driver_ns.steady", device.driver_ns() - steady_driver);
   say("steady_steps", steps_after);
   say("stall_ns", device.stall_ns() - start_stall);
   say("stall_ns.empty_cache", empty_cache_stall);
@@ -407,7 +407,7 @@ void watched(Peer &peer, const Trace &trace, const Options &options, const Devic
   say("changes", log.changes);
   std::printf("change_hash %016llx\n", static_cast<unsigned long long>(log.hash));
   print_calls("first", first, start);
-  print_calls("steady", first, third);
+  print_calls("steady", first, settled);
   const uint64_t first_driver = device.driver_ns(), first_stall = device.stall_ns();
   for (int pass = 1; pass < options.passes; pass++) {
     follower.free_rest();

@@ -6,10 +6,14 @@ use std::sync::Arc;
 use crate::tier::codec::Codec;
 use crate::tier::{Slot, Tier};
 
-/// One piece of what is stored: its bytes in the tier, and their CRC-32C.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One piece of what is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Stored {
+    /// Where it begins in the slot, in [`UNIT`](super::job::UNIT)s.
+    pub(super) at: u32,
+    /// Its bytes in the tier. As many as the device has: stored as they are.
     pub(super) bytes: u32,
+    /// Their CRC-32C.
     pub(super) sum: u32,
 }
 
@@ -18,6 +22,8 @@ pub struct Place {
     pub(super) tier: Arc<dyn Tier>,
     pub(super) slot: Slot,
     pub(super) size: u64,
+    /// Bytes of the object in all pieces but the last.
+    pub(super) piece: u64,
     pub(super) codec: Option<Arc<dyn Codec>>,
     /// Piece by piece; none where only the device can read the tier.
     pub(super) pieces: Box<[Stored]>,
@@ -41,9 +47,14 @@ impl Place {
         self.size
     }
 
-    /// Bytes that the tier holds for it.
+    /// Bytes that are stored for it: fewer where a codec had something to gain.
     pub fn stored(&self) -> u64 {
-        self.slot.size
+        if self.pieces.is_empty() { self.size } else { self.pieces.iter().map(|piece| u64::from(piece.bytes)).sum() }
+    }
+
+    /// The codec, where there is one.
+    pub fn codec(&self) -> Option<&Arc<dyn Codec>> {
+        self.codec.as_ref()
     }
 }
 
@@ -55,10 +66,8 @@ impl Drop for Place {
 
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place")
-            .field("tier", &self.tier.name())
-            .field("slot", &self.slot)
-            .field("size", &self.size)
-            .finish()
+        let mut debug = f.debug_struct("Place");
+        debug.field("tier", &self.tier.name()).field("slot", &self.slot).field("size", &self.size);
+        debug.finish_non_exhaustive()
     }
 }

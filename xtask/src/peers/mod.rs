@@ -38,6 +38,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> bool {
 }
 
 fn measure(root: &Path, options: &Options) -> Result<Vec<PathBuf>, String> {
+    if options.pages {
+        return pages(root, options);
+    }
     let files = options.trace_files(root)?;
     let peers = roster::chosen(options)?;
     let out = options.out_folder(root);
@@ -75,9 +78,28 @@ fn measure(root: &Path, options: &Options) -> Result<Vec<PathBuf>, String> {
         // After each, so that what comes later may fail, and `--resume` goes on from there.
         paths = report::write(&out, &about, &traces, &shown, &answers)?;
     }
-    if out == root.join("benches/peers") {
+    if is_the_whole(root, &out) {
         paths.push(report::readme::write(root, &traces, &answers)?);
     }
     report::verdict::print(&traces, &answers);
+    Ok(paths)
+}
+
+/// Whether this is where the answers lie that the README shows.
+fn is_the_whole(root: &Path, out: &Path) -> bool {
+    let whole = fs::canonicalize(root.join("benches/peers")).ok();
+    whole.is_some() && fs::canonicalize(out).ok() == whole
+}
+
+/// Writes the pages anew from the answers that there are.
+fn pages(root: &Path, options: &Options) -> Result<Vec<PathBuf>, String> {
+    let out = options.out_folder(root);
+    let (traces, answers) = report::state::read(&out)?;
+    let about = report::state::about(&out)?;
+    let shown = roster::with_earlier(roster::all(options), &answers);
+    let mut paths = report::write(&out, &about, &traces, &shown, &answers)?;
+    if is_the_whole(root, &out) {
+        paths.push(report::readme::write(root, &traces, &answers)?);
+    }
     Ok(paths)
 }

@@ -25,6 +25,8 @@ pub(crate) struct Options {
     pub(super) peers: Vec<String>,
     /// Values of STRATALLOC_CONF to ask as well.
     pub(super) settings: Vec<String>,
+    /// Whether nothing is asked, and the pages are written anew from the answers that there are.
+    pub(super) pages: bool,
     /// Whether questions that have been answered in the folder of the answers are left out.
     pub(super) resume: bool,
     rounds: Option<usize>,
@@ -44,6 +46,7 @@ impl Options {
             only: Vec::new(),
             peers: Vec::new(),
             settings: list(SETTINGS, ';'),
+            pages: false,
             resume: false,
             rounds: None,
             jobs: None,
@@ -57,6 +60,7 @@ impl Options {
             match *word {
                 "--quick" => options.quick = true,
                 "--resume" => options.resume = true,
+                "--pages" => options.pages = true,
                 "--only" => options.only = list(value()?, ','),
                 "--peers" => options.peers = list(value()?, ','),
                 "--settings" => options.settings = list(value()?, ';'),

@@ -11,6 +11,7 @@ pub(super) fn all(about: &About, traces: &[Trace], answers: &Answers) -> String 
     for (name, value) in [("command", &about.command), ("machine", &about.machine), ("versions", &about.versions)] {
         let _ = writeln!(text, "  {}: {},", quoted(name), quoted(value));
     }
+    let _ = writeln!(text, "  \"rounds\": {},", about.rounds);
     let traces: Vec<String> = traces
         .iter()
         .map(|trace| {

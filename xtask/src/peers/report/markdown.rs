@@ -76,6 +76,7 @@ fn header(about: &About, traces: &[Trace], answers: &Answers) -> String {
         - Events complete at once unless it says otherwise, which favours all that wait for events: PyTorch's retries, RMM's stealing.\n\
         - `rmm pool-one` and `rmm arena` reserve what they are told to. RMM has no `record_stream` and no `empty_cache`: the harness has the home\n  \
           stream wait for the others before it frees, and leaves the second out.\n\
+        - stratalloc is called through its C library, as the others through theirs; where it says so, `stratalloc replay` calls the Rust library.\n\
         - `mimalloc` and `offset-allocator` know neither streams nor a driver: they are the least that book-keeping costs, not rivals.\n\n";
     text += "| trace | calls | streams | record_stream | peak live GiB |\n|---|--:|--:|--:|--:|\n";
     for trace in traces {
@@ -105,7 +106,10 @@ impl Page<'_> {
 
     /// Rows are traces, columns peers, or nothing where the question was not asked.
     fn table(&self, question: &str, cell: impl Fn(&Trace, &Figures) -> String) -> String {
-        let peers = self.asked(question);
+        self.table_of(question, &self.asked(question), cell)
+    }
+
+    fn table_of(&self, question: &str, peers: &[&Peer], cell: impl Fn(&Trace, &Figures) -> String) -> String {
         if peers.is_empty() {
             return String::new();
         }
@@ -245,10 +249,12 @@ fn calls(page: &Page<'_>) -> String {
         };
         calls.map(|(name, count)| format!("{} {count}", short(name))).collect::<Vec<_>>().join(", ")
     };
+    let peers: Vec<&Peer> = page.asked("spare").into_iter().filter(|peer| peer.is_tight()).collect();
     section(
         "Driver calls of the first pass",
         "With memory to spare. `cuMem` and `cu` are left out of the names.",
-        page.table("spare", cell),
+        // Points of the curve would make lines that nobody reads.
+        page.table_of("spare", &peers, cell),
     )
 }
 
@@ -259,7 +265,7 @@ fn driver_time(page: &Page<'_>) -> String {
         format!(
             "{} / {} / {}",
             ms(number("driver_ns.first")),
-            ms(number("driver_ns.steady") / steps),
+            figures.number("driver_ns.steady").map_or("–".to_string(), |ns| ms(ns / steps)),
             ms(number("driver_ns.later"))
         )
     };
@@ -271,7 +277,7 @@ fn driver_time(page: &Page<'_>) -> String {
     }
     section(
         "Driver time, modelled, in ms",
-        "With memory to spare: in the whole first pass / in a step of its last two thirds / in the whole second pass.",
+        "With memory to spare: in the whole first pass / in a step of its second half / in the whole second pass.",
         table,
     )
 }
@@ -286,7 +292,7 @@ fn steady(page: &Page<'_>) -> String {
     };
     section(
         "Driver time of a step, modelled, in ms",
-        "On a device of 80 GiB: in the last two thirds of the first pass / in the second pass.",
+        "On a device of 80 GiB: in the second half of the first pass / in the second pass.",
         page.table("steady", cell),
     )
 }

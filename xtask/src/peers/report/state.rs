@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::About;
 use crate::peers::questions::{Answers, Trace};
 use crate::peers::runner::Figures;
 
@@ -20,6 +21,20 @@ pub(in crate::peers) fn read(folder: &Path) -> Result<(Vec<Trace>, Answers), Str
         Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
     };
     parse(&text).map_err(|what| format!("{} is not of this version ({what}): delete it", path.display()))
+}
+
+/// What was run, as it says.
+pub(in crate::peers) fn about(folder: &Path) -> Result<About, String> {
+    let path = folder.join(FILE);
+    let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let all: Value = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = |name: &str| all[name].as_str().map(str::to_string).ok_or_else(|| format!("no {name}"));
+    Ok(About {
+        command: text("command")?,
+        machine: text("machine")?,
+        versions: text("versions")?,
+        rounds: all["rounds"].as_u64().unwrap_or_default() as usize,
+    })
 }
 
 fn parse(text: &str) -> Result<(Vec<Trace>, Answers), String> {
@@ -66,7 +81,7 @@ fn plain(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peers::report::{About, json};
+    use crate::peers::report::json;
 
     #[test]
     fn what_was_written_is_read() {
@@ -80,7 +95,7 @@ mod tests {
             streams: 2,
         };
         let mut answers = Answers::default();
-        let pairs = [("fails_at", "1.1"), ("fails_at", "1.2"), ("hash", "00ff"), ("ratio", "1.0040")];
+        let pairs = [("fails_at", "1.1"), ("fails_at", "1.2"), ("hash", "00ff"), ("ratio", "1.004")];
         let pairs = pairs.map(|(name, value)| (name.to_string(), value.to_string()));
         answers.put("capacity", "t", "native", Figures(pairs.to_vec()));
         answers.end("capacity", "stratalloc 1", 12);

@@ -217,7 +217,7 @@ impl Judge<'_> {
         let those: Vec<String> =
             over.iter().filter(|(_, over)| *over > 0.0).filter_map(|(name, _)| cell(name)).collect();
         Some(Verdict {
-            what: "modelled driver time of a step on 80 GiB, the first pass's last two thirds, ms".to_string(),
+            what: "modelled driver time of a step on 80 GiB, second half of the first pass, ms".to_string(),
             bound: "a tenth of expandable's",
             measured: format!("{} of {} traces{}", over.len() - those.len(), over.len(), told(&those)),
             met: those.is_empty(),
