@@ -40,6 +40,8 @@ calls! {
     FreePlain "cuMemFree" "free_plain",
     AllocHost "cuMemHostAlloc" "alloc_host",
     FreeHost "cuMemFreeHost" "free_host",
+    PinHost "cuMemHostRegister" "pin_host",
+    UnpinHost "cuMemHostUnregister" "unpin_host",
     CreateStream "cuStreamCreate" "create_stream",
     DestroyStream "cuStreamDestroy" "destroy_stream",
     SynchronizeStream "cuStreamSynchronize" "synchronize_stream",
@@ -57,6 +59,8 @@ calls! {
     FillWords "cuLaunchKernel(fill_words)" "fill_words",
     CheckWords "cuLaunchKernel(check_words)" "check_words",
     Checksum "cuLaunchKernel(checksum)" "checksum",
+    Quantize "cuLaunchKernel(quantize)" "quantize",
+    Dequantize "cuLaunchKernel(dequantize)" "dequantize",
     Write "cuMemcpyHtoDAsync" "write",
     Read "cuMemcpyDtoHAsync" "read",
 }

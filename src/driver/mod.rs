@@ -12,7 +12,7 @@ pub mod cuda;
 pub mod fault;
 pub mod kernels;
 pub mod metered;
-mod rng;
+pub(crate) mod rng;
 pub mod soft;
 
 pub use crate::error::{DriverError, DriverErrorKind};
@@ -92,6 +92,8 @@ pub struct DeviceProperties {
     pub granularity: u64,
     /// Whether a part of a chunk may be mapped or unmapped. Where not, a chunk is mapped whole, at offset 0.
     pub partial_mapping: bool,
+    /// The host's NUMA node nearest to the device, where that is known.
+    pub host_node: Option<u32>,
     /// Whether this is a software device.
     pub software: bool,
 }
@@ -159,6 +161,13 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// Frees memory from [`Driver::alloc_host`]. Waits for the work that uses it.
     fn free_host(&self, ptr: HostPtr) -> DriverResult<()>;
+
+    /// Pins `size` bytes of the program's own host memory at `ptr` (`cuMemHostRegister`), so that copies reach them by their address. Both
+    /// are multiples of the host's pages, nothing of the range is pinned yet, and a copy does not leave what one call has pinned.
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()>;
+
+    /// Ends what [`Driver::pin_host`] began, by its first address. Waits for the work that uses it.
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()>;
 
     // ---- streams and events ---------------------------------------------------------------------------------------
 
@@ -229,6 +238,28 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// Adds [`kernels::checksum`] of `size` bytes at `ptr` to the `u64` at `result`, in stream order.
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()>;
+
+    /// Makes codes of `size` bytes of numbers at `src`, in stream order: what [`kernels::quantize`] makes, to the bit. There is room for
+    /// [`Quant::encoded_size`](kernels::Quant::encoded_size) at `dst`. Both are multiples of 16.
+    fn quantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()>;
+
+    /// Makes `size` bytes of numbers at `dst` of the codes at `src`, in stream order, as [`kernels::dequantize`] does. Whether they are
+    /// codes is not looked at. Both are multiples of 16.
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()>;
 
     // ---- data by the host ----------------------------------------------------------------------------------------------
 

@@ -256,12 +256,30 @@ impl Pool {
         let (zone, size, alignment) = want.range();
         let node = match want.kind {
             Kind::Dedicated { .. } => state.zones[zone].take_whole(owner, size),
+            Kind::Range { persistent: false, .. } if zone == LARGE && alignment <= GRANULE => {
+                self.take_end(state, owner, size)
+            }
             _ => state.zones[zone].take(owner, size, alignment),
         };
         match node {
             Some(node) => self.enter(state, want, node),
             None => Ok(None),
         }
+    }
+
+    /// Takes a large block from that end of a free node where more whole chunks are left beside it: those can be mapped elsewhere.
+    fn take_end(&self, state: &mut PoolState, owner: Owner, size: u64) -> Option<NodeId> {
+        let arena = &mut state.zones[LARGE];
+        let id = arena.best_fit(owner, size)?;
+        let (addr, end) = (arena.node(id).addr, arena.node(id).end());
+        if end - addr - size >= state.space.unit() {
+            let space = &state.space;
+            let whole = |from, to| space.border_below(to).saturating_sub(space.border_above(from));
+            if whole(addr, end - size) > whole(addr + size, end) {
+                return Some(arena.take_at(id, end - size, size));
+            }
+        }
+        Some(arena.take_from(id, size, GRANULE))
     }
 
     /// Makes a block of a node that was taken for the request.
@@ -327,6 +345,7 @@ impl Pool {
     /// Learns how far all streams are.
     pub(super) fn poll(&self, state: &mut PoolState) -> Climb<()> {
         self.poll_clocks(state)?;
+        self.vacate_idle(state);
         // What shares memory with others goes its own way again as soon as it can.
         self.part_passed(state)
     }
@@ -373,7 +392,7 @@ impl Pool {
 
     /// What the lanes have passed becomes everyone's.
     pub(super) fn share_passed(&self, state: &mut PoolState) -> bool {
-        let mut any = false;
+        let mut any = self.vacate_idle(state);
         for id in state.lanes.ids() {
             let lane = state.lanes.get(id);
             if lane.private.is_some() {

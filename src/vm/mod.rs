@@ -47,7 +47,7 @@ struct Reservation {
 #[derive(Debug)]
 pub struct Space {
     driver: Arc<dyn Driver>,
-    /// The smallest chunk. All others are multiples, by a power of two.
+    /// The smallest chunk, a power of two. All others are multiples.
     unit: u64,
     reservations: Vec<Reservation>,
     chunks: Vec<Option<Chunk>>,
@@ -199,6 +199,23 @@ impl Space {
         })
     }
 
+    /// Where the chunk that is mapped around an address ends; the address itself where one ends there, or none is mapped.
+    pub fn border_above(&self, addr: u64) -> u64 {
+        self.mapping_across(addr).map_or(addr, |(_, end)| end)
+    }
+
+    /// Where the chunk that is mapped around an address begins; the address itself where one begins there, or none is mapped.
+    pub fn border_below(&self, addr: u64) -> u64 {
+        self.mapping_across(addr).map_or(addr, |(start, _)| start)
+    }
+
+    /// The ends of the mapping that begins below an address and ends above it.
+    fn mapping_across(&self, addr: u64) -> Option<(u64, u64)> {
+        let (start, id) = self.mappings.range(0, addr).next_back()?;
+        let end = start + self.chunk(id).size;
+        (end > addr).then_some((start, end))
+    }
+
     /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older
     /// mappings then. All or nothing.
     pub fn map(&mut self, at: u64, chunks: &[ChunkId]) -> DriverResult<()> {
@@ -307,12 +324,22 @@ impl Space {
     /// Gives chunks of the reserve back to the driver until at most `keep` bytes are left there; not those that are mapped somewhere
     /// still. Returns the bytes released.
     pub fn release_reserve(&mut self, keep: u64) -> u64 {
+        self.release_where(keep, |_| true)
+    }
+
+    /// Gives chunks of the reserve back to the driver, until that are `bytes`: not these, and not those that are mapped somewhere still. Returns
+    /// the bytes released.
+    pub fn release_others(&mut self, bytes: u64, keep: &[ChunkId]) -> u64 {
+        self.release_where(self.reserve_bytes.saturating_sub(bytes), |id| !keep.contains(&id))
+    }
+
+    fn release_where(&mut self, keep: u64, may_go: impl Fn(ChunkId) -> bool) -> u64 {
         // What is stuck still is so afterwards, and stays.
         let _ = self.free_stuck(0, u64::MAX);
         let mut released = 0;
         for id in std::mem::take(&mut self.reserve).into_iter().rev() {
             let Chunk { handle, size, mappings, .. } = *self.chunk(id);
-            if self.reserve_bytes <= keep || mappings > 0 {
+            if self.reserve_bytes <= keep || mappings > 0 || !may_go(id) {
                 self.reserve.push(id);
                 continue;
             }

@@ -49,7 +49,7 @@ pub struct Machine {
     pub capacity: u64,
     /// How long after its record an event is seen to complete, in virtual nanoseconds.
     pub event_lag_ns: u64,
-    /// Virtual time that passes with each operation.
+    /// Virtual time that passes with each operation but markers.
     pub op_ns: u64,
     /// Whether the trace's `empty_cache` calls are left out.
     pub skip_empty_cache: bool,
@@ -131,7 +131,9 @@ pub fn replay_with(
         if op == machine.since {
             driver_ns_before = Some(allocator.device.driver_ns);
         }
-        allocator.device.advance(machine.op_ns);
+        if !matches!(what, Op::Marker { .. }) {
+            allocator.device.advance(machine.op_ns);
+        }
         match *what {
             Op::Alloc { bytes, stream } => match allocator.malloc(bytes, stream) {
                 Some(block) => blocks.push(block),

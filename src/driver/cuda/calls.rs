@@ -9,8 +9,9 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 
 use cudarc::driver::sys::{
-    CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUevent, CUevent_flags, CUmemAllocationHandleType,
-    CUmemcpyAttributes, CUmemcpySrcAccessOrder, CUstream, CUstream_flags, CUstreamCaptureStatus,
+    CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE,
+    CUevent, CUevent_flags, CUmemAllocationHandleType, CUmemcpyAttributes, CUmemcpySrcAccessOrder, CUstream,
+    CUstream_flags, CUstreamCaptureStatus,
 };
 
 use super::CudaDriver;
@@ -137,6 +138,19 @@ impl Driver for CudaDriver {
         let _guards = self.relaxed()?;
         // SAFETY: Handle: an address that the driver does not know is an error, not a read.
         unsafe { self.table.cuMemFreeHost(ptr.0 as *mut c_void) }
+    }
+
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()> {
+        let _guards = self.relaxed()?;
+        let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
+        // SAFETY: the driver pins what is mapped there, and reports an address that is not mapped; it reads nothing.
+        unsafe { self.table.cuMemHostRegister_v2(ptr.0 as *mut c_void, size as usize, flags) }
+    }
+
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()> {
+        let _guards = self.relaxed()?;
+        // SAFETY: Handle: an address that the driver does not know is an error, not a read.
+        unsafe { self.table.cuMemHostUnregister(ptr.0 as *mut c_void) }
     }
 
     fn create_stream(&self) -> DriverResult<StreamId> {
@@ -292,6 +306,30 @@ impl Driver for CudaDriver {
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
         let result = DevicePtr(result.0 as u64);
         self.launch(&kernels::Call::Checksum { ptr, size, result }, raw_stream(stream))
+    }
+
+    fn quantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let requant = kernels::Requant { src, dst, size, format: quant.format() };
+        self.launch(&kernels::Call::Quantize(requant), raw_stream(stream))
+    }
+
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let requant = kernels::Requant { src, dst, size, format: quant.format() };
+        self.launch(&kernels::Call::Dequantize(requant), raw_stream(stream))
     }
 
     /// Not possible on a stream that is being captured: the graph would keep the address of `src`.

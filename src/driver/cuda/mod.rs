@@ -142,6 +142,7 @@ impl CudaDriver {
                 vmm: false,
                 granularity: PAGE,
                 partial_mapping: false,
+                host_node: None,
                 software: false,
             },
             exportable: false,
@@ -186,7 +187,9 @@ impl CudaDriver {
         let exportable = has(Attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED);
         let rdma = has(Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED);
         // -1 where the host has no NUMA nodes.
-        self.host_node = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID).unwrap_or(0).max(0);
+        let host_node = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID);
+        self.properties.host_node = host_node.as_ref().ok().and_then(|&node| u32::try_from(node).ok());
+        self.host_node = host_node.unwrap_or(0).max(0);
         self.properties.vmm = vmm;
         if vmm {
             self.exportable = exportable;

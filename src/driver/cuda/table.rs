@@ -157,6 +157,8 @@ table! {
             stream: CUstream, status: *mut c_uint, id: *mut u64, graph: *mut CUgraph,
             dependencies: *mut *const CUgraphNode, count: *mut usize
         );
+        fn cuMemHostRegister_v2(ptr: *mut c_void, size: usize, flags: c_uint);
+        fn cuMemHostUnregister(ptr: *mut c_void);
         fn cuModuleLoadData(module: *mut CUmodule, image: *const c_void);
         fn cuModuleUnload(module: CUmodule);
         fn cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char);

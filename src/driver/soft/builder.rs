@@ -38,6 +38,7 @@ pub(super) struct Settings {
 #[must_use]
 pub struct SoftDeviceBuilder {
     ordinal: u32,
+    host_node: Option<u32>,
     backing: Backing,
     rules: Rules,
     settings: Settings,
@@ -47,8 +48,16 @@ impl SoftDeviceBuilder {
     pub(super) fn new(capacity: u64) -> SoftDeviceBuilder {
         SoftDeviceBuilder {
             ordinal: 0,
+            host_node: None,
             backing: Backing::default(),
-            rules: Rules { capacity, granularity: PAGE, vmm: true, partial_mapping: false, max_mappings: u64::MAX },
+            rules: Rules {
+                capacity,
+                granularity: PAGE,
+                vmm: true,
+                partial_mapping: false,
+                max_mappings: u64::MAX,
+                peer_access: true,
+            },
             settings: Settings {
                 seed: 0,
                 latency: LatencyModel::Off,
@@ -110,6 +119,18 @@ impl SoftDeviceBuilder {
         self
     }
 
+    /// Whether memory of other devices can be reached. On by default; where off, `set_access` refuses it, as without P2P.
+    pub fn peer_access(mut self, peer_access: bool) -> Self {
+        self.rules.peer_access = peer_access;
+        self
+    }
+
+    /// The host's NUMA node that the properties give. None by default.
+    pub fn host_node(mut self, node: Option<u32>) -> Self {
+        self.host_node = node;
+        self
+    }
+
     /// Whether the happens-before checker looks on. Off by default.
     pub fn checker(mut self, checker: bool) -> Self {
         self.settings.checker = checker;
@@ -168,6 +189,7 @@ impl SoftDeviceBuilder {
             vmm,
             granularity,
             partial_mapping,
+            host_node: self.host_node,
             software: true,
         };
         Ok(Arc::new(SoftDevice::new(properties, self.settings, Memory::new(self.rules, store))))

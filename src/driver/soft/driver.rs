@@ -7,6 +7,7 @@ use super::memory::{RegionKind, invalid};
 use super::report::{AccessKind, OpKind, Place};
 use super::schedule::{Action, Pattern, Recorded};
 use super::state::{Call, State};
+use super::store::HOST_PAGE;
 use crate::driver::call::CallKind;
 use crate::driver::kernels::{self, COPIES_A_LAUNCH};
 use crate::driver::{
@@ -126,6 +127,19 @@ impl Driver for SoftDevice {
 
     fn free_host(&self, ptr: HostPtr) -> DriverResult<()> {
         self.free(CallKind::FreeHost, DevicePtr(ptr.0 as u64), RegionKind::Host)
+    }
+
+    fn pin_host(&self, ptr: HostPtr, size: u64) -> DriverResult<()> {
+        let kind = CallKind::PinHost;
+        let ptr = DevicePtr(ptr.0 as u64);
+        if !ptr.0.is_multiple_of(HOST_PAGE) || !size.is_multiple_of(HOST_PAGE) {
+            return Err(invalid(kind.name(), format!("{size} bytes at {ptr} are not whole pages of the host")));
+        }
+        self.register(kind, ptr, size)
+    }
+
+    fn unpin_host(&self, ptr: HostPtr) -> DriverResult<()> {
+        self.free(CallKind::UnpinHost, DevicePtr(ptr.0 as u64), RegionKind::Registered)
     }
 
     // ---- streams and events ---------------------------------------------------------------------------------------
@@ -265,7 +279,7 @@ impl Driver for SoftDevice {
         let mut state = self.state.lock();
         let source = state.memory.label(first.1);
         state.begin(Call::new(CallKind::Copy).range(first.0, total).args(stream.0, source))?;
-        let link = state.memory.is_host(first.0) || state.memory.is_host(first.1);
+        let link = state.memory.is_far(first.0) || state.memory.is_far(first.1);
         let duration = state.settings.latency.copy_ns(total, link);
         state.submit(stream, Action::Copy(ops.to_vec()), duration, CallKind::Copy.name())
     }
@@ -304,6 +318,30 @@ impl Driver for SoftDevice {
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
         let result = DevicePtr(result.0 as u64);
         self.launch_own(kernels::Call::Checksum { ptr, size, result }, stream)
+    }
+
+    fn quantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let requant = kernels::Requant { src, dst, size, format: quant.format() };
+        self.launch_own(kernels::Call::Quantize(requant), stream)
+    }
+
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let requant = kernels::Requant { src, dst, size, format: quant.format() };
+        self.launch_own(kernels::Call::Dequantize(requant), stream)
     }
 
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
@@ -351,17 +389,23 @@ impl SoftDevice {
             Own::FillWords { ptr, size, .. } => (CallKind::FillWords, *ptr, *size),
             Own::CheckWords { ptr, size, .. } => (CallKind::CheckWords, *ptr, *size),
             Own::Checksum { ptr, size, .. } => (CallKind::Checksum, *ptr, *size),
+            Own::Quantize(requant) => (CallKind::Quantize, requant.src, requant.size),
+            Own::Dequantize(requant) => (CallKind::Dequantize, requant.dst, requant.size),
         };
         let word = match &call {
             Own::CopyBlocks(ops) => ops.len() as u64,
             Own::FillWords { pattern, .. } | Own::CheckWords { pattern, .. } => u64::from(*pattern),
             Own::Checksum { .. } => 0,
+            Own::Quantize(requant) | Own::Dequantize(requant) => u64::from(requant.format),
         };
         let mut state = self.enter(Call::new(kind).range(ptr, size).args(stream.0, word))?;
         if let Own::CheckWords { result, .. } | Own::Checksum { result, .. } = &call
             && !result.0.is_multiple_of(8)
         {
             return Err(invalid(kind.name(), format!("no number of 8 bytes can lie at {result}")));
+        }
+        if let Own::Quantize(requant) | Own::Dequantize(requant) = &call {
+            requant.check(kind.name())?;
         }
         let latency = state.settings.latency;
         let duration = if kind == CallKind::CopyBlocks { latency.copy_ns(size, false) } else { latency.fill_ns(size) };
@@ -373,7 +417,7 @@ impl SoftDevice {
         let call = kind.name();
         let mut state = self.state.lock();
         let size = state.memory.region_size(ptr.0, region, call);
-        let host = region == RegionKind::Host;
+        let host = matches!(region, RegionKind::Host | RegionKind::Registered);
         state.begin(Call { host, ..Call::new(kind).range(ptr, *size.as_ref().unwrap_or(&0)) })?;
         size?;
         self.wait(&mut state, |state| state.synchronize_device(call))?;

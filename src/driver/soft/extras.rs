@@ -209,8 +209,12 @@ impl SoftDevice {
 
     /// Pins the program's own host memory (`cuMemHostRegister`). It may not overlap memory that is known already.
     pub fn register_host(&self, ptr: DevicePtr, size: u64) -> DriverResult<()> {
-        let call = "cuMemHostRegister";
-        let mut state = self.enter(Call { host: true, ..Call::new(CallKind::AllocHost).range(ptr, size) })?;
+        self.register(CallKind::PinHost, ptr, size)
+    }
+
+    pub(super) fn register(&self, kind: CallKind, ptr: DevicePtr, size: u64) -> DriverResult<()> {
+        let call = kind.name();
+        let mut state = self.enter(Call { host: true, ..Call::new(kind).range(ptr, size) })?;
         let end = ptr.0.checked_add(size).filter(|_| size > 0 && !ptr.is_null());
         let end = end.ok_or_else(|| invalid(call, format!("{size} bytes at {ptr}")))?;
         if let Some(at) = state.memory.in_the_way(ptr.0, end) {
@@ -223,7 +227,7 @@ impl SoftDevice {
 
     /// Ends what [`SoftDevice::register_host`] began. Waits for the device.
     pub fn unregister_host(&self, ptr: DevicePtr) -> DriverResult<()> {
-        self.free(CallKind::FreeHost, ptr, RegionKind::Registered)
+        self.free(CallKind::UnpinHost, ptr, RegionKind::Registered)
     }
 
     /// Where plain memory lies in the memory file, by its first address.

@@ -50,8 +50,8 @@ impl LatencyModel {
             Reserve => (if a100 { 19_000 } else { 10_000 }, 0),
             // Not measured by anyone we read; taken to cost as much as the reservation.
             Unreserve => (if a100 { 19_000 } else { 10_000 }, 0),
-            AllocHost => (101_000, 115_000),
-            FreeHost => (0, 23_000),
+            AllocHost | PinHost => (101_000, 115_000),
+            FreeHost | UnpinHost => (0, 23_000),
             AllocPlain => (59_000, 0),
             FreePlain => (1_100_000, 0),
             MemoryInfo | Export => (6_000, 0),
@@ -59,7 +59,7 @@ impl LatencyModel {
             // Submitting anything to a stream costs as much as recording an event.
             CreateStream | DestroyStream | SynchronizeStream | SynchronizeDevice | CreateEvent | DestroyEvent
             | RecordEvent | WaitEvent | SynchronizeEvent | Copy | Fill | CopyBlocks | FillWords | CheckWords
-            | Checksum | Write | Read => (1_340, 0),
+            | Checksum | Quantize | Dequantize | Write | Read => (1_340, 0),
         };
         fixed + ((u128::from(size) * per_mib) >> 20) as u64
     }

@@ -18,6 +18,7 @@ pub(super) struct Rules {
     pub(super) vmm: bool,
     pub(super) partial_mapping: bool,
     pub(super) max_mappings: u64,
+    pub(super) peer_access: bool,
 }
 
 /// A reservation. Its serial number stands for its address in the state hash.
@@ -267,6 +268,13 @@ impl Memory {
             RegionKind::Plain | RegionKind::Foreign => false,
             RegionKind::Mapped { chunk, .. } => self.chunks.get(&chunk).is_some_and(|c| c.location == Location::Host),
         })
+    }
+
+    /// Whether copies to and from `ptr` take the link between devices and host: what lies there is in host memory, or another device's.
+    pub(super) fn is_far(&self, ptr: DevicePtr) -> bool {
+        let peer = |chunk| self.chunks.get(&chunk).is_some_and(|c| matches!(c.location, Location::Peer(_)));
+        let at = self.overlapping(ptr.0, ptr.0.saturating_add(1)).next();
+        self.is_host(ptr) || at.is_some_and(|(_, r)| matches!(r.kind, RegionKind::Mapped { chunk, .. } if peer(chunk)))
     }
 
     /// A number for an address that is the same in every run: addresses themselves differ from process to process.

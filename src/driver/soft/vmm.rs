@@ -192,6 +192,10 @@ impl Memory {
             let detail = format!("{} mappings are more than {}", self.accessible + closed, self.rules.max_mappings);
             return Err(DriverError::new(DriverErrorKind::OutOfMemory, call, detail));
         }
+        if !self.rules.peer_access && self.has_peer_memory(ptr.0, end) {
+            let detail = format!("the memory at {ptr} is another device's, which this one does not reach");
+            return Err(DriverError::new(DriverErrorKind::NotSupported, call, detail));
+        }
         self.store.allow(ptr.0, size, call)?;
         for (_, region) in self.regions.range_mut(ptr.0..end) {
             if let RegionKind::Mapped { access, .. } = &mut region.kind {
@@ -200,6 +204,13 @@ impl Memory {
         }
         self.accessible += closed;
         Ok(())
+    }
+
+    fn has_peer_memory(&self, ptr: u64, end: u64) -> bool {
+        self.overlapping(ptr, end).any(|(_, region)| {
+            let RegionKind::Mapped { chunk, .. } = region.kind else { return false };
+            self.chunks.get(&chunk).is_some_and(|chunk| matches!(chunk.location, Location::Peer(_)))
+        })
     }
 
     /// Takes one more handle to a chunk, which lives on by its mappings or by other handles.

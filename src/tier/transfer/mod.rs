@@ -1,0 +1,653 @@
+//! The transfer engine: bytes between a device and tiers, and from tier to tier.
+//!
+//! A transfer is cut into pieces. What a piece needs next says which queue it is in (`queues.rs`), and any thread that has time takes the next
+//! one (`shared.rs`): workers, where there are any, and whoever waits for a transfer.
+//!
+//! | from, to | what a piece goes through |
+//! |---|---|
+//! | device, pinned host memory | copy; CRC-32C |
+//! | pinned host memory, device | CRC-32C; copy |
+//! | device, a tier read and written by the host | copy to a staging buffer; codec; CRC-32C; write |
+//! | such a tier, device | read into a staging buffer; CRC-32C; codec; copy |
+//! | tier, tier | read, where the host does not see it already; CRC-32C; write |
+//! | device, peer device | copy; the device's own sums of both |
+//!
+//! So no byte that fails its checksum is ever copied to a device, and [`Engine::order`] lets a stream come after nothing else. Copies go to two
+//! streams, one a direction. Each batch has an event, on which alone anybody waits: nothing here synchronises a device. Everything is
+//! bounded: transfers by [`EngineConfig::depth`], staging memory by [`EngineConfig::staging_bytes`], copies under way by their number.
+//!
+//! **What a failure leaves.** The source of a transfer is only read, and the destination becomes a [`Place`] when all of it is complete, so
+//! an error at any time leaves the bytes where they were. Where the driver cannot say any more whether a copy is done, the memory that it may
+//! still write is not used again ([`EngineStats::lost_buffers`]).
+
+mod compute;
+mod job;
+mod place;
+mod queues;
+mod shared;
+mod staging;
+mod sums;
+mod workers;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+
+pub use self::job::Outcome;
+use self::job::{Ended, Job, Kind, Progress, UNIT, Way};
+pub use self::place::Place;
+use self::place::Stored;
+use self::shared::Shared;
+use self::staging::{LEAST, Staging};
+use self::sums::SumAt;
+use super::codec::Codec;
+use super::{Slot, Tier, TierError};
+use crate::driver::{CaptureStatus, Driver, DriverError, DriverErrorKind};
+use crate::sync::Mutex;
+use crate::units::{ByteSize, DevicePtr, StreamId};
+
+/// The name by which errors call the engine.
+const ENGINE: &str = "transfer";
+
+/// How an [`Engine`] is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Pinned memory for what passes through the host, in bytes. Taken when it is first needed.
+    pub staging_bytes: u64,
+    /// Bytes that are copied, checked and stored at a time: a multiple of 4 KiB.
+    pub piece_bytes: u64,
+    /// How many transfers may be under way. More are [`TierError::Busy`], or wait.
+    pub depth: usize,
+    /// Threads that get transfers on. Without any, the callers' [`Engine::pump`] does, and nothing depends on time.
+    pub workers: usize,
+    /// Whether the device sums up every object before it goes and after it came back. A difference is found when the load has ended, which
+    /// may be after work that [`Engine::order`] let go on.
+    pub check_device: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> EngineConfig {
+        EngineConfig { staging_bytes: 64 << 20, piece_bytes: 2 << 20, depth: 256, workers: 0, check_device: false }
+    }
+}
+
+impl EngineConfig {
+    /// Bytes of a staging buffer: a piece, and what a codec may add to it.
+    fn buffer_bytes(&self) -> u64 {
+        (self.piece_bytes + self.piece_bytes / 64 + UNIT).next_multiple_of(UNIT)
+    }
+
+    fn buffers(&self) -> usize {
+        (self.staging_bytes / self.buffer_bytes()) as usize
+    }
+
+    fn check(&self) -> Result<(), TierError> {
+        if !self.piece_bytes.is_multiple_of(UNIT) || !(UNIT..=256 << 20).contains(&self.piece_bytes) {
+            return Err(unusable(format!(
+                "pieces of {} bytes are not multiples of 4 KiB up to 256 MiB",
+                self.piece_bytes
+            )));
+        }
+        if self.buffers() < LEAST {
+            let least = ByteSize(self.buffer_bytes() * LEAST as u64);
+            let given = ByteSize(self.staging_bytes);
+            return Err(unusable(format!("{given} of staging memory are less than {least}, {LEAST} buffers")));
+        }
+        if self.depth == 0 {
+            return Err(unusable("no transfer may be under way: the depth is 0".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// What [`Engine::save_many`] saves.
+#[derive(Debug, Clone)]
+pub struct Save {
+    /// The bytes.
+    pub from: DevicePtr,
+    /// How many.
+    pub size: u64,
+    /// How they are stored; as they are, where there is none. A tier that only the device reaches stores bytes as they are.
+    pub codec: Option<Arc<dyn Codec>>,
+}
+
+/// What an engine has done, and has under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineStats {
+    /// Bytes that left the device.
+    pub saved_bytes: u64,
+    /// Bytes that came back.
+    pub loaded_bytes: u64,
+    /// Bytes that went from tier to tier.
+    pub spilled_bytes: u64,
+    /// Transfers that have ended, with those that failed.
+    pub ended: u64,
+    /// Transfers that failed or were cancelled.
+    pub failed: u64,
+    /// Transfers under way.
+    pub under_way: u64,
+    /// How long callers have waited, on the driver's clock.
+    pub stall_ns: u64,
+    /// Staging buffers, and those of them that are lost to copies of which nobody can say whether they are done.
+    pub buffers: u64,
+    /// See [`EngineStats::buffers`].
+    pub lost_buffers: u64,
+}
+
+/// Moves bytes. Dropping it ends its workers; what is under way goes on if somebody waits for it.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A transfer under way. Dropping it ends nothing: what it saves is given up when it is complete. Who first asks how it ended owns the
+/// place that it made; the transfer itself does not keep it.
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    shared: Arc<Shared>,
+    job: Arc<Job>,
+}
+
+#[cold]
+fn unusable(reason: String) -> TierError {
+    TierError::Unusable { tier: ENGINE.to_owned(), reason }
+}
+
+impl Engine {
+    /// An engine for a device. Streams, events and staging memory are taken when they are needed.
+    ///
+    /// # Errors
+    /// [`TierError::Unusable`] for a configuration that cannot be, or where no thread can be had.
+    pub fn new(driver: Arc<dyn Driver>, config: EngineConfig) -> Result<Engine, TierError> {
+        config.check()?;
+        let shared = Arc::new(Shared::new(driver, config));
+        let threads = Mutex::new(workers::start(&shared)?);
+        Ok(Engine { shared, threads })
+    }
+
+    /// How it is set up.
+    pub fn config(&self) -> &EngineConfig {
+        &self.shared.config
+    }
+
+    /// Copies `size` bytes at `from` to a tier, once the device has done what is submitted to the streams of `after`. Waits while
+    /// [`EngineConfig::depth`] transfers are under way. The bytes must stay as they are until the transfer has ended.
+    ///
+    /// # Errors
+    /// Why nothing was begun.
+    pub fn save(
+        &self,
+        from: DevicePtr,
+        size: u64,
+        tier: &Arc<dyn Tier>,
+        codec: Option<&Arc<dyn Codec>>,
+        after: &[StreamId],
+    ) -> Result<Transfer, TierError> {
+        self.wait_for_room(1)?;
+        self.try_save(from, size, tier, codec, after)
+    }
+
+    /// [`Engine::save`], which does not wait.
+    ///
+    /// # Errors
+    /// [`TierError::Busy`] too.
+    pub fn try_save(
+        &self,
+        from: DevicePtr,
+        size: u64,
+        tier: &Arc<dyn Tier>,
+        codec: Option<&Arc<dyn Codec>>,
+        after: &[StreamId],
+    ) -> Result<Transfer, TierError> {
+        self.check_room(1)?;
+        let save = Save { from, size, codec: codec.cloned() };
+        let transfers = self.begin_saves(std::slice::from_ref(&save), tier, after)?;
+        transfers.into_iter().next().ok_or_else(|| unusable("nothing was begun".to_owned()))
+    }
+
+    /// Saves several objects: small ones go in one copy call. All are begun, or none.
+    ///
+    /// # Errors
+    /// As [`Engine::save`].
+    pub fn save_many(
+        &self,
+        saves: &[Save],
+        tier: &Arc<dyn Tier>,
+        after: &[StreamId],
+    ) -> Result<Vec<Transfer>, TierError> {
+        self.wait_for_room(saves.len())?;
+        self.begin_saves(saves, tier, after)
+    }
+
+    /// Copies the bytes of a place to `to`, once the device has done what is submitted to the streams of `after`. Waits as [`Engine::save`]
+    /// does. The place stays.
+    ///
+    /// # Errors
+    /// Why nothing was begun.
+    pub fn load(&self, place: &Arc<Place>, to: DevicePtr, after: &[StreamId]) -> Result<Transfer, TierError> {
+        self.wait_for_room(1)?;
+        self.try_load(place, to, after)
+    }
+
+    /// [`Engine::load`], which does not wait.
+    ///
+    /// # Errors
+    /// [`TierError::Busy`] too.
+    pub fn try_load(&self, place: &Arc<Place>, to: DevicePtr, after: &[StreamId]) -> Result<Transfer, TierError> {
+        self.check_room(1)?;
+        let transfers = self.begin_loads(&[(place.clone(), to)], after)?;
+        transfers.into_iter().next().ok_or_else(|| unusable("nothing was begun".to_owned()))
+    }
+
+    /// Loads several places, small ones in one copy call. All are begun, or none.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_many(&self, loads: &[(Arc<Place>, DevicePtr)], after: &[StreamId]) -> Result<Vec<Transfer>, TierError> {
+        self.wait_for_room(loads.len())?;
+        self.begin_loads(loads, after)
+    }
+
+    /// Copies the bytes of a place to another tier, as they are stored, by the host. The old place stays.
+    ///
+    /// # Errors
+    /// Why nothing was begun.
+    pub fn spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
+        self.check_own()?;
+        self.wait_for_room(1)?;
+        check_tier(tier)?;
+        for tier in [&place.tier, tier] {
+            if reached_by_device_only(&**tier, place.slot) {
+                let reason = "only copies of a device reach it: load the bytes, and save them again".to_owned();
+                return Err(TierError::Unusable { tier: tier.name().to_owned(), reason });
+            }
+        }
+        // Whole units of pinned memory are written as they lie there.
+        let direct = place.tier.address(place.slot).filter(|at| at.0.is_multiple_of(UNIT));
+        let direct = direct.filter(|_| place.slot.size.is_multiple_of(UNIT));
+        if direct.is_none() {
+            self.check_piece(place)?;
+            self.ensure_staging()?;
+        }
+        let slot = tier.reserve(place.slot.size)?;
+        let count = place.pieces.len() as u32;
+        let progress = Progress { stored: vec![Stored::default(); count as usize], ..Progress::default() };
+        let job = Job {
+            kind: Kind::Spill,
+            source: Mutex::new(Some(place.clone())),
+            tier: tier.clone(),
+            slot,
+            direct,
+            host: direct.is_some(),
+            size: place.size,
+            piece: place.piece,
+            count,
+            codec: place.codec.clone(),
+            source_sum: None,
+            copy_sum: None,
+            progress: Mutex::new(progress),
+        };
+        let transfers = self.begin(vec![Arc::new(job)]);
+        transfers.into_iter().next().ok_or_else(|| unusable("nothing was begun".to_owned()))
+    }
+
+    /// Lets later work of `stream` come after the copies of a save or load, on the device. Waits on the host until the last piece has been
+    /// checked and submitted, so a stream that was ordered uses no bytes that fail their checksum.
+    ///
+    /// # Errors
+    /// How the transfer failed.
+    pub fn order(&self, transfer: &Transfer, stream: StreamId) -> Result<(), TierError> {
+        let shared = &*self.shared;
+        loop {
+            let event = {
+                let progress = transfer.job.progress.lock();
+                match &progress.outcome {
+                    Some(Ended::Failed(error)) => return Err(error.clone()),
+                    Some(_) => return Ok(()),
+                    None => (progress.all_submitted && !progress.is_stopped()).then_some(progress.event),
+                }
+            };
+            match event {
+                // All are done already, as the host knows.
+                Some(None) => return Ok(()),
+                Some(Some(event)) => return Ok(shared.driver.wait_event(stream, event)?),
+                None => shared.advance(Some(&transfer.job))?,
+            }
+        }
+    }
+
+    /// Waits on the host until all copies of a transfer that touch device memory are submitted.
+    ///
+    /// # Errors
+    /// How the transfer failed.
+    pub fn submitted(&self, transfer: &Transfer) -> Result<(), TierError> {
+        loop {
+            {
+                let progress = transfer.job.progress.lock();
+                match &progress.outcome {
+                    Some(Ended::Failed(error)) => return Err(error.clone()),
+                    Some(_) => return Ok(()),
+                    None if progress.all_submitted && !progress.is_stopped() => return Ok(()),
+                    None => {}
+                }
+            }
+            self.shared.advance(Some(&transfer.job))?;
+        }
+    }
+
+    /// The stream on which bytes leave the device or, `inwards`, come to it (for `record_stream`).
+    ///
+    /// # Errors
+    /// Where it cannot be created.
+    pub fn stream(&self, inwards: bool) -> Result<StreamId, TierError> {
+        Ok(self.shared.stream(if inwards { Way::In } else { Way::Out })?)
+    }
+
+    /// Gets everything on that can get on without waiting. Whether anything did.
+    pub fn pump(&self) -> bool {
+        self.shared.is_own() && self.shared.pump(true)
+    }
+
+    /// What it has done, and has under way.
+    pub fn stats(&self) -> EngineStats {
+        let counters = &self.shared.counters;
+        let queues = self.shared.queues.lock();
+        EngineStats {
+            saved_bytes: counters.saved_bytes.load(Relaxed),
+            loaded_bytes: counters.loaded_bytes.load(Relaxed),
+            spilled_bytes: counters.spilled_bytes.load(Relaxed),
+            ended: counters.ended.load(Relaxed),
+            failed: counters.failed.load(Relaxed),
+            under_way: queues.under_way as u64,
+            stall_ns: counters.stall_ns.load(Relaxed),
+            buffers: queues.staging.total() as u64,
+            lost_buffers: queues.staging.lost() as u64,
+        }
+    }
+
+    // ---- how transfers begin ------------------------------------------------------------------------------------------
+
+    fn begin_saves(
+        &self,
+        saves: &[Save],
+        tier: &Arc<dyn Tier>,
+        after: &[StreamId],
+    ) -> Result<Vec<Transfer>, TierError> {
+        self.check_own()?;
+        check_tier(tier)?;
+        self.check_capture(after)?;
+        let mut jobs = Reserved { engine: self, jobs: Vec::with_capacity(saves.len()) };
+        for save in saves {
+            let job = self.save_job(save, tier)?;
+            jobs.jobs.push(job);
+        }
+        self.come_after(Way::Out, after)?;
+        for job in &jobs.jobs {
+            if let Some(sum) = job.source_sum {
+                self.shared.driver.checksum(job.device_ptr(), job.size, sum.ptr(), self.shared.stream(Way::Out)?)?;
+            }
+        }
+        let jobs = std::mem::take(&mut jobs.jobs).into_iter().map(Arc::new).collect();
+        Ok(self.begin(jobs))
+    }
+
+    fn save_job(&self, save: &Save, tier: &Arc<dyn Tier>) -> Result<Job, TierError> {
+        let Save { from, size, ref codec } = *save;
+        check_size(size)?;
+        let piece = self.shared.config.piece_bytes;
+        let whole =
+            size.checked_next_multiple_of(UNIT).ok_or_else(|| unusable(format!("{size} bytes are too many")))?;
+        let host = tier.is_host_memory();
+        let probe = tier.reserve(if codec.is_some() { whole } else { size })?;
+        let mut job = Job {
+            kind: Kind::Save { from },
+            source: Mutex::new(None),
+            tier: tier.clone(),
+            slot: probe,
+            direct: tier.address(probe),
+            host,
+            size,
+            piece,
+            count: 0,
+            codec: codec.clone(),
+            source_sum: None,
+            copy_sum: None,
+            progress: Mutex::new(Progress::default()),
+        };
+        let device_only = job.direct.is_some() && !host;
+        match &job.codec {
+            Some(_) if device_only => job.codec = None,
+            // What is encoded passes through staging memory.
+            Some(_) => job.direct = None,
+            None => {}
+        }
+        let prepared = self.prepare(&mut job, device_only || self.shared.config.check_device, device_only);
+        if let Err(error) = prepared {
+            self.give_up(&job);
+            return Err(error);
+        }
+        if !device_only {
+            job.progress.get_mut().stored = vec![Stored::default(); job.count as usize];
+        }
+        Ok(job)
+    }
+
+    /// Cuts a job into pieces, and takes what it needs: staging memory, numbers for sums.
+    fn prepare(&self, job: &mut Job, source_sum: bool, copy_sum: bool) -> Result<(), TierError> {
+        let count = job.size.div_ceil(job.piece);
+        job.count = u32::try_from(count).map_err(|_| unusable(format!("{count} pieces are too many")))?;
+        if let Some(codec) = &job.codec {
+            let bound = codec.bound(job.piece.min(job.size) as usize) as u64;
+            let buffer = self.shared.config.buffer_bytes();
+            if bound > buffer {
+                let name = codec.name();
+                return Err(unusable(format!("codec {name} may make {bound} bytes of a piece, a buffer has {buffer}")));
+            }
+        }
+        if job.direct.is_none() {
+            self.ensure_staging()?;
+        }
+        let driver = &*self.shared.driver;
+        if source_sum {
+            job.source_sum = Some(self.shared.sums.lock().take(driver)?);
+        }
+        if copy_sum {
+            job.copy_sum = Some(self.shared.sums.lock().take(driver)?);
+        }
+        Ok(())
+    }
+
+    fn begin_loads(&self, loads: &[(Arc<Place>, DevicePtr)], after: &[StreamId]) -> Result<Vec<Transfer>, TierError> {
+        self.check_own()?;
+        self.check_capture(after)?;
+        let mut jobs = Reserved { engine: self, jobs: Vec::with_capacity(loads.len()) };
+        for (place, to) in loads {
+            let host = place.tier.is_host_memory();
+            let direct = place.tier.address(place.slot).filter(|_| place.codec.is_none());
+            if direct.is_none() {
+                self.check_piece(place)?;
+            }
+            let mut job = Job {
+                kind: Kind::Load { to: *to },
+                source: Mutex::new(Some(place.clone())),
+                tier: place.tier.clone(),
+                slot: place.slot,
+                direct,
+                host,
+                size: place.size,
+                piece: place.piece,
+                count: 0,
+                codec: place.codec.clone(),
+                source_sum: None,
+                copy_sum: None,
+                progress: Mutex::new(Progress::default()),
+            };
+            self.prepare(&mut job, false, place.device_sum.is_some())?;
+            jobs.jobs.push(job);
+        }
+        self.come_after(Way::In, after)?;
+        let jobs = std::mem::take(&mut jobs.jobs).into_iter().map(Arc::new).collect();
+        Ok(self.begin(jobs))
+    }
+
+    fn begin(&self, jobs: Vec<Arc<Job>>) -> Vec<Transfer> {
+        {
+            let mut queues = self.shared.queues.lock();
+            jobs.iter().for_each(|job| queues.begin(job.clone()));
+        }
+        let workers = self.shared.config.workers > 0;
+        // Copies are submitted at once; what takes the processor's time is the workers', where there are any.
+        self.shared.pump(!workers);
+        if workers {
+            self.shared.changed.notify_all();
+        }
+        jobs.into_iter().map(|job| Transfer { shared: self.shared.clone(), job }).collect()
+    }
+
+    /// A job that was never begun gives back what it has.
+    fn give_up(&self, job: &Job) {
+        let mut sums = self.shared.sums.lock();
+        let taken: Vec<SumAt> = [job.source_sum, job.copy_sum].into_iter().flatten().collect();
+        // A sum that the device may be adding to already is lost: eight bytes.
+        if !matches!(job.kind, Kind::Save { .. }) {
+            taken.into_iter().for_each(|sum| sums.give(sum));
+        }
+        drop(sums);
+        if !matches!(job.kind, Kind::Load { .. }) {
+            job.tier.release(job.slot);
+        }
+    }
+
+    fn come_after(&self, way: Way, after: &[StreamId]) -> Result<(), TierError> {
+        self.shared.stream(way)?;
+        Ok(self.shared.come_after(way, after)?)
+    }
+
+    fn ensure_staging(&self) -> Result<(), TierError> {
+        let _making = self.shared.making.lock();
+        if self.shared.queues.lock().staging.is_made() {
+            return Ok(());
+        }
+        let bytes = self.shared.config.buffer_bytes();
+        let (memory, count) = Staging::pin(&*self.shared.driver, bytes, self.shared.config.buffers())?;
+        self.shared.queues.lock().staging.fill(memory, bytes, count);
+        Ok(())
+    }
+
+    // ---- what is refused ----------------------------------------------------------------------------------------------
+
+    fn check_own(&self) -> Result<(), TierError> {
+        if self.shared.is_own() {
+            return Ok(());
+        }
+        Err(unusable("the engine belongs to the process that forked this one".to_owned()))
+    }
+
+    fn check_room(&self, count: usize) -> Result<(), TierError> {
+        if self.shared.has_room(count) {
+            return Ok(());
+        }
+        Err(TierError::Busy { tier: ENGINE.to_owned(), depth: self.shared.config.depth })
+    }
+
+    fn wait_for_room(&self, count: usize) -> Result<(), TierError> {
+        self.check_own()?;
+        Ok(self.shared.wait_for_room(count)?)
+    }
+
+    /// An event recorded on a stream that is being captured is part of the graph, and what waits for it as well.
+    fn check_capture(&self, streams: &[StreamId]) -> Result<(), TierError> {
+        for &stream in streams {
+            if self.shared.driver.capture_status(stream)? != CaptureStatus::None {
+                let detail = format!("{stream} is being captured, which transfers cannot be");
+                return Err(DriverError::new(DriverErrorKind::Capturing, "cuStreamWaitEvent", detail).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// A place of another engine may have pieces that fit into no buffer.
+    fn check_piece(&self, place: &Place) -> Result<(), TierError> {
+        let own = self.shared.config.piece_bytes;
+        if place.piece <= own {
+            return Ok(());
+        }
+        Err(unusable(format!("it was stored in pieces of {} bytes, a buffer has {own}", place.piece)))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.shared.is_own() {
+            workers::stop(&self.shared, self.threads.get_mut());
+        }
+    }
+}
+
+/// Jobs that were not begun yet: they give back what they have.
+struct Reserved<'a> {
+    engine: &'a Engine,
+    jobs: Vec<Job>,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.jobs.iter().for_each(|job| self.engine.give_up(job));
+    }
+}
+
+fn check_size(size: u64) -> Result<(), TierError> {
+    if size > 0 { Ok(()) } else { Err(unusable("an object of 0 bytes".to_owned())) }
+}
+
+/// Pieces begin at multiples of 4 KiB, which must be places where a tier can be read and written.
+fn check_tier(tier: &Arc<dyn Tier>) -> Result<(), TierError> {
+    let alignment = tier.alignment();
+    if alignment.is_power_of_two() && alignment <= UNIT {
+        return Ok(());
+    }
+    let reason = format!("its alignment of {alignment} bytes is no power of two up to {UNIT}");
+    Err(TierError::Unusable { tier: tier.name().to_owned(), reason })
+}
+
+fn reached_by_device_only(tier: &dyn Tier, slot: Slot) -> bool {
+    !tier.is_host_memory() && tier.address(slot).is_some()
+}
+
+impl Transfer {
+    /// How it ended, or `None` while it is under way. Gets transfers on, where there are no workers.
+    pub fn poll(&self) -> Option<Outcome> {
+        if self.shared.config.workers == 0 && self.shared.is_own() && !self.job.is_done() {
+            self.shared.pump(true);
+        }
+        self.job.outcome()
+    }
+
+    /// Waits until it has ended, on nothing but what transfers have submitted.
+    ///
+    /// # Errors
+    /// How it failed. While a stream is captured nobody may wait: then it is a driver error of the kind
+    /// [`Capturing`](DriverErrorKind::Capturing), and the transfer is still under way.
+    pub fn wait(&self) -> Outcome {
+        loop {
+            if let Some(outcome) = self.job.outcome() {
+                return outcome;
+            }
+            self.shared.advance(Some(&self.job))?;
+        }
+    }
+
+    /// Begins nothing more of it. What is under way ends first, then it is [`TierError::Cancelled`], unless all was under way already.
+    pub fn cancel(&self) {
+        self.job.progress.lock().cancelled = true;
+        if self.shared.is_own() {
+            self.shared.pump(false);
+        }
+    }
+
+    /// Bytes of the object that have arrived, and all.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.job.progress.lock().moved, self.job.size)
+    }
+}
