@@ -639,6 +639,11 @@ impl Transfer {
         }
     }
 
+    /// Whether nobody can say any more whether the device is done with it: its copies may read their source still, or write where they go.
+    pub fn is_abandoned(&self) -> bool {
+        self.job.progress.lock().abandoned
+    }
+
     /// Begins nothing more of it. What is under way ends first, then it is [`TierError::Cancelled`], unless all was under way already.
     pub fn cancel(&self) {
         self.job.progress.lock().cancelled = true;
