@@ -301,23 +301,27 @@ impl Schedule {
 
 #[test]
 fn every_byte_is_in_one_place_whatever_fails() {
-    let wanted = std::env::var("STRATALLOC_TEST_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
-    let (mut injected, mut errors, mut last) = (0, 0, 0);
-    for seed in 1..=wanted {
-        if let Err(panic) = std::panic::catch_unwind(|| {
-            let (faults, met) = Schedule::new(seed).run(seed);
-            (faults, met)
-        })
-        .map(|(faults, met)| {
-            injected += faults;
-            errors += met;
-            last = seed;
-        }) {
-            println!("schedule {seed} failed");
-            std::panic::resume_unwind(panic);
+    let wanted: u64 = std::env::var("STRATALLOC_TEST_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64).min(8);
+    let some = |first: u64| {
+        move || {
+            let (mut injected, mut errors) = (0, 0);
+            for seed in (first..=wanted).step_by(threads as usize) {
+                let outcome = std::panic::catch_unwind(|| Schedule::new(seed).run(seed));
+                let (faults, met) = outcome.unwrap_or_else(|panic| {
+                    println!("schedule {seed} failed");
+                    std::panic::resume_unwind(panic)
+                });
+                injected += faults;
+                errors += met;
+            }
+            (injected, errors)
         }
-    }
-    assert_eq!(last, wanted);
+    };
+    let running: Vec<_> = (1..=threads).map(|first| std::thread::spawn(some(first))).collect();
+    let sums: Vec<(u64, u64)> = running.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let injected: u64 = sums.iter().map(|&(injected, _)| injected).sum();
+    let errors: u64 = sums.iter().map(|&(_, errors)| errors).sum();
     assert!(injected > wanted * 2 && errors > wanted / 4, "{injected} faults and {errors} errors are hardly a test");
 }
 

@@ -50,7 +50,13 @@ impl TierRig {
             self.device.note_alloc(ptr, size, stream);
         }
         self.next += 1;
-        let pin = self.allocator.pin(ptr, stream)?;
+        let pin = match self.allocator.pin(ptr, stream) {
+            Ok(pin) => pin,
+            Err(error) => {
+                self.allocator.raw_free(ptr)?;
+                return Err(error);
+            }
+        };
         self.device.launch(stream, &[Access::write(ptr, size)], 1000).unwrap();
         self.write(ptr, size, self.next, stream);
         drop(pin);
