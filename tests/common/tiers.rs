@@ -159,7 +159,8 @@ impl TierRig {
             (0, 0, 0, 0, 0),
             "{stats:#?}"
         );
-        assert!(stats.abandoned > 0 || stats.tiers.iter().all(|tier| tier.used == 0), "{stats:#?}");
+        let abandoned = stats.abandoned > 0;
+        assert!(abandoned || stats.tiers.iter().all(|tier| tier.used == 0), "{stats:#?}");
         self.allocator.empty_cache(0).unwrap();
         let stats = self.allocator.stats(0).unwrap();
         assert_eq!((stats.live.current, stats.active.current, stats.reserved.current), (0, 0, 0), "{stats:#?}");
@@ -167,8 +168,11 @@ impl TierRig {
         let device = self.device.clone();
         drop(self);
         let mut leaks = device.leaks();
-        // Streams that tests have made.
+        // Streams that tests have made, and events of copies that nobody can say are done.
         leaks.streams = 0;
+        if abandoned {
+            leaks.events = 0;
+        }
         assert!(leaks.is_empty(), "{leaks}");
     }
 }
