@@ -6,6 +6,7 @@
 pub mod codec;
 mod host;
 mod peer;
+pub mod policy;
 mod room;
 pub mod transfer;
 
@@ -177,6 +178,9 @@ pub enum TierError {
         /// Why, and what to do.
         reason: String,
     },
+    /// A codec cannot do what is asked of it.
+    #[error("{0}")]
+    Codec(#[from] codec::CodecError),
     /// The transfer was cancelled.
     #[error("the transfer was cancelled")]
     Cancelled,
