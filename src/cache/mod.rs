@@ -4,6 +4,7 @@
 
 mod counts;
 mod defrag;
+mod extents;
 mod gate;
 mod magazine;
 mod oom;
@@ -27,6 +28,7 @@ use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInf
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
 pub(crate) use counts::TAGS;
+pub(crate) use extents::Stamp;
 use gate::Gate;
 use magazine::ThreadCache;
 use stats::Retired;
@@ -52,6 +54,8 @@ pub(crate) struct Request {
     pub(crate) may_grow: bool,
     /// Whether the block gets a physical allocation of its own.
     pub(crate) dedicated: bool,
+    /// Whether the tiers are asked for room where there is none: the first attempt then says no more than that.
+    pub(crate) first_try: bool,
 }
 
 /// One device: its pool, and its threads' magazines.
@@ -187,7 +191,7 @@ impl DeviceCache {
     /// Hands out a block under the pool's lock.
     #[cold]
     fn alloc_slow(&self, request: Request, granules: u32) -> Result<DevicePtr> {
-        let Request { size, alignment, stream, tag, persistent, may_grow, dedicated } = request;
+        let Request { size, alignment, stream, tag, persistent, may_grow, dedicated, first_try } = request;
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();
@@ -238,6 +242,10 @@ impl DeviceCache {
                 }
                 let (block, rung) = match served {
                     Ok(Some(found)) => found,
+                    Ok(None) if first_try => return Err(Error::OutOfMemory(Box::default())),
+                    Err(error) if first_try && error.is_out_of_memory() => {
+                        return Err(Error::OutOfMemory(Box::default()));
+                    }
                     Ok(None) => return Err(self.no_room(&mut state, request, want, None)),
                     Err(error) => return Err(self.no_room(&mut state, request, want, Some(error))),
                 };

@@ -48,6 +48,7 @@ impl Pool {
                 segments.extend(open);
             }
         }
+        segments.extend(self.extent_segments(state));
         segments.sort_unstable_by_key(|segment| segment.ptr);
         segments
     }

@@ -282,12 +282,22 @@ impl Space {
     /// Gives chunks of the reserve back to the driver until at most `keep` bytes are left there; not those that are mapped somewhere
     /// still. Returns the bytes released.
     pub fn release_reserve(&mut self, keep: u64) -> u64 {
+        self.release_where(keep, |_| true)
+    }
+
+    /// Gives chunks of the reserve back to the driver, until that are `bytes`: not these, and not those that are mapped somewhere still. Returns
+    /// the bytes released.
+    pub fn release_others(&mut self, bytes: u64, keep: &[ChunkId]) -> u64 {
+        self.release_where(self.reserve_bytes.saturating_sub(bytes), |id| !keep.contains(&id))
+    }
+
+    fn release_where(&mut self, keep: u64, may_go: impl Fn(ChunkId) -> bool) -> u64 {
         // What is stuck still is so afterwards, and stays.
         let _ = self.free_stuck(0, u64::MAX);
         let mut released = 0;
         for id in std::mem::take(&mut self.reserve).into_iter().rev() {
             let Chunk { handle, size, mappings, .. } = *self.chunk(id);
-            if self.reserve_bytes <= keep || mappings > 0 {
+            if self.reserve_bytes <= keep || mappings > 0 || !may_go(id) {
                 self.reserve.push(id);
                 continue;
             }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use stratalloc::{DriverErrorKind, Error};
+use stratalloc::{DriverErrorKind, Error, ResidencyError};
 
 /// What a call came to. Anything but `STRATALLOC_OK` leaves a text for `stratalloc_last_error`, and has changed nothing else.
 #[repr(C)]
@@ -122,6 +122,9 @@ fn status_of(error: &Error) -> stratalloc_status {
         | Error::UnknownPool { .. }
         | Error::Plan(_)
         | Error::NotCapturing => STRATALLOC_INVALID_ARGUMENT,
+        Error::Residency(ResidencyError::NoRoom { .. }) => STRATALLOC_OUT_OF_MEMORY,
+        Error::Residency(_) => STRATALLOC_INVALID_ARGUMENT,
+        Error::Tier(_) => STRATALLOC_DRIVER,
         Error::Config(_) => STRATALLOC_INVALID_CONFIG,
         Error::Capturing { .. } => STRATALLOC_CAPTURING,
         Error::Driver(driver) => match driver.kind {

@@ -317,6 +317,25 @@ impl Engine {
         }
     }
 
+    /// Waits on the host until all copies of a transfer that touch device memory are submitted.
+    ///
+    /// # Errors
+    /// How the transfer failed.
+    pub fn submitted(&self, transfer: &Transfer) -> Result<(), TierError> {
+        loop {
+            {
+                let progress = transfer.job.progress.lock();
+                match &progress.outcome {
+                    Some(Ok(_)) => return Ok(()),
+                    Some(Err(error)) => return Err(error.clone()),
+                    None if progress.all_submitted && !progress.is_stopped() => return Ok(()),
+                    None => {}
+                }
+            }
+            self.shared.advance(Some(&transfer.job))?;
+        }
+    }
+
     /// The stream on which bytes leave the device or, `inwards`, come to it (for `record_stream`).
     ///
     /// # Errors
