@@ -24,8 +24,8 @@ pub use lossless::Lossless;
 pub use quantized::Quantized;
 
 use super::TierError;
-pub use crate::error::CodecError;
 use crate::driver::kernels::{Element, Quant};
+pub use crate::error::CodecError;
 
 /// A way to store bytes in fewer. It knows nothing of where they come from: what it is given at a time is one piece of an object.
 pub trait Codec: Send + Sync + std::fmt::Debug {
