@@ -325,6 +325,24 @@ impl Allocator {
             .map_or_else(TierStats::default, |tiers| tiers.stats()))
     }
 
+    /// Lets work that is submitted to `stream` from now on come after all that has begun to come back to a device: for streams that no call
+    /// has named.
+    ///
+    /// # Errors
+    /// [`Error::UnknownDevice`], [`Error::Capturing`], and what the driver says.
+    pub fn follow_restores(&self, device: usize, stream: StreamId) -> Result<()> {
+        self.device(device)?;
+        match self.shared.tiers.get(device).and_then(Option::as_ref) {
+            Some(tiers) if tiers.has_blocks() => tiers.device().order_streams(stream, tiers.engine().stream(true)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a device has tiers.
+    pub fn has_tiers(&self, device: usize) -> bool {
+        self.shared.tiers.get(device).is_some_and(Option::is_some)
+    }
+
     /// Adds an observer of memory that goes and comes back, for registrations of it with others (NICs, NCCL). Returns its number.
     ///
     /// # Errors
@@ -344,21 +362,21 @@ impl Allocator {
         self.all_tiers().fold(false, |any, tiers| tiers.forget_observer(number) | any)
     }
 
-    /// Copies `size` bytes at `ptr` to a tier, by its name or the first with room, once `stream` has done what it has been given so far. Where
-    /// `ptr` is a block of this allocator, it may be freed at once: the copy is recorded for it.
+    /// Copies `size` bytes at `ptr`, inside of a live block, to a tier, by its name or the first with room, once `stream` has done what it has been
+    /// given so far. The block may be freed when [`Stash::may_free`] says so; the copy is recorded for it.
     ///
     /// # Errors
-    /// [`ResidencyError::NoTiers`], and [`Error::Tier`].
+    /// [`ResidencyError::NoTiers`], [`Error::InvalidPointer`], [`Error::InvalidSize`] for more than the block has, and [`Error::Tier`].
     pub fn stash(&self, ptr: DevicePtr, size: u64, stream: StreamId, tier: Option<&str>) -> Result<Stash> {
-        let owner = self.locate(ptr).map_or(0, |(device, _)| device.pool.device);
-        let tiers = self.tiers(owner)?;
-        let stash = tiers.stash(ptr, size, stream, tier)?;
-        let outward = tiers.engine().stream(false)?;
-        match self.record_stream(ptr, outward) {
-            // Memory of somebody else, or the middle of a block: its owner sees to that.
-            Ok(()) | Err(Error::InvalidPointer { .. }) => Ok(stash),
-            Err(error) => Err(error),
+        let (device, block) = self.block_at(ptr).ok_or(Error::InvalidPointer { ptr })?;
+        let room = block.size - (ptr.0 - block.ptr.0);
+        if size == 0 || size > room {
+            return Err(Error::InvalidSize { size, max: room });
         }
+        let tiers = self.tiers(device)?;
+        let stash = tiers.stash(ptr, size, stream, tier)?;
+        self.record_stream(block.ptr, tiers.engine().stream(false)?)?;
+        Ok(stash)
     }
 
     /// Checks all that is known of evictable blocks. For tests; exact when no call is under way.

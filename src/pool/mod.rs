@@ -336,6 +336,11 @@ impl Pool {
         state.private.users(pool)
     }
 
+    /// The private pool that requests of a stream go to now.
+    pub(crate) fn private_route(&self, state: &PoolState, stream: StreamId) -> Option<PoolId> {
+        state.private.route(stream)
+    }
+
     /// Whether a private pool's free memory may serve others rather than have them fail.
     pub(crate) fn set_lending(&self, state: &mut PoolState, pool: PoolId, lends: bool) -> Result<()> {
         state.private.set_lending(pool, lends)

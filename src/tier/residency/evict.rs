@@ -207,6 +207,7 @@ impl Tiers {
         let extent = table.extent_mut(id);
         extent.failure = None;
         let (from, size, codec) = (DevicePtr(extent.addr), extent.size, extent.codec.clone());
+        let first_tier = extent.manner.first_tier;
         let mut after = vec![extent.manner.stream];
         after.extend(&extent.users);
         // Unknown, it is worth it: the callback is there to be used.
@@ -217,7 +218,7 @@ impl Tiers {
             return Begun::Yes;
         }
         let mut failure = None;
-        for (tier, store) in self.stores.iter().enumerate() {
+        for (tier, store) in self.stores.iter().enumerate().skip(first_tier) {
             match self.engine.try_save(from, size, &store.tier, codec.as_ref(), &after) {
                 Ok(transfer) => {
                     table.set_stage(id, Stage::Evicting { transfer }, None);

@@ -71,22 +71,24 @@ pub struct Evictable {
     pub recompute: Option<Recompute>,
     /// How long that takes, in nanoseconds; unknown, it is taken to cost less than any transfer.
     pub recompute_ns: Option<u64>,
+    /// The fastest tier that it may go to, by its name; any, where there is none.
+    pub tier: Option<String>,
     /// Whether it may go whenever room is needed, while nobody has pinned it. Where not, it goes only when it is asked to.
     pub automatic: bool,
 }
 
 impl Default for Evictable {
     fn default() -> Evictable {
-        Evictable { codec: None, recompute: None, recompute_ns: None, automatic: true }
+        Evictable { codec: None, recompute: None, recompute_ns: None, tier: None, automatic: true }
     }
 }
 
 impl fmt::Debug for Evictable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Evictable { codec, recompute, recompute_ns, automatic } = self;
+        let Evictable { codec, recompute, recompute_ns, tier, automatic } = self;
         let mut told = f.debug_struct("Evictable");
         told.field("codec", codec).field("recompute", &recompute.is_some());
-        told.field("recompute_ns", recompute_ns).field("automatic", automatic).finish()
+        told.field("recompute_ns", recompute_ns).field("tier", tier).field("automatic", automatic).finish()
     }
 }
 
@@ -100,6 +102,12 @@ impl Evictable {
     /// To be computed again by this callback, which takes about so long, where that is known.
     pub fn recompute(mut self, recompute: Recompute, takes_ns: Option<u64>) -> Evictable {
         (self.recompute, self.recompute_ns) = (Some(recompute), takes_ns);
+        self
+    }
+
+    /// To go to this tier, or to a slower one.
+    pub fn tier(mut self, name: impl Into<String>) -> Evictable {
+        self.tier = Some(name.into());
         self
     }
 
@@ -241,6 +249,13 @@ impl Tiers {
     /// The engine.
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    #[cold]
+    fn no_such_tier(&self, name: &str) -> TierError {
+        let known: Vec<&str> = self.stores.iter().map(|store| store.tier.name()).collect();
+        let reason = format!("there is none of that name; there are {}", known.join(", "));
+        TierError::Unusable { tier: name.to_string(), reason }
     }
 
     /// Adds an observer.

@@ -6,10 +6,17 @@ use super::table::Manner;
 use super::{Evictable, Tiers, not_evictable};
 use crate::cache::Request;
 use crate::error::{ResidencyError, Result};
-use crate::telemetry::{Event, EventKind};
+use crate::telemetry::{BlockInfo, BlockState, Event, EventKind};
 use crate::units::{DevicePtr, GRANULE, StreamId, align_up};
 
 impl Tiers {
+    /// Where in the list of tiers the first is that a block may go to.
+    fn first_tier(&self, how: &Evictable) -> Result<usize> {
+        let Some(name) = &how.tier else { return Ok(0) };
+        let at = self.stores.iter().position(|store| store.tier.name() == name);
+        Ok(at.ok_or_else(|| self.no_such_tier(name))?)
+    }
+
     /// A block; `None` where there is no room for it.
     pub(crate) fn alloc(&self, request: Request, how: &Evictable) -> Result<Option<DevicePtr>> {
         let Request { size, alignment, stream, tag, may_grow, .. } = request;
@@ -17,7 +24,7 @@ impl Tiers {
         let whole = align_up(size, self.unit).unwrap_or(u64::MAX);
         // What is smaller than that shares.
         let shared = whole - size > whole / 8;
-        let manner = Manner::of(stream, tag, how);
+        let manner = Manner::of(stream, tag, how, self.first_tier(how)?);
         let mut table = self.lock();
         let placed = if shared {
             let mut passed = |stamps: &[_]| self.device.have_passed(stamps, false).unwrap_or(false);
@@ -108,6 +115,30 @@ impl Tiers {
         }
         self.unlock(table);
         id.is_some()
+    }
+
+    /// The block that contains an address.
+    pub(crate) fn block_at(&self, inside: DevicePtr) -> Option<BlockInfo> {
+        if !self.has_blocks() {
+            return None;
+        }
+        let table = self.lock();
+        let found = table.objects.range(..=inside.0).next_back().and_then(|(&start, object)| {
+            let size = table.usable(object);
+            let manner = &table.extent(object.extent).manner;
+            (inside.0 - start < size).then_some(BlockInfo {
+                ptr: DevicePtr(start),
+                size,
+                requested: object.requested,
+                state: BlockState::Live,
+                stream: manner.stream,
+                pool: None,
+                tag: manner.tag,
+                dedicated: false,
+            })
+        });
+        self.unlock(table);
+        found
     }
 
     /// The bytes that may be used at a block's pointer.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Place, Tiers, Transfer, keep_first};
+use super::{Place, TierKind, Tiers, Transfer, keep_first};
 use crate::error::{ResidencyError, Result, TierError};
 use crate::sync::Mutex;
 use crate::units::{DevicePtr, StreamId};
@@ -12,6 +12,8 @@ use crate::units::{DevicePtr, StreamId};
 pub struct Stash {
     tiers: Arc<Tiers>,
     size: u64,
+    /// Whether copies of the device go straight to the tier: what can fail after they have been submitted is the device.
+    is_direct: bool,
     bytes: Mutex<Bytes>,
     /// The fetch that was begun last.
     fetch: Mutex<Option<Transfer>>,
@@ -31,7 +33,7 @@ impl fmt::Debug for Stash {
 
 impl Tiers {
     /// Copies bytes of device memory to a tier, by its name if one is given, once `stream` has done what it has been given so far. Returns as
-    /// soon as the copies that read them are submitted to the engine's outward stream.
+    /// soon as the copy is under way.
     pub(crate) fn stash(
         self: &Arc<Self>,
         from: DevicePtr,
@@ -46,21 +48,20 @@ impl Tiers {
             }
             match self.engine.save(from, size, &store.tier, None, &[stream]) {
                 Ok(transfer) => {
-                    // From here on, the order of the outward stream says when the bytes have been read.
-                    self.engine.submitted(&transfer)?;
+                    let is_direct = matches!(store.kind, TierKind::Host | TierKind::Peer);
+                    if is_direct {
+                        // From here on, the order of the outward stream says when the bytes have been read.
+                        self.engine.submitted(&transfer)?;
+                    }
                     let bytes = Mutex::new(Bytes::Leaving(transfer));
-                    return Ok(Stash { tiers: self.clone(), size, bytes, fetch: Mutex::new(None) });
+                    return Ok(Stash { tiers: self.clone(), size, is_direct, bytes, fetch: Mutex::new(None) });
                 }
                 Err(error) => keep_first(&mut failure, error),
             }
         }
         match (failure, tier) {
             (Some(failure), _) => Err(failure.into()),
-            (None, Some(name)) => {
-                let known: Vec<&str> = self.stores.iter().map(|store| store.tier.name()).collect();
-                let reason = format!("there is none of that name; there are {}", known.join(", "));
-                Err(TierError::Unusable { tier: name.to_string(), reason }.into())
-            }
+            (None, Some(name)) => Err(self.no_such_tier(name).into()),
             (None, None) => Err(ResidencyError::NoTiers.into()),
         }
     }
@@ -90,8 +91,15 @@ impl Stash {
         }
     }
 
-    /// Whether all of it is in the tier.
-    pub fn is_stored(&self) -> Result<bool> {
+    /// Whether the memory may be freed, in stream order: whether the bytes are safe without it. They are at once where the device itself copies to
+    /// the tier, else when they have arrived; with `wait`, they are when this returns. An error says that they are on the device only.
+    pub fn may_free(&self, wait: bool) -> Result<bool> {
+        if self.is_direct {
+            return Ok(true);
+        }
+        if wait {
+            return self.place().map(|_| true);
+        }
         let mut bytes = self.bytes.lock();
         let Bytes::Leaving(transfer) = &*bytes else { return Ok(true) };
         match transfer.poll() {

@@ -36,12 +36,14 @@ pub(super) struct Manner {
     codec: usize,
     pub(super) recompute: bool,
     pub(super) automatic: bool,
+    /// Where in the list of tiers the first is that it may go to.
+    pub(super) first_tier: usize,
 }
 
 impl Manner {
-    pub(super) fn of(stream: StreamId, tag: u8, how: &Evictable) -> Manner {
+    pub(super) fn of(stream: StreamId, tag: u8, how: &Evictable, first_tier: usize) -> Manner {
         let codec = how.codec.as_ref().map_or(0, |codec| Arc::as_ptr(codec).cast::<()>() as usize);
-        Manner { stream, tag, codec, recompute: how.recompute.is_some(), automatic: how.automatic }
+        Manner { stream, tag, codec, recompute: how.recompute.is_some(), automatic: how.automatic, first_tier }
     }
 }
 
