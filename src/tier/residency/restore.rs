@@ -156,7 +156,7 @@ impl Tiers {
                 return Err(ResidencyError::Asleep.into());
             }
             match &extent.stage {
-                Stage::Resident => return Ok(()),
+                Stage::Resident => return self.after_readers(table, id, terms.goal),
                 Stage::Leaving | Stage::Recomputing => self.wait_for(table, id, Wait::Others)?,
                 Stage::Evicting { transfer } => {
                     let transfer = transfer.clone();
@@ -200,6 +200,25 @@ impl Tiers {
         }
     }
 
+    /// Lets a stream that is to use an extent come after copies out of it that have failed, of which nobody can say whether they are done.
+    fn after_readers(&self, table: &mut Table, id: ExtentId, goal: Goal) -> Result<()> {
+        let Goal::Usable(stream) = goal else { return Ok(()) };
+        let extent = table.extent(id);
+        let home = extent.manner.stream;
+        if !extent.is_read && (stream == home || extent.users.is_empty()) {
+            return Ok(());
+        }
+        let outward = self.engine.stream(false)?;
+        if table.extent(id).is_read {
+            self.device.order_streams(home, outward)?;
+            table.extent_mut(id).is_read = false;
+        }
+        if stream != home && table.extent(id).users.contains(&outward) {
+            self.device.order_streams(stream, outward)?;
+        }
+        Ok(())
+    }
+
     /// Gives an extent memory, for which others may have to go.
     fn have_memory(
         &self,
@@ -220,6 +239,7 @@ impl Tiers {
                 Stage::Dropped => Stage::Recomputing,
                 _ => Stage::Resident,
             };
+            table.extent_mut(id).busy.clear();
             table.set_stage(id, next, None);
             self.came_back(table, id);
             return Ok(());
