@@ -136,7 +136,11 @@ impl TierRig {
         }
         self.check();
         let stats = self.allocator.tier_stats(0).unwrap();
-        assert_eq!((stats.blocks, stats.extents, stats.resident, stats.away, stats.pinned), (0, 0, 0, 0, 0), "{stats:#?}");
+        assert_eq!(
+            (stats.blocks, stats.extents, stats.resident, stats.away, stats.pinned),
+            (0, 0, 0, 0, 0),
+            "{stats:#?}"
+        );
         assert!(stats.tiers.iter().all(|tier| tier.used == 0), "{stats:#?}");
         self.allocator.empty_cache(0).unwrap();
         let stats = self.allocator.stats(0).unwrap();

@@ -326,8 +326,8 @@ impl Engine {
             {
                 let progress = transfer.job.progress.lock();
                 match &progress.outcome {
-                    Some(Ok(_)) => return Ok(()),
-                    Some(Err(error)) => return Err(error.clone()),
+                    Some(Ended::Failed(error)) => return Err(error.clone()),
+                    Some(_) => return Ok(()),
                     None if progress.all_submitted && !progress.is_stopped() => return Ok(()),
                     None => {}
                 }

@@ -3,7 +3,6 @@
 //! Both keep as many pieces of one size under way, unbuffered and from registered buffers, and take turns; what is told are medians. The file has
 //! been written once before the first round, so that no run finds it fresh. Disks vary from run to run, twofold and more: only the ratio counts.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -109,32 +108,36 @@ fn carry(
     work: &Workload,
 ) -> Result<f64, TierError> {
     let begin = Instant::now();
-    let mut under_way: VecDeque<Ticket> = VecDeque::new();
-    let end = |ticket| tier.finish(ticket, true).unwrap_or(Ok(()));
-    let mut result = Ok(());
-    for (index, offset) in (0..slot.size).step_by(work.piece as usize).enumerate() {
-        if under_way.len() == work.depth
-            && let Some(oldest) = under_way.pop_front()
-        {
-            result = end(oldest);
-        }
-        let buffer = start.wrapping_add(index % work.depth * work.piece as usize);
-        let size = work.piece.min(slot.size - offset);
-        // SAFETY: the piece that used this buffer has ended, and the buffer is not touched before this one has.
-        match result.and_then(|()| unsafe { tier.start(Io { direction, slot, offset, buffer, size }) }) {
-            Ok(ticket) => under_way.push_back(ticket),
-            Err(error) => {
-                result = Err(error);
-                break;
+    // By buffer.
+    let mut under_way: Vec<Option<Ticket>> = vec![None; work.depth];
+    let (mut next, mut failed) = (0, None);
+    while failed.is_none() && next < slot.size || under_way.iter().any(Option::is_some) {
+        let mut any = false;
+        for (index, ticket) in under_way.iter_mut().enumerate() {
+            if let Some(result) = ticket.and_then(|ticket| tier.finish(ticket, false)) {
+                (*ticket, any) = (None, true);
+                failed = failed.or(result.err());
+            }
+            if ticket.is_none() && failed.is_none() && next < slot.size {
+                let buffer = start.wrapping_add(index * work.piece as usize);
+                let io = Io { direction, slot, offset: next, buffer, size: work.piece.min(slot.size - next) };
+                // SAFETY: nothing is under way with this buffer, and it is not touched before this has ended. All end before the caller, whose
+                // buffers they are, gets on.
+                match unsafe { tier.start(io) } {
+                    Ok(started) => *ticket = Some(started),
+                    Err(error) => failed = Some(error),
+                }
+                next += work.piece;
+                any = true;
             }
         }
-        result = Ok(());
+        // Nothing to do: wait for one.
+        if !any && let Some(ticket) = under_way.iter_mut().find(|ticket| ticket.is_some()) {
+            let result = ticket.take().and_then(|ticket| tier.finish(ticket, true));
+            failed = failed.or(result.and_then(Result::err));
+        }
     }
-    // All end, whatever happened: the buffers are the caller's.
-    for ticket in under_way {
-        result = result.and(end(ticket));
-    }
-    result.map(|()| slot.size as f64 / begin.elapsed().as_secs_f64())
+    failed.map_or(Ok(slot.size as f64 / begin.elapsed().as_secs_f64()), Err)
 }
 
 /// The tier's file, by the only name that it has: that of this process's descriptor.
