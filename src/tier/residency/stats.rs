@@ -134,6 +134,8 @@ impl Counts {
 impl Tiers {
     /// All of it in numbers.
     pub(crate) fn stats(&self) -> TierStats {
+        // What nobody waits for has its place until somebody looks.
+        self.engine.pump();
         let table = self.lock();
         let counts = &self.counts;
         let read = |count: &AtomicU64| count.load(Relaxed);
