@@ -7,10 +7,9 @@ from . import _lib
 from .errors import NotEnabled, StratallocError, TierError
 
 #: As in stratalloc.h.
-STATES = ("resident", "evicting", "host", "spilling", "disk", "restoring", "dropped", "peer")
-CODECS = {"none": 0, "lossless": 1, "int8": 2, "int4": 3}
-FATES = {"save": 0, "keep": 1, "drop": 2}
-ALL, TAG, POINTER = 0, 1, 2
+STATES = ("resident", "evicting", "host", "spilling", "disk", "peer", "elsewhere", "restoring", "dropped")
+ACTIONS = {"save": 0, "keep": 1, "drop": 2}
+BLOCK, TAG, ALL = 0, 1, 2
 EVENTS = ("unmapping", "remapped")
 
 _OK = 0
@@ -20,46 +19,65 @@ _INVALID_ARGUMENT = 7
 _TIERS = (15, 16, 17, 18, 19)
 
 _Size = ctypes.c_size_t
+_U32, _U64 = ctypes.c_uint32, ctypes.c_uint64
+_Pointer = ctypes.c_void_p
 
 
 class Evictable(ctypes.Structure):
     _fields_ = [
         ("struct_size", _Size),
-        ("codec", ctypes.c_uint32),
-        ("automatic", ctypes.c_bool),
-        ("recompute", ctypes.c_void_p),
-        ("context", ctypes.c_void_p),
-        ("drop_context", ctypes.c_void_p),
+        ("codec", ctypes.c_char_p),
+        ("only_when_asked", ctypes.c_bool),
+        ("recompute", _Pointer),
+        ("context", _Pointer),
+        ("drop_context", _Pointer),
+        ("tier", ctypes.c_char_p),
+        ("recompute_ns", _U64),
     ]
 
 
-class Fate(ctypes.Structure):
-    _fields_ = [("tag", ctypes.c_uint32), ("fate", ctypes.c_uint32)]
+class SleepTag(ctypes.Structure):
+    _fields_ = [("tag", _U32), ("action", _U32)]
 
 
 class SleepPlan(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", _Size),
-        ("otherwise", ctypes.c_uint32),
-        ("count", ctypes.c_uint32),
-        ("tags", ctypes.POINTER(Fate)),
-    ]
+    _fields_ = [("struct_size", _Size), ("otherwise", _U32), ("tag_count", _U32), ("tags", ctypes.POINTER(SleepTag))]
 
 
-class Residency(ctypes.Structure):
+class Block(ctypes.Structure):
     _fields_ = [
         ("struct_size", _Size),
-        ("address", ctypes.c_void_p),
-        ("bytes", ctypes.c_uint64),
+        ("address", _Pointer),
+        ("bytes", _Size),
+        ("requested", _Size),
         ("device", ctypes.c_int32),
-        ("tag", ctypes.c_uint32),
-        ("state", ctypes.c_uint32),
-        ("pins", ctypes.c_uint32),
+        ("tag", _U32),
+        ("stream", _Pointer),
+        ("pool", _U64 * 2),
+        ("state", _U32),
+        ("is_dedicated", ctypes.c_bool),
     ]
 
 
 class TierStats(ctypes.Structure):
-    _fields_ = [("struct_size", _Size)]
+    _fields_ = [
+        ("struct_size", _Size),
+        *((name, _U64) for name in (
+            "tiers", "blocks", "requested", "resident", "pinned", "away", "dropped", "moving", "evictions", "evicted_bytes", "drops",
+            "spills", "restores", "restored_bytes", "recomputes", "failures", "stall_ns", "metadata",
+            "device_synchronizations",
+        )),
+        ("asleep", ctypes.c_bool),
+    ]  # fmt: skip
+
+
+class Tier(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", _Size),
+        ("state", _U32),
+        ("name", ctypes.c_char * 60),
+        *((name, _U64) for name in ("capacity", "used", "bytes_in", "bytes_out")),
+    ]
 
 
 RESIDENCY_OBSERVER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)
@@ -75,17 +93,38 @@ def library():
     """The C library, its functions declared."""
     _, found = _lib.find()
     found.stratalloc_last_error.restype = ctypes.c_char_p
-    pointer, number, u32, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, _Size
+    pointer, number, out = _Pointer, ctypes.c_int32, _Pointer
     signatures = {
-        "default": [ctypes.POINTER(pointer)],
-        "device_count": [pointer],
-        "empty_cache": [pointer, number, pointer],
-        "tag": [pointer, ctypes.c_char_p, ctypes.POINTER(u32)],
-        "push_tag": [pointer, u32, ctypes.POINTER(Evictable)],
+        "default": [out],
+        "tag": [pointer, ctypes.c_char_p, out],
+        "push_tag": [pointer, _U32, pointer],
         "pop_tag": [pointer],
+        "offload": [pointer, _U32, _U64],
+        "restore": [pointer, _U32, _U64],
+        "prefetch": [pointer, pointer, pointer],
+        "pin": [pointer, pointer, pointer, out],
+        "unpin": [pointer],
+        "sleep": [pointer, pointer],
+        "wake": [pointer, pointer, _Size],
+        "follow_restores": [pointer, number, pointer],
+        "residency": [pointer, pointer, out],
+        "find": [pointer, pointer, out],
+        "get_tier_stats": [pointer, number, out],
+        "get_tier": [pointer, number, _U32, out],
+        "add_residency_observer": [pointer, RESIDENCY_OBSERVER, pointer, out],
+        "remove_residency_observer": [pointer, _U64],
+        "stash": [pointer, pointer, _Size, pointer, ctypes.c_char_p, out],
+        "stash_may_free": [pointer, ctypes.c_bool, out],
+        "stash_fetch": [pointer, pointer, pointer],
+        "stash_order": [pointer, pointer],
+        "stash_drop": [pointer],
     }
+    # These end something, and cannot fail.
+    endings = ("unpin", "stash_drop")
     for name, arguments in signatures.items():
-        getattr(found, f"stratalloc_{name}").argtypes = arguments
+        function = getattr(found, f"stratalloc_{name}")
+        function.argtypes = arguments
+        function.restype = None if name in endings else ctypes.c_int
     return found
 
 
@@ -121,13 +160,6 @@ def handle():
     if strata_torch.enabled() is None:
         raise NotEnabled("stratalloc is not enabled in this process: call stratalloc.torch.enable() before anything uses CUDA")
     return _default()
-
-
-def tag_name(number):
-    """A tag's name."""
-    text = ctypes.create_string_buffer(256)
-    call("tag_name", handle(), number, text, len(text))
-    return text.value.decode(errors="replace")
 
 
 class Stash:

@@ -43,8 +43,6 @@ class Residency:
     bytes: int
     #: The device's number.
     device: int
-    #: How many pins hold it on the device.
-    pins: int
 
 
 # ---- tags
@@ -67,6 +65,7 @@ def _known_tag(name):
     return number
 
 
+#: Tags that were used, with their numbers.
 _used = {}
 
 
@@ -75,22 +74,24 @@ class tag(contextlib.ContextDecorator):
     `sleep` or `offload` says so, and come back at the same address. What other threads allocate meanwhile, such as gradients of a
     backward pass, is not tagged.
 
-    `codec` says how the bytes are kept: "none", "lossless", or "int8" and "int4", which lose precision. `evictable=False` only names what
-    the memory is for. `automatic=True` lets a tensor leave when another request finds no room: only for tensors that are pinned
-    (`stratalloc.pin`) while kernels use them."""
+    `codec` says what the bytes are stored as: "none", "lossless16" for values of 16 bits, or "int8-bf16" and its like, which are fewer bytes and
+    lose precision. `tier` names the fastest tier that they may go to. `evictable=False` only names what the memory is for. `automatic=True`
+    lets a tensor leave when another request finds no room: only for tensors that are pinned (`stratalloc.pin`) while kernels use them."""
 
-    def __init__(self, name, *, codec="none", evictable=True, automatic=False):
-        if codec not in _native.CODECS:
-            raise ValueError(f"codec is one of {', '.join(_native.CODECS)}, not {codec!r}")
+    def __init__(self, name, *, codec="none", tier=None, evictable=True, automatic=False):
         self.name = name
         self._options = None
         if evictable:
-            self._options = _native.sized(_native.Evictable, codec=_native.CODECS[codec], automatic=automatic)
+            self._options = _native.sized(
+                _native.Evictable, codec=codec.encode(), tier=tier and tier.encode(), only_when_asked=not automatic
+            )
 
     def __enter__(self):
         number = _tag_number(self.name)
-        _used[self.name] = number
+        if self._options is not None:
+            check_tier(self._options.tier and self._options.tier.decode())
         call("push_tag", handle(), number, None if self._options is None else ctypes.byref(self._options))
+        _used[self.name] = number
         return self
 
     def __exit__(self, *reason):
@@ -127,7 +128,7 @@ def _selection(what):
         return _native.ALL, 0
     if isinstance(what, str):
         return _native.TAG, _known_tag(what)
-    return _native.POINTER, _pointer(what)
+    return _native.BLOCK, _pointer(what)
 
 
 def _stream(device, stream):
@@ -139,20 +140,46 @@ def _stream(device, stream):
 # ---- moving
 
 
+def _devices():
+    """Devices that have tensors which can leave."""
+    import torch
+
+    return [device for device in range(torch.cuda.device_count()) if tier_stats(device)["blocks"] > 0]
+
+
+def _before_leaving():
+    """The library knows the streams that tensors were made on, and those recorded with them. The current one is used by programs that say nothing."""
+    import torch
+
+    for device in _devices():
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _after_coming_back():
+    """What came back is there for the streams that tensors were made on. Now for the current ones as well."""
+    import torch
+
+    for device in _devices():
+        call("follow_restores", handle(), device, torch.cuda.current_stream(device).cuda_stream)
+
+
 def offload(what=None):
-    """Sends a tensor, all tensors of a tag, or all evictable ones to a tier, behind what their streams have been given to do. Their memory is
-    the device's again when this returns. Pinned tensors stay."""
-    call("offload", handle(), *_selection(what))
+    """Sends a tensor with those that share its memory, all tensors of a tag, or all evictable ones to a tier, behind what the current stream, and
+    those that they were made on or recorded with, have been given to do. Their memory is the device's again when this returns. Pinned
+    tensors stay, which is a TierError where one was named."""
+    selected = _selection(what)
+    _before_leaving()
+    call("offload", handle(), *selected)
 
 
 def restore(what=None):
-    """Brings a tensor, all tensors of a tag, or all evictable ones back."""
+    """Brings a tensor, all tensors of a tag, or all evictable ones back, for work that is submitted to the current stream from now on."""
     call("restore", handle(), *_selection(what))
+    _after_coming_back()
 
 
 def prefetch(tensor, stream=None):
-    """Begins to bring a tensor back, for work on `stream`, by default the current one: what is submitted to it after this finds the bytes. Does
-    not wait."""
+    """Begins to bring a tensor back for work on `stream`, by default the current one. Does not wait: `restore` or `pin` it before using it."""
     call("prefetch", handle(), _pointer(tensor), _stream(tensor.device, stream))
 
 
@@ -164,39 +191,37 @@ def pin(tensor, stream=None):
     try:
         yield
     finally:
-        call("unpin", held)
+        _native.library().stratalloc_unpin(held)
 
 
-def sleep(tags=None, *, release=True):
-    """Sends evictable tensors away, so that others can have the device's memory. `tags` says what becomes of each tag's tensors: "save" sends the
-    bytes to a tier, "keep" leaves them on the device, "drop" gives the contents up, as is right for a KV cache. Tensors of other tags
-    are saved; None saves all. `wake` undoes it. A tensor must not be used in between. Sleeping twice raises TierError and changes nothing.
+def sleep(tags=None):
+    """Sends evictable tensors away, and gives all free memory back to the devices, so that other programs can have it. `tags` says what becomes of
+    each tag's tensors: "save" sends the bytes to a tier, "keep" leaves them on the device, "drop" gives the contents up, as is right for a
+    KV cache. Tensors of other tags are saved; None saves all. `wake` undoes it; a tensor must not be used in between.
 
-    `release=False` keeps the memory in this process, for its other tensors."""
-    import torch
-
+    Sleeping twice, a pinned tensor, or a tier without room is a TierError, and everything is where it was."""
     plan = dict(tags or {})
-    fates = (_native.Fate * len(plan))()
-    for entry, (name, fate) in zip(fates, plan.items()):
-        if fate not in _native.FATES:
-            raise ValueError(f"what becomes of tag {name!r} is one of {', '.join(_native.FATES)}, not {fate!r}")
-        entry.tag, entry.fate = _known_tag(name), _native.FATES[fate]
-    struct = _native.sized(_native.SleepPlan, otherwise=_native.FATES["save"], count=len(plan), tags=fates)
+    entries = (_native.SleepTag * len(plan))()
+    for entry, (name, action) in zip(entries, plan.items()):
+        if action not in _native.ACTIONS:
+            raise ValueError(f"what becomes of tag {name!r} is one of {', '.join(_native.ACTIONS)}, not {action!r}")
+        entry.tag, entry.action = _known_tag(name), _native.ACTIONS[action]
+    struct = _native.sized(_native.SleepPlan, otherwise=_native.ACTIONS["save"], tag_count=len(plan), tags=entries)
+    handle()
+    _before_leaving()
     call("sleep", handle(), ctypes.byref(struct))
-    if release:
-        torch.cuda.empty_cache()
 
 
 def wake(tags=None):
-    """Brings back what `sleep` sent away: all of it, or what has one of the tags. Contents that were dropped are undefined; the address is the
-    same for all."""
-    if isinstance(tags, str):
-        tags = [tags]
+    """Brings back what `sleep` sent away: all of it, or what has one of the tags; for work that is submitted to the current stream from now on.
+    Contents that were dropped are undefined. Every address is as it was."""
     if tags is None:
         call("wake", handle(), None, 0)
-        return
-    numbers = (ctypes.c_uint32 * max(1, len(tags)))(*[_known_tag(name) for name in tags])
-    call("wake", handle(), numbers, len(tags))
+    else:
+        names = [tags] if isinstance(tags, str) else list(tags)
+        numbers = (ctypes.c_uint32 * max(1, len(names)))(*[_known_tag(name) for name in names])
+        call("wake", handle(), numbers, len(names))
+    _after_coming_back()
 
 
 # ---- what is where
@@ -205,10 +230,12 @@ def wake(tags=None):
 def residency(tensor):
     """Where a tensor's bytes are. ValueError for a tensor that cannot leave the device: one that was not made inside of
     `stratalloc.tag`."""
-    found = _native.sized(_native.Residency)
-    call("residency", handle(), _pointer(tensor), ctypes.byref(found))
-    name = _native.tag_name(found.tag)
-    return Residency(_native.STATES[found.state], name, found.bytes, found.device, found.pins)
+    pointer, state = _pointer(tensor), ctypes.c_uint32()
+    call("residency", handle(), pointer, ctypes.byref(state))
+    block = _native.sized(_native.Block)
+    call("find", handle(), pointer, ctypes.byref(block))
+    name = next((name for name, number in _used.items() if number == block.tag), "none")
+    return Residency(_native.STATES[state.value], name, block.requested, block.device)
 
 
 def is_evictable(tensor):

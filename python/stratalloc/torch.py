@@ -167,9 +167,9 @@ def offload_activations(min_bytes=1 << 20, keep_last=1, prefetch=2, tier=None):
         tier: the name of a configured tier, such as `"nvme"`; None is the first with room.
 
     The context has `bytes_out`, `bytes_in` and `bytes_refused`."""
-    from . import offload
+    from . import _offload
 
-    return offload.offload_activations(min_bytes, keep_last, prefetch, tier)
+    return _offload.offload_activations(min_bytes, keep_last, prefetch, tier)
 
 
 def offload_optimizer(optimizer, tier=None, min_bytes=1 << 20):
@@ -180,9 +180,9 @@ def offload_optimizer(optimizer, tier=None, min_bytes=1 << 20):
     Args:
         tier: the name of a configured tier, such as `"nvme"`; None is the first with room.
         min_bytes: smaller tensors stay."""
-    from . import offload
+    from . import _offload
 
-    return offload.OptimizerOffload(optimizer, tier, min_bytes)
+    return _offload.OptimizerOffload(optimizer, tier, min_bytes)
 
 
 def _import_torch():

@@ -14,6 +14,10 @@ def test_gradients_are_those_without(tier, tmp_path):
     program("gradients_are_those_without()", conf=HOST if tier == "host" else f"tiers:nvme={tmp_path}=1GiB")
 
 
+def test_the_peak_is_lower():
+    program("the_peak_is_lower()")
+
+
 def test_what_cannot_go_stays():
     program("what_cannot_go_stays()")
 

@@ -45,7 +45,7 @@ def files_open():
 
 
 def synchronizations():
-    return torch.cuda.memory_stats()["num_sync_all_streams"]
+    return stratalloc.tier_stats()["device_synchronizations"]
 
 
 def model_of_100_mib():
@@ -149,8 +149,7 @@ def tensors_and_tags_come_and_go():
         tensor = value.cuda()
         smalls = [one.cuda() for one in small]
     found = stratalloc.residency(tensor)
-    assert (found.state, found.tag, found.device, found.pins) == ("resident", "weights", 0, 0)
-    assert found.bytes >= tensor.nbytes
+    assert found == stratalloc.Residency("resident", "weights", tensor.nbytes, 0)
     seen = []
     remove = stratalloc.on_residency(lambda event, address, size: seen.append((event, address, size)))
     stratalloc.offload(tensor)
@@ -158,6 +157,7 @@ def tensors_and_tags_come_and_go():
     # A view is its storage.
     assert stratalloc.residency(tensor[100:200].view(10, 10)) == stratalloc.residency(tensor)
     stratalloc.prefetch(tensor)
+    stratalloc.restore(tensor)
     assert torch.equal(tensor.cpu(), value)
     assert [event for event, address, _ in seen if address <= tensor.data_ptr()] == ["unmapping", "remapped"]
     remove()
@@ -168,16 +168,21 @@ def tensors_and_tags_come_and_go():
     assert len(seen) == count
     stratalloc.offload()
     with stratalloc.pin(tensor):
-        assert stratalloc.residency(tensor).pins == 1
         assert torch.equal(tensor.cpu(), value)
-        with contextlib.suppress(stratalloc.TierError):
+        with raises(stratalloc.TierError, "pinned"):
             stratalloc.offload(tensor)
+        stratalloc.offload("weights")
         assert stratalloc.residency(tensor).state == "resident"
-    assert stratalloc.residency(tensor).pins == 0
+        with raises(stratalloc.TierError, "pinned"):
+            stratalloc.sleep()
+    stratalloc.offload(tensor)
+    assert stratalloc.residency(tensor).state in ("host", "disk")
     stratalloc.restore()
+    assert torch.equal(tensor.cpu(), value)
     assert all(torch.equal(one.cpu(), host) for one, host in zip(smalls, small))
     stats = stratalloc.tier_stats()
-    assert stats["bytes_out"] >= 3 * value.nbytes and stats["bytes_in"] >= 3 * value.nbytes and stats["failures"] == 0, stats
+    assert stats["evicted_bytes"] >= 3 * value.nbytes and stats["restored_bytes"] >= 3 * value.nbytes, stats
+    assert stats["failures"] == 0 and not stats["asleep"], stats
     # What is away can be freed.
     stratalloc.offload()
     used = stratalloc.tier_stats()["tiers"][0]["used"]
@@ -206,8 +211,10 @@ def mistakes_are_told():
         stratalloc.sleep({"weights": "lose"})
     with raises(ValueError, "no tag"):
         stratalloc.wake(["kv"])
-    with raises(ValueError, "codec"):
-        stratalloc.tag("weights", codec="zip")
+    with raises(ValueError, "codec", "zip"), stratalloc.tag("weights", codec="zip"):
+        pass
+    with raises(ValueError, "no tier 'tape'", "host"), stratalloc.tag("weights", tier="tape"):
+        pass
     for name in ("", 3, "a\0b"):
         with raises(ValueError, "a tag is"), stratalloc.tag(name):
             pass
@@ -314,13 +321,10 @@ def double_backward(loss, x):
 
 
 def gradients(net, x, way, context, checkpointed=False, inside=False):
-    """Every gradient, and the most memory that was in use above what was before the step."""
+    """Every gradient."""
     net = copy.deepcopy(net).cuda()
     net.checkpointed = checkpointed
     x = x.cuda().requires_grad_()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
     with OnHost():
         with context:
             loss = net(x)
@@ -328,10 +332,8 @@ def gradients(net, x, way, context, checkpointed=False, inside=False):
                 way(loss, x)
         if not inside:
             way(loss, x)
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
     tensors = [*net.parameters(), x]
-    return [tensor.grad.cpu() for tensor in tensors if tensor.grad is not None], peak
+    return [tensor.grad.cpu() for tensor in tensors if tensor.grad is not None]
 
 
 def gradients_are_those_without():
@@ -347,19 +349,40 @@ def gradients_are_those_without():
     ]
     for way, checkpointed, inside in cases:
         case = way.__name__, checkpointed, inside
-        wanted, peak = gradients(net, x, way, contextlib.nullcontext(), checkpointed, inside)
+        wanted = gradients(net, x, way, contextlib.nullcontext(), checkpointed, inside)
         assert len(wanted) > 40
         for settings in ({}, {"keep_last": 0, "prefetch": 0}, {"keep_last": 5, "prefetch": 50}):
             context = offload(min_bytes=1000, **settings)
-            found, offloaded_peak = gradients(net, x, way, context, checkpointed, inside)
+            found = gradients(net, x, way, context, checkpointed, inside)
             assert all(torch.equal(left, right) for left, right in zip(wanted, found, strict=True)), (case, settings)
             assert context.bytes_out > 0 and context.bytes_refused == 0, (case, settings)
-            if way is backward and not checkpointed and settings.get("keep_last") != 5:
-                assert offloaded_peak < peak * 0.6, (case, settings, offloaded_peak, peak)
     gc.collect()
     torch.cuda.synchronize()
     # Nothing is left behind.
     assert all(tier["used"] == 0 for tier in stratalloc.tier_stats()["tiers"]), stratalloc.tier_stats()
+
+
+def the_peak_is_lower():
+    """Where copies keep up with the arithmetic: each layer waits for both, since the stand-in's arithmetic takes no time of the device's."""
+    torch.manual_seed(6)
+    net, x = Net(8).cuda(), torch.randn(8, 64, 64).cuda()
+    for block in net.blocks:
+        block.register_forward_hook(lambda *_: torch.cuda.synchronize())
+        block.register_full_backward_pre_hook(lambda *_: torch.cuda.synchronize())
+    peaks = []
+    for context in (contextlib.nullcontext(), stratalloc.torch.offload_activations(min_bytes=1000)):
+        net.zero_grad()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with OnHost():
+            with context:
+                loss = net(x)
+            loss.backward()
+        torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    without, offloaded = peaks
+    assert offloaded < without / 2, peaks
 
 
 def what_is_saved_is_let_go():

@@ -425,7 +425,10 @@ impl Allocator {
     pub fn block_at(&self, ptr: DevicePtr) -> Option<(usize, BlockInfo)> {
         let devices = self.shared.devices.iter();
         let mut found = devices.filter_map(|device| Some((device.pool.device, device.block_at(ptr)?)));
-        found.next()
+        found.next().or_else(|| {
+            let mut tiers = self.shared.tiers.iter().flatten();
+            tiers.find_map(|tiers| Some((tiers.device().pool.device, tiers.block_at(ptr)?)))
+        })
     }
 
     /// Checks every structure of a device, in time proportional to its blocks. For tests; exact when no call is under way.

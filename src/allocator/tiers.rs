@@ -362,21 +362,21 @@ impl Allocator {
         self.all_tiers().fold(false, |any, tiers| tiers.forget_observer(number) | any)
     }
 
-    /// Copies `size` bytes at `ptr` to a tier, by its name or the first with room, once `stream` has done what it has been given so far. The
-    /// block at `ptr` may be freed when [`Stash::may_free`] says so; the copy is recorded for it.
+    /// Copies `size` bytes at `ptr`, inside of a live block, to a tier, by its name or the first with room, once `stream` has done what it has been
+    /// given so far. The block may be freed when [`Stash::may_free`] says so; the copy is recorded for it.
     ///
     /// # Errors
-    /// [`ResidencyError::NoTiers`], and [`Error::Tier`].
+    /// [`ResidencyError::NoTiers`], [`Error::InvalidPointer`], [`Error::InvalidSize`] for more than the block has, and [`Error::Tier`].
     pub fn stash(&self, ptr: DevicePtr, size: u64, stream: StreamId, tier: Option<&str>) -> Result<Stash> {
-        let owner = self.locate(ptr).map_or(0, |(device, _)| device.pool.device);
-        let tiers = self.tiers(owner)?;
-        let stash = tiers.stash(ptr, size, stream, tier)?;
-        let outward = tiers.engine().stream(false)?;
-        match self.record_stream(ptr, outward) {
-            // Memory of somebody else, or the middle of a block: its owner sees to that.
-            Ok(()) | Err(Error::InvalidPointer { .. }) => Ok(stash),
-            Err(error) => Err(error),
+        let (device, block) = self.block_at(ptr).ok_or(Error::InvalidPointer { ptr })?;
+        let room = block.size - (ptr.0 - block.ptr.0);
+        if size == 0 || size > room {
+            return Err(Error::InvalidSize { size, max: room });
         }
+        let tiers = self.tiers(device)?;
+        let stash = tiers.stash(ptr, size, stream, tier)?;
+        self.record_stream(block.ptr, tiers.engine().stream(false)?)?;
+        Ok(stash)
     }
 
     /// Checks all that is known of evictable blocks. For tests; exact when no call is under way.

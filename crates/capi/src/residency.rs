@@ -4,6 +4,7 @@ use std::ffi::{c_char, c_void};
 
 use stratalloc::DevicePtr;
 use stratalloc::tier::{MemoryChange, Residency, TierKind};
+use stratalloc::driver::metered::CallKind;
 
 use crate::handle::{check_out, device_number, get, stratalloc_allocator};
 use crate::observe::Context;
@@ -115,6 +116,8 @@ pub struct stratalloc_tier_stats {
     pub stall_ns: u64,
     /// Host memory for what is known of blocks, in bytes.
     pub metadata: u64,
+    /// How often this library has waited for the device as a whole, for whatever.
+    pub device_synchronizations: u64,
     /// Whether the device sleeps.
     pub asleep: bool,
 }
@@ -141,7 +144,8 @@ pub unsafe extern "C" fn stratalloc_get_tier_stats(
             sized::writable(out)?;
             get(allocator)?
         };
-        let stats = handle.allocator.tier_stats(device_number(device)?)?;
+        let device = device_number(device)?;
+        let stats = handle.allocator.tier_stats(device)?;
         let told = stratalloc_tier_stats {
             struct_size: size_of::<stratalloc_tier_stats>(),
             tiers: stats.tiers.len() as u64,
@@ -162,6 +166,7 @@ pub unsafe extern "C" fn stratalloc_get_tier_stats(
             failures: stats.failures,
             stall_ns: stats.stall_ns,
             metadata: stats.metadata,
+            device_synchronizations: handle.allocator.driver(device)?.calls().of(CallKind::SynchronizeDevice).count,
             asleep: stats.asleep,
         };
         // SAFETY: as the caller promises.

@@ -173,7 +173,7 @@ mod tests {
     const SIZE: u64 = 2 * RANGE as u64 + 8192;
 
     fn plain() -> Vec<u8> {
-        (0..SIZE).map(|index| (index * 31 >> 3) as u8).collect()
+        (0..SIZE).map(|index| ((index * 31) >> 3) as u8).collect()
     }
 
     #[test]

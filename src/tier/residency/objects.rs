@@ -6,7 +6,7 @@ use super::table::Manner;
 use super::{Evictable, Tiers, not_evictable};
 use crate::cache::Request;
 use crate::error::{ResidencyError, Result};
-use crate::telemetry::{Event, EventKind};
+use crate::telemetry::{BlockInfo, BlockState, Event, EventKind};
 use crate::units::{DevicePtr, GRANULE, StreamId, align_up};
 
 impl Tiers {
@@ -115,6 +115,30 @@ impl Tiers {
         }
         self.unlock(table);
         id.is_some()
+    }
+
+    /// The block that contains an address.
+    pub(crate) fn block_at(&self, inside: DevicePtr) -> Option<BlockInfo> {
+        if !self.has_blocks() {
+            return None;
+        }
+        let table = self.lock();
+        let found = table.objects.range(..=inside.0).next_back().and_then(|(&start, object)| {
+            let size = table.usable(object);
+            let manner = &table.extent(object.extent).manner;
+            (inside.0 - start < size).then_some(BlockInfo {
+                ptr: DevicePtr(start),
+                size,
+                requested: object.requested,
+                state: BlockState::Live,
+                stream: manner.stream,
+                pool: None,
+                tag: manner.tag,
+                dedicated: false,
+            })
+        });
+        self.unlock(table);
+        found
     }
 
     /// The bytes that may be used at a block's pointer.

@@ -273,7 +273,7 @@ class OptimizerOffload:
         for parameter, name, value in list(self._states()):
             if not tiers.is_evictable(value):
                 # Where it was made, nobody knew that it would leave.
-                with torch.no_grad(), tiers.tag("optimizer"):
+                with torch.no_grad(), tiers.tag("optimizer", tier=self.tier):
                     moved = torch.empty_like(value)
                     moved.copy_(value)
                 self.optimizer.state[parameter][name] = value = moved
