@@ -20,11 +20,14 @@ pub struct Options {
 enum Command {
     /// Compare victim policies on recorded traces
     Policies(policies::Options),
+    /// Say what codecs make of numbers, and how fast
+    Codecs(codecs::Options),
 }
 
 /// Runs one of them.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     match &options.command {
         Command::Policies(options) => policies::run(options, out),
+        Command::Codecs(options) => codecs::run(options, out),
     }
 }
