@@ -42,11 +42,38 @@
 // The block was freed, and waits for recorded streams.
 #define STRATALLOC_BLOCK_PENDING 2
 
+// The room for a tier's name.
+#define STRATALLOC_TIER_NAME_BYTES 60
+
+// What happens to the memory of an evictable block: it is about to be taken.
+#define STRATALLOC_UNMAPPING 0
+
+// It is there again.
+#define STRATALLOC_REMAPPED 1
+
 // How many ranges of block sizes are counted apart.
 #define STRATALLOC_SIZE_RANGES 40
 
 // How many rungs there is room for.
 #define STRATALLOC_RUNGS 16
+
+// What is selected: the block at the address `which`, with those that share its memory.
+#define STRATALLOC_SELECT_BLOCK 0
+
+// The evictable blocks of the tag with the number `which`.
+#define STRATALLOC_SELECT_TAG 1
+
+// All evictable blocks.
+#define STRATALLOC_SELECT_ALL 2
+
+// What becomes of a tag's blocks: their bytes go to a tier.
+#define STRATALLOC_SLEEP_SAVE 0
+
+// They stay on the device.
+#define STRATALLOC_SLEEP_KEEP 1
+
+// Their contents are given up.
+#define STRATALLOC_SLEEP_DROP 2
 
 // The number of the ABI. It is part of the soname (`libstratalloc.so.0`), and goes up when a program built against an older header would
 // not work: not when functions are added, nor when a sized struct grows at its end.
@@ -84,6 +111,16 @@ typedef enum stratalloc_status {
   STRATALLOC_FORKED = 13,
   // A fault of this library: a panic was caught.
   STRATALLOC_INTERNAL = 14,
+  // A tier, or the disk behind it, has no room for the bytes. They are where they were.
+  STRATALLOC_TIER_FULL = 15,
+  // A tier's read or write failed, or it has too many under way. The bytes are where they were.
+  STRATALLOC_TIER_IO = 16,
+  // What came back from a tier is not what went there.
+  STRATALLOC_TIER_CORRUPT = 17,
+  // There is no such tier, or it cannot be set up here, or a device cannot have evictable blocks.
+  STRATALLOC_TIER_UNUSABLE = 18,
+  // Not possible with an evictable block as it is: asleep, awake, pinned, or not to be computed again.
+  STRATALLOC_RESIDENCY = 19,
 } stratalloc_status;
 
 // What happened.
@@ -115,6 +152,14 @@ typedef struct stratalloc_allocator stratalloc_allocator;
 
 // Which blocks of a private pool were live at one time.
 typedef struct stratalloc_checkpoint stratalloc_checkpoint;
+
+// A block that `stratalloc_compact` may move while it is not pinned. Free it before its allocator is destroyed.
+typedef struct stratalloc_movable stratalloc_movable;
+// Holds an evictable block on its device.
+typedef struct stratalloc_pinned stratalloc_pinned;
+
+// Bytes in a tier.
+typedef struct stratalloc_stashed stratalloc_stashed;
 
 // A stream: a `CUstream`, which is a `cudaStream_t`. Null is the default stream.
 typedef void *stratalloc_stream;
@@ -170,6 +215,46 @@ typedef struct stratalloc_block {
   // Whether it has a physical allocation of its own: `STRATALLOC_DEDICATED`.
   bool is_dedicated;
 } stratalloc_block;
+
+// What one pass may do at most; 0 is no bound. Set `struct_size` to `sizeof(stratalloc_pass_limits)`.
+typedef struct stratalloc_pass_limits {
+  // `sizeof(stratalloc_pass_limits)`.
+  size_t struct_size;
+  // Bytes copied.
+  uint64_t bytes;
+  // Nanoseconds on the device's clock, after which nothing more is begun.
+  uint64_t time_ns;
+} stratalloc_pass_limits;
+
+// What `stratalloc_defragment` did.
+typedef struct stratalloc_defrag_report {
+  // `sizeof(stratalloc_defrag_report)`.
+  size_t struct_size;
+  // Pages of small blocks that were looked at, each with memory of its own.
+  uint64_t pages;
+  // Pages that share another page's memory now.
+  uint64_t meshed;
+  // Chunks of larger blocks, used in part, that were looked at.
+  uint64_t chunks;
+  // Chunks that share another one's memory now.
+  uint64_t paired;
+  // Bytes copied.
+  uint64_t copied;
+  // Bytes given back to the device.
+  uint64_t released;
+} stratalloc_defrag_report;
+
+// What `stratalloc_compact` did.
+typedef struct stratalloc_compact_report {
+  // `sizeof(stratalloc_compact_report)`.
+  size_t struct_size;
+  // Blocks that lie elsewhere now.
+  uint64_t moved;
+  // Their bytes.
+  uint64_t bytes;
+  // Blocks that were to move, and were pinned or freed meanwhile, or left for want of time.
+  uint64_t left;
+} stratalloc_compact_report;
 
 // What an allocator is made of. Set `struct_size` to `sizeof(stratalloc_options)` and the rest to 0, then what you want.
 typedef struct stratalloc_options {
@@ -250,6 +335,73 @@ typedef void (*stratalloc_freed_visitor)(void *context, void *address);
 
 // Told of a block that is live after a restore.
 typedef void (*stratalloc_allocated_visitor)(void *context, void *address, size_t bytes);
+
+// The evictable memory of a device in numbers. Bytes are of what moves together, as it moves, unless said otherwise.
+typedef struct stratalloc_tier_stats {
+  // `sizeof(stratalloc_tier_stats)`.
+  size_t struct_size;
+  // How many tiers there are, for `stratalloc_get_tier`.
+  uint64_t tiers;
+  // Evictable blocks.
+  uint64_t blocks;
+  // Their bytes, as requested.
+  uint64_t requested;
+  // Bytes on the device.
+  uint64_t resident;
+  // Bytes that are pinned.
+  uint64_t pinned;
+  // Bytes in tiers.
+  uint64_t away;
+  // Bytes that are nowhere: to be computed again, or not wanted.
+  uint64_t dropped;
+  // Bytes on their way, in whatever direction.
+  uint64_t moving;
+  // How often something went to a tier.
+  uint64_t evictions;
+  // Its bytes.
+  uint64_t evicted_bytes;
+  // How often something was given up.
+  uint64_t drops;
+  // How often something went on to a slower tier.
+  uint64_t spills;
+  // How often something came back.
+  uint64_t restores;
+  // Its bytes.
+  uint64_t restored_bytes;
+  // Blocks that were computed again.
+  uint64_t recomputes;
+  // Transfers, callbacks and calls of the driver that failed.
+  uint64_t failures;
+  // How long calls have waited for all that, in nanoseconds.
+  uint64_t stall_ns;
+  // Host memory for what is known of blocks, in bytes.
+  uint64_t metadata;
+  // Whether the device sleeps.
+  bool asleep;
+} stratalloc_tier_stats;
+
+// A tier of a device.
+typedef struct stratalloc_tier {
+  // `sizeof(stratalloc_tier)`.
+  size_t struct_size;
+  // What the bytes of a block are when they are there: a `stratalloc_residency_state`.
+  uint32_t state;
+  // Its name, cut to fit and with its final 0.
+  char name[STRATALLOC_TIER_NAME_BYTES];
+  // Bytes that it can hold.
+  uint64_t capacity;
+  // Bytes that are taken, with what rounding adds.
+  uint64_t used;
+  // Bytes stored there, ever, as they are stored.
+  uint64_t bytes_in;
+  // Bytes had back from there, ever, as they are stored.
+  uint64_t bytes_out;
+} stratalloc_tier;
+
+// Told when the memory of an evictable block is about to be taken (`STRATALLOC_UNMAPPING`): registrations of it are to be given up; and when it is
+// there again (`STRATALLOC_REMAPPED`). Called with no lock held; it must not free, pin, offload or restore the block it is told of,
+// nor unwind.
+typedef void (*stratalloc_residency_observer)(void *context, uint32_t change, void *address, uint64_t bytes);
 
 // A range of addresses with memory behind all of it.
 typedef struct stratalloc_segment {
@@ -360,6 +512,51 @@ typedef struct stratalloc_stats {
   uint64_t rungs[STRATALLOC_RUNGS];
 } stratalloc_stats;
 
+// Computes a block's contents again, on `stream`, in place of bytes that were stored. Returns whether it could. Must not unwind.
+typedef bool (*stratalloc_recompute)(void *context, void *address, size_t bytes, stratalloc_stream stream);
+
+// How a block may leave the device. Set `struct_size` to `sizeof(stratalloc_evictable)` and the rest to 0, then what you want.
+typedef struct stratalloc_evictable {
+  // `sizeof(stratalloc_evictable)`.
+  size_t struct_size;
+  // What its bytes are stored as: "lossless16" for weights of 16 bits, "int8-bf16" for fewer bytes and a bounded error, and so on. Null, and
+  // "none": as they are.
+  const char *codec;
+  // Whether it leaves only when asked to: by `stratalloc_offload` and `stratalloc_sleep`, but not to make room for another request. For
+  // blocks that are used without `stratalloc_pin`.
+  bool only_when_asked;
+  // What computes the contents again, so that they need not be stored; null is none.
+  stratalloc_recompute recompute;
+  // Handed to `recompute`, on any thread.
+  void *context;
+  // Called with `context` when the block has gone; may be null.
+  stratalloc_drop drop_context;
+  // The fastest tier that it may go to, by its name; null is any.
+  const char *tier;
+  // How long `recompute` takes, in nanoseconds; 0 where that is not known, and taken to be less than any transfer.
+  uint64_t recompute_ns;
+} stratalloc_evictable;
+
+// What becomes of the blocks of one tag.
+typedef struct stratalloc_sleep_tag {
+  // The tag's number.
+  uint32_t tag;
+  // `STRATALLOC_SLEEP_SAVE`, `_KEEP` or `_DROP`.
+  uint32_t action;
+} stratalloc_sleep_tag;
+
+// What `stratalloc_sleep` does. Set `struct_size` to `sizeof(stratalloc_sleep_plan)` and the rest to 0, then what you want.
+typedef struct stratalloc_sleep_plan {
+  // `sizeof(stratalloc_sleep_plan)`.
+  size_t struct_size;
+  // What becomes of the blocks of all tags that `tags` does not name.
+  uint32_t otherwise;
+  // How many entries `tags` has.
+  uint32_t tag_count;
+  // What becomes of the blocks of tags; null where `tag_count` is 0.
+  const struct stratalloc_sleep_tag *tags;
+} stratalloc_sleep_plan;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -414,6 +611,51 @@ enum stratalloc_status stratalloc_usable_size(struct stratalloc_allocator *alloc
 enum stratalloc_status stratalloc_find(struct stratalloc_allocator *allocator,
                                        const void *inside,
                                        struct stratalloc_block *out);
+
+// Waits until a device has done all that was submitted to it, then gives memory back while all pointers stay what they are: where what is in use
+// in two pages of small blocks, or in two chunks of larger ones, lies at different places, that of one is copied to the other, and both
+// addresses are mapped to the same memory. Until it returns, no thread may submit work that touches memory of the allocator: it would find
+// old bytes, or none. `STRATALLOC_CAPTURING` during a capture. `limits` and `report` may be null.
+//
+// Required: `allocator` is null or a handle; `limits` and `report` are null or structs of the size they say.
+enum stratalloc_status stratalloc_defragment(struct stratalloc_allocator *allocator,
+                                             int32_t device,
+                                             const struct stratalloc_pass_limits *limits,
+                                             struct stratalloc_defrag_report *report);
+
+// Allocates a block that `stratalloc_compact` may move, as a request says. `*out` is null after a failure. It has no address until it is pinned, and is in
+// no recording.
+//
+// Required: `allocator` is null or a handle; `request` is null or a struct of the size it says; `out` is null or may be written.
+enum stratalloc_status stratalloc_alloc_movable(struct stratalloc_allocator *allocator,
+                                                const struct stratalloc_request *request,
+                                                struct stratalloc_movable **out);
+
+// Says where a block lies, and holds it there until `stratalloc_movable_unpin`, once for each pin. Submit work that uses it to its home stream, then
+// let go: moves come after that work in stream order.
+//
+// Required: `movable` is null or a handle; `out` is null or may be written.
+enum stratalloc_status stratalloc_movable_pin(struct stratalloc_movable *movable,
+                                              void **out);
+
+// Takes one pin back. `STRATALLOC_INVALID_ARGUMENT` where the block is not pinned.
+//
+// Required: `movable` is null or a handle.
+enum stratalloc_status stratalloc_movable_unpin(struct stratalloc_movable *movable);
+
+// Frees a block with its pins, in the order of its home stream. Null is no block, and fine.
+//
+// Required: `movable` is null or a handle that no other thread uses.
+enum stratalloc_status stratalloc_movable_free(struct stratalloc_movable *movable);
+
+// Moves movable blocks that nobody has pinned, so that chunks become free; they are, once the streams get there. Waits for nothing. Work
+// that is submitted from now on goes by a new `stratalloc_movable_pin`. Where the driver fails, nothing has moved. `limits` and `report` may be null.
+//
+// Required: `allocator` is null or a handle; `limits` and `report` are null or structs of the size they say.
+enum stratalloc_status stratalloc_compact(struct stratalloc_allocator *allocator,
+                                          int32_t device,
+                                          const struct stratalloc_pass_limits *limits,
+                                          struct stratalloc_compact_report *report);
 
 // Waits for the device and compares every red zone and all poison on it: what the configuration keys `poison` and `redzone` are for. Each damage
 // found is a line on stderr, once; `faults` receives how many there were. 0 where no debug aid is on.
@@ -528,6 +770,27 @@ size_t stratalloc_explain_oom(struct stratalloc_allocator *allocator,
 // Required: `allocator` is null or a handle.
 enum stratalloc_status stratalloc_remove_oom_observer(struct stratalloc_allocator *allocator,
                                                       uint64_t id);
+
+// The steps that plans are made for on a device, as bytes for `stratalloc_import_plan` in the program's next run. `*size` is how many there are; they are
+// copied to `buffer` if they fit in `capacity` bytes, and if not, nothing is. `buffer` may be null if `capacity` is 0. The plan may have
+// grown since an earlier call.
+//
+// Required: `allocator` is null or a handle; `buffer` is null or has room for `capacity` bytes; `size` is null or may be written.
+enum stratalloc_status stratalloc_export_plan(struct stratalloc_allocator *allocator,
+                                              int32_t device,
+                                              void *buffer,
+                                              size_t capacity,
+                                              size_t *size);
+
+// Takes over what `stratalloc_export_plan` gave: steps to look out for on a device, so that they are planned from the first time on. Anything else is
+// `STRATALLOC_INVALID_ARGUMENT`, and then nothing has changed. `steps`, how many there are, may be null.
+//
+// Required: `allocator` is null or a handle; `bytes` is null or has `size` bytes; `steps` is null or may be written.
+enum stratalloc_status stratalloc_import_plan(struct stratalloc_allocator *allocator,
+                                              int32_t device,
+                                              const void *bytes,
+                                              size_t size,
+                                              size_t *steps);
 
 // From now on, requests of the streams that `filter` names (null: all) are served from a private pool, whose memory nobody else gets: what a
 // graph capture needs. Until `stratalloc_pool_end` no events are recorded or asked for, and every call takes a lock. Counts one user of
@@ -651,6 +914,44 @@ enum stratalloc_status stratalloc_trace_start(struct stratalloc_allocator *alloc
 enum stratalloc_status stratalloc_trace_stop(struct stratalloc_allocator *allocator,
                                              uint64_t *operations);
 
+// Tells where the bytes of the evictable block at `ptr` are: `*state` is a `stratalloc_residency_state`. `STRATALLOC_INVALID_POINTER` where no evictable
+// block begins there. What it is for, and how large, `stratalloc_find` tells.
+//
+// Required: `allocator` is null or a handle; `state` is null or may be written. `ptr` may be anything.
+enum stratalloc_status stratalloc_residency(struct stratalloc_allocator *allocator,
+                                            void *ptr,
+                                            uint32_t *state);
+
+// Tells the evictable memory of a device in numbers; all 0 where there are no tiers.
+//
+// Required: `allocator` is null or a handle; `out` is null or a struct of the size it says.
+enum stratalloc_status stratalloc_get_tier_stats(struct stratalloc_allocator *allocator,
+                                                 int32_t device,
+                                                 struct stratalloc_tier_stats *out);
+
+// Tells of one tier of a device, by its number: the fastest is 0.
+//
+// Required: `allocator` is null or a handle; `out` is null or a struct of the size it says.
+enum stratalloc_status stratalloc_get_tier(struct stratalloc_allocator *allocator,
+                                           int32_t device,
+                                           uint32_t number,
+                                           struct stratalloc_tier *out);
+
+// Adds an observer of memory that goes and comes back, called with `context` on the thread that moves it. `out_id`, which may be null, receives
+// its number, for `stratalloc_remove_residency_observer`.
+//
+// Required: `allocator` is null or a handle; `observer` takes `context`, on any thread; `out_id` is null or may be written.
+enum stratalloc_status stratalloc_add_residency_observer(struct stratalloc_allocator *allocator,
+                                                         stratalloc_residency_observer observer,
+                                                         void *context,
+                                                         uint64_t *out_id);
+
+// Removes an observer. Calls that are under way on other threads may still reach it: keep the context until they have returned.
+//
+// Required: `allocator` is null or a handle.
+enum stratalloc_status stratalloc_remove_residency_observer(struct stratalloc_allocator *allocator,
+                                                            uint64_t id);
+
 // Block `index` of a segment, by address; null beyond the last.
 //
 // Required: `segment` is null or was given to a visitor that has not returned.
@@ -671,6 +972,47 @@ enum stratalloc_status stratalloc_visit_segments(struct stratalloc_allocator *al
 // Required: `allocator` is null or a handle; `path` is null or ends in 0.
 enum stratalloc_status stratalloc_write_snapshot(struct stratalloc_allocator *allocator,
                                                  const char *path);
+
+// Copies `bytes` at `ptr` to a tier, behind what `stream` has been given to do, and returns at once. The block that `ptr` is in must
+// be neither freed nor written to before `stratalloc_stash_may_free` says so. `tier` names a configured tier; null is the first with room. `*out`
+// is null after a failure.
+//
+// Required: `allocator` is null or a handle, which outlives what is stashed; `tier` is null or ends in 0; `out` is null or may be written. `ptr` is
+// device memory of so many bytes.
+enum stratalloc_status stratalloc_stash(struct stratalloc_allocator *allocator,
+                                        const void *ptr,
+                                        size_t bytes,
+                                        stratalloc_stream stream,
+                                        const char *tier,
+                                        struct stratalloc_stashed **out);
+
+// Tells whether the block that was stashed may be freed, in stream order: whether its bytes are safe without it. True at once where the device itself
+// copies to the tier; else when they have arrived. With `wait`, it is so when this returns. A copy that failed is its error, and
+// the block has the bytes still.
+//
+// Required: `stashed` is null or from `stratalloc_stash`; `may` is null or may be written.
+enum stratalloc_status stratalloc_stash_may_free(struct stratalloc_stashed *stashed,
+                                                 bool wait,
+                                                 bool *may);
+
+// Begins to copy the bytes to `to`, which has room for them, once `stream` has done what it has been given so far. Does not wait. The memory is filled for
+// those streams that `stratalloc_stash_order` names, and must not be freed before it has named the stream that the free takes effect on.
+//
+// Required: `stashed` is null or from `stratalloc_stash`. `to` is device memory with room for the bytes.
+enum stratalloc_status stratalloc_stash_fetch(struct stratalloc_stashed *stashed,
+                                              void *to,
+                                              stratalloc_stream stream);
+
+// Has `stream` wait, on the device, for the copy that `stratalloc_stash_fetch` began last. Waits on the host until the bytes have been checked.
+//
+// Required: `stashed` is null or from `stratalloc_stash`.
+enum stratalloc_status stratalloc_stash_order(struct stratalloc_stashed *stashed,
+                                              stratalloc_stream stream);
+
+// Forgets what was stashed. Null is nothing.
+//
+// Required: `stashed` is null or from `stratalloc_stash`, and nobody uses it any more.
+void stratalloc_stash_drop(struct stratalloc_stashed *stashed);
 
 // Tells a device in numbers. Takes the device's lock and reads what every thread has counted.
 //
@@ -697,6 +1039,87 @@ size_t stratalloc_last_error_copy(char *buffer,
 
 // The name of a status, such as "OUT_OF_MEMORY"; "unknown" for any other number. Static.
 const char *stratalloc_status_name(int32_t status);
+
+// From now on, and until `stratalloc_pop_tag`, what this thread requests of this allocator without a tag is for `tag`: by `stratalloc_malloc`, by
+// torch's functions, by `stratalloc_alloc` with tag 0. If `evictable` is not null, each such block is evictable, as by
+// `stratalloc_alloc_evictable`; `recompute` must be null there, since no one callback knows them all. A tag of 0 and null take that back
+// for a while. Requests served from private pools, and those with flags other than `STRATALLOC_ZEROED`, are not evictable. `STRATALLOC_TIER_UNUSABLE` where
+// evictable blocks are wanted and no tiers are configured.
+// May be nested. While any thread has tags pushed, every request takes some nanoseconds more.
+//
+// Required: `allocator` is null or a handle; `evictable` is null or a struct of the size it says.
+enum stratalloc_status stratalloc_push_tag(struct stratalloc_allocator *allocator,
+                                           uint32_t tag,
+                                           const struct stratalloc_evictable *evictable);
+
+// Takes this thread's last `stratalloc_push_tag` for this allocator back. `STRATALLOC_INVALID_ARGUMENT` where there is none.
+//
+// Required: `allocator` is null or a handle.
+enum stratalloc_status stratalloc_pop_tag(struct stratalloc_allocator *allocator);
+
+// Allocates a block that can leave the device and come back, at the same address. `STRATALLOC_TIER_UNUSABLE` where no tiers are configured (the key
+// `tiers`). It is freed as any other. Work that uses it holds a pin, unless it leaves only when asked. `*out` is null after a failure.
+//
+// Required: `allocator` is null or a handle; `request` and `evictable` are null or structs of the size they say, and `evictable` holds functions that take
+// its context, on any thread; `out` is null or may be written.
+enum stratalloc_status stratalloc_alloc_evictable(struct stratalloc_allocator *allocator,
+                                                  const struct stratalloc_request *request,
+                                                  const struct stratalloc_evictable *evictable,
+                                                  void **out);
+
+// Sends evictable blocks to a tier, behind what their streams have been given to do, and gives their memory up. Pinned ones stay, and are
+// `STRATALLOC_RESIDENCY` where `which` names them.
+//
+// Required: `allocator` is null or a handle.
+enum stratalloc_status stratalloc_offload(struct stratalloc_allocator *allocator,
+                                          uint32_t select,
+                                          uint64_t which);
+
+// Brings evictable blocks back.
+//
+// Required: `allocator` is null or a handle.
+enum stratalloc_status stratalloc_restore(struct stratalloc_allocator *allocator, uint32_t select, uint64_t which);
+
+// Begins to bring an evictable block back, for work on `stream`.
+//
+// Required: `allocator` is null or a handle. `ptr` may be anything.
+enum stratalloc_status stratalloc_prefetch(struct stratalloc_allocator *allocator, void *ptr, stratalloc_stream stream);
+
+// Brings an evictable block back for work on `stream`, which waits for it on the device, and holds it there until `stratalloc_unpin`.
+//
+// Required: `allocator` is null or a handle, which outlives the pin; `out` is null or may be written. `ptr` may be anything.
+enum stratalloc_status stratalloc_pin(struct stratalloc_allocator *allocator,
+                                      void *ptr,
+                                      stratalloc_stream stream,
+                                      struct stratalloc_pinned **out);
+
+// Lets a block go. Null is none.
+//
+// Required: `pinned` is null or from `stratalloc_pin`, and nobody uses it any more.
+void stratalloc_unpin(struct stratalloc_pinned *pinned);
+
+// Sends the evictable blocks of all devices away, as `plan` says by tag, and gives their memory back to the devices, so that other programs can
+// have it. `stratalloc_wake` undoes it. `STRATALLOC_RESIDENCY`, and nothing done, where they sleep already.
+//
+// Required: `allocator` is null or a handle; `plan` is null or a struct of the size it says, whose `tags` are as many as it says.
+enum stratalloc_status stratalloc_sleep(struct stratalloc_allocator *allocator,
+                                        const struct stratalloc_sleep_plan *plan);
+
+// Brings back what `stratalloc_sleep` sent away: all of it where `tags` is null, else the blocks of `tag_count` tags. Contents that were dropped
+// are undefined. `STRATALLOC_RESIDENCY` where nothing sleeps.
+//
+// Required: `allocator` is null or a handle; `tags` is null or `tag_count` numbers.
+enum stratalloc_status stratalloc_wake(struct stratalloc_allocator *allocator,
+                                       const uint32_t *tags,
+                                       size_t tag_count);
+
+// Has work that is submitted to `stream` from now on come after all that has begun to come back to a device: for streams that no other call has
+// named.
+//
+// Required: `allocator` is null or a handle.
+enum stratalloc_status stratalloc_follow_restores(struct stratalloc_allocator *allocator,
+                                                  int32_t device,
+                                                  stratalloc_stream stream);
 
 // torch's `alloc_fn`. Null for a size of 0, and where there is no room: torch takes that for an address, so the caller has to look and throw;
 // `stratalloc_last_error` tells why.

@@ -2,11 +2,14 @@
 //!
 //! The text is `key:value,key:value`; spaces around either are ignored. The keys are listed in [`KEYS`].
 
+mod tiers;
+
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::ConfigError;
 use crate::units::{ByteSize, PAGE};
+pub use tiers::{TierList, TierSpec, VictimOrder};
 
 /// The environment variable that [`Config::from_env`] reads.
 pub const ENV: &str = "STRATALLOC_CONF";
@@ -187,6 +190,12 @@ pub struct Config {
     pub quarantine: ByteSize,
     /// Whether blocks that are in use when the allocator or the process ends are reported.
     pub leaks: bool,
+    /// Where evictable memory goes that leaves its device, the fastest first: so much for each device.
+    pub tiers: TierList,
+    /// Which evictable memory goes first.
+    pub tier_policy: VictimOrder,
+    /// Threads for each device that get transfers on, if there are tiers. 0: whoever waits does, and nothing depends on time.
+    pub tier_workers: usize,
 }
 
 impl Default for Config {
@@ -207,6 +216,9 @@ impl Default for Config {
             redzone: ByteSize(0),
             quarantine: ByteSize(0),
             leaks: false,
+            tiers: TierList::default(),
+            tier_policy: VictimOrder::default(),
+            tier_workers: 1,
         }
     }
 }
@@ -231,7 +243,7 @@ fn part(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part))
 }
 
-const TABLE: [Key; 15] = [
+const TABLE: [Key; 18] = [
     Key {
         name: "limit",
         allowed: "a size such as 70GiB, or a part of the device's memory above 0 and at most 1.0, such as 0.9",
@@ -305,6 +317,21 @@ const TABLE: [Key; 15] = [
         set: |config, text| put(&mut config.quarantine, text.parse().ok()),
     },
     Key { name: "leaks", allowed: "true or false", set: |config, text| put(&mut config.leaks, text.parse().ok()) },
+    Key {
+        name: "tiers",
+        allowed: "off, or tiers with + between them: host=SIZE, nvme=/FOLDER=SIZE, peer=DEVICE=SIZE; several nvme are striped",
+        set: |config, text| put(&mut config.tiers, text.parse().ok()),
+    },
+    Key {
+        name: "tier_policy",
+        allowed: "lru, s3fifo, arc or cost",
+        set: |config, text| put(&mut config.tier_policy, text.parse().ok()),
+    },
+    Key {
+        name: "tier_workers",
+        allowed: "a number of threads from 0 to 64",
+        set: |config, text| put(&mut config.tier_workers, text.parse().ok().filter(|&n| n <= 64)),
+    },
 ];
 
 /// Every key, with what is allowed.
@@ -350,11 +377,15 @@ impl fmt::Display for Config {
             redzone,
             quarantine,
             leaks,
+            tiers,
+            tier_policy,
+            tier_workers,
         } = self;
         write!(f, "chunk:{},chunk_max:{},thrifty:{thrifty},", chunk.0, chunk_max.0)?;
         write!(f, "magazine:{magazine},gc_threshold:{gc_threshold},cross_stream_wait:{cross_stream_wait},")?;
         write!(f, "address_space:{address_space},plan:{},trace:{trace},strict:{strict},", plan.name())?;
-        write!(f, "poison:{poison},redzone:{},quarantine:{},leaks:{leaks}", redzone.0, quarantine.0)
+        write!(f, "poison:{poison},redzone:{},quarantine:{},leaks:{leaks},", redzone.0, quarantine.0)?;
+        write!(f, "tiers:{tiers},tier_policy:{tier_policy},tier_workers:{tier_workers}")
     }
 }
 
@@ -425,13 +456,15 @@ mod tests {
     #[test]
     fn reads_every_key() {
         let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,plan:inline,\
-             trace:100,strict:true,poison:check,redzone:512,quarantine:1MiB,leaks:true";
+             trace:100,strict:true,poison:check,redzone:512,quarantine:1MiB,leaks:true,\
+             tiers:host=1GiB+nvme=/a=b=2GiB+peer=1=3GiB,tier_policy:arc,tier_workers:0";
         let config = Config::parse(text).unwrap();
         assert_eq!(
             (config.poison, config.redzone, config.quarantine),
             (Poison::Check, ByteSize(512), ByteSize::mib(1))
         );
         assert!(config.leaks);
+        assert_eq!((config.tiers.specs.len(), config.tier_policy, config.tier_workers), (3, VictimOrder::Arc, 0));
         assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
         assert_eq!(config.chunk, ByteSize::mib(32));
         assert_eq!((config.magazine, config.gc_threshold, config.cross_stream_wait), (0.1, 0.8, StreamWait::Always));
@@ -465,6 +498,12 @@ mod tests {
             ("redzone:2GiB", ["redzone", "'2GiB'", "1GiB"]),
             ("quarantine:-1", ["quarantine", "'-1'", "0 for off"]),
             ("leaks:2", ["leaks", "'2'", "true or false"]),
+            ("tiers:host", ["tiers", "'host'", "host=SIZE"]),
+            ("tiers:host=0", ["tiers", "'host=0'", "host=SIZE"]),
+            ("tiers:nvme=a=1GiB", ["tiers", "'nvme=a=1GiB'", "nvme=/FOLDER=SIZE"]),
+            ("tiers:host=1GiB+host=1GiB", ["tiers", "host=1GiB+host", "+ between"]),
+            ("tier_policy:mru", ["tier_policy", "'mru'", "lru"]),
+            ("tier_workers:65", ["tier_workers", "'65'", "0 to 64"]),
             ("limit=0.5", ["limit=0.5", "key:value", "commas"]),
         ] {
             let message = Config::parse(text).unwrap_err().to_string();

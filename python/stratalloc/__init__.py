@@ -7,6 +7,7 @@ before anything uses CUDA, or ``python -m stratalloc run script.py`` with no cha
 """
 
 from . import torch
+from ._memory import defragment, export_plan, import_plan, step
 from .errors import (
     CompilationFailed,
     CompilerMissing,
@@ -14,8 +15,24 @@ from .errors import (
     EnabledTooLate,
     InvalidConfig,
     LibraryNotFound,
+    NotEnabled,
     StratallocError,
+    TierError,
     UnsupportedTorch,
+)
+from .tiers import (
+    Residency,
+    is_evictable,
+    offload,
+    on_residency,
+    pin,
+    prefetch,
+    residency,
+    restore,
+    sleep,
+    tag,
+    tier_stats,
+    wake,
 )
 
 __version__ = "0.1.0"
@@ -27,7 +44,25 @@ __all__ = [
     "EnabledTooLate",
     "InvalidConfig",
     "LibraryNotFound",
+    "NotEnabled",
+    "Residency",
     "StratallocError",
+    "TierError",
     "UnsupportedTorch",
+    "defragment",
+    "export_plan",
+    "import_plan",
+    "step",
+    "is_evictable",
+    "offload",
+    "on_residency",
+    "pin",
+    "prefetch",
+    "residency",
+    "restore",
+    "sleep",
+    "tag",
+    "tier_stats",
     "torch",
+    "wake",
 ]

@@ -31,3 +31,11 @@ class CompilationFailed(StratallocError):
 
 class InvalidConfig(StratallocError, ValueError):
     """The configuration has an unknown key or a value out of range."""
+
+
+class NotEnabled(StratallocError):
+    """PyTorch's memory does not come from stratalloc in this process."""
+
+
+class TierError(StratallocError):
+    """Bytes could not be moved between the device and a tier. They are where they were."""

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from . import _build, _extension, _lib, _pluggable
 from .errors import CompilationFailed, CompilerMissing, CudaMissing, EnabledTooLate, UnsupportedTorch
 
-__all__ = ["cache_folder", "capabilities", "enable", "enabled", "shareable"]
+__all__ = [
+    "cache_folder",
+    "capabilities",
+    "enable",
+    "enabled",
+    "offload_activations",
+    "offload_optimizer",
+    "shareable",
+]
 
 _FALLBACKS = ("auto", "never", "only")
 
@@ -40,6 +48,7 @@ _CAPABILITIES = {
         "works for tensors made inside of stratalloc.torch.shareable(), raises NotImplementedError for others",
         "raises RuntimeError",
     ),
+    "tiers": ("works", "works"),
     "allocate_at_address": ("raises NotImplementedError", "raises RuntimeError"),
 }
 
@@ -137,6 +146,43 @@ def shareable():
         yield
     finally:
         _extension.shareable(False)
+
+
+def offload_activations(min_bytes=1 << 20, keep_last=1, prefetch=2, tier=None):
+    """A context for the forward pass: what autograd saves inside for the backward pass goes to a tier, and comes back as the backward pass
+    comes to it. Gradients are those without, bit for bit; the device holds less in between.
+
+        with stratalloc.torch.offload_activations():
+            loss = model(batch).sum()
+        loss.backward()
+
+    Copies run on streams of their own, beside the arithmetic: nothing waits for the device as a whole. A tensor's memory is free for
+    others once its copy has read it. Tensors that share a storage go once, whole. Weights stay, and so does what is no plain CUDA tensor, a
+    small part of something large, or made while a graph is captured. What finds no room in the tier stays, and is told in one warning.
+
+    Args:
+        min_bytes: storages smaller than this stay.
+        keep_last: so many storages, those saved last, stay: the backward pass begins with them.
+        prefetch: so many storages come back ahead of the one that is asked for.
+        tier: the name of a configured tier, such as `"nvme"`; None is the first with room.
+
+    The context has `bytes_out`, `bytes_in` and `bytes_refused`."""
+    from . import _offload
+
+    return _offload.offload_activations(min_bytes, keep_last, prefetch, tier)
+
+
+def offload_optimizer(optimizer, tier=None, min_bytes=1 << 20):
+    """Keeps an optimizer's state in a tier between its steps: it comes back, at the same address, before each step and leaves after it. Values
+    are those without. State that is there already leaves now. Call `offload` of what this returns after `load_state_dict`, `restore` before
+    reading the state, as `state_dict` does, and `remove` to have it stay on the device.
+
+    Args:
+        tier: the name of a configured tier, such as `"nvme"`; None is the first with room.
+        min_bytes: smaller tensors stay."""
+    from . import _offload
+
+    return _offload.OptimizerOffload(optimizer, tier, min_bytes)
 
 
 def _import_torch():

@@ -56,7 +56,13 @@ EXTRA = (
     "Tensor.record_stream", "out of memory", "attach_out_of_memory_observer",
     "checkpoints of a graph's pool", "checkPoolLiveAllocations", "MemPool(allocator)", "MemPool(use_on_oom=True)", "MemPool(no_split=True)",
     "UntypedStorage._share_cuda_", "UntypedStorage._share_cuda_ within stratalloc.torch.shareable()", "profiler's memory events",
+    "stratalloc.sleep and wake", "stratalloc.offload and restore", "stratalloc.torch.offload_activations",
+    "stratalloc.torch.offload_optimizer",
 )  # fmt: skip
+
+
+#: So that there is somewhere to go.
+TIERS = "tiers:host=256MiB"
 
 
 def calls(torch):
@@ -70,6 +76,33 @@ def calls(torch):
         ptr = memory.caching_allocator_alloc(1 << 20)
         assert ptr
         memory.caching_allocator_delete(ptr)
+
+    def leaves(go, come_back):
+        values = torch.arange(1 << 20)
+        with stratalloc.tag("weights"):
+            x = values.cuda()
+        address = x.data_ptr()
+        go()
+        assert stratalloc.residency(x).state == "host"
+        come_back()
+        assert stratalloc.residency(x).state == "resident"
+        assert x.data_ptr() == address and torch.equal(x.cpu(), values)
+
+    def activations():
+        x = torch.zeros(1 << 20, device="cuda", requires_grad=True)
+        with stratalloc.torch.offload_activations(keep_last=0) as offloaded:
+            y = x.exp().sum()
+        y.backward()
+        assert x.grad.shape == x.shape
+        assert offloaded.bytes_out == offloaded.bytes_in == x.nbytes
+
+    def optimizer():
+        x = torch.zeros(1 << 20, device="cuda", requires_grad=True)
+        made = torch.optim.SGD([x], momentum=0.9)
+        stratalloc.torch.offload_optimizer(made)
+        x.grad = torch.zeros_like(x)
+        made.step()
+        assert stratalloc.residency(made.state[x]["momentum_buffer"]).state == "host"
 
     def disabled():
         with memory.caching_allocator_disabled():
@@ -307,6 +340,10 @@ def calls(torch):
         "UntypedStorage._share_cuda_": lambda: tensor().untyped_storage()._share_cuda_(),
         "UntypedStorage._share_cuda_ within stratalloc.torch.shareable()": shared,
         "profiler's memory events": profiler,
+        "stratalloc.sleep and wake": lambda: leaves(stratalloc.sleep, stratalloc.wake),
+        "stratalloc.offload and restore": lambda: leaves(stratalloc.offload, stratalloc.restore),
+        "stratalloc.torch.offload_activations": activations,
+        "stratalloc.torch.offload_optimizer": optimizer,
     }
 
 
@@ -338,7 +375,7 @@ def outcomes(torch):
 if __name__ == "__main__":
     import stratalloc
 
-    stratalloc.torch.enable(fallback={"extension": "never", "pluggable": "only"}[sys.argv[1]])
+    stratalloc.torch.enable(TIERS, fallback={"extension": "never", "pluggable": "only"}[sys.argv[1]])
     import torch
 
     torch.cuda.init()

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::Allocator;
+use super::tiers::{self, OwnTier};
 use crate::cache::DeviceCache;
-use crate::config::Config;
+use crate::config::{Config, TierList, TierSpec};
 use crate::driver::Driver;
 use crate::driver::soft::SoftDevice;
 use crate::error::Result;
+use crate::tier::{Tier, TierKind};
 use crate::units::ByteSize;
 
 /// Memory of the software device that [`DeviceSpec::Auto`] makes where there is no GPU.
@@ -56,6 +58,7 @@ fn open_cuda(_ordinal: u32) -> Result<Arc<dyn Driver>> {
 pub struct Builder {
     devices: Vec<DeviceSpec>,
     config: Config,
+    tiers: Vec<OwnTier>,
 }
 
 impl Builder {
@@ -71,6 +74,18 @@ impl Builder {
         self
     }
 
+    /// Gives each device these tiers, the fastest first, instead of those that the configuration names.
+    pub fn tiers(mut self, tiers: impl IntoIterator<Item = TierSpec>) -> Builder {
+        self.config.tiers = TierList { specs: tiers.into_iter().collect() };
+        self
+    }
+
+    /// Gives a device a tier of the user's own, after those that the configuration names.
+    pub fn tier(mut self, device: usize, kind: TierKind, tier: Arc<dyn Tier>) -> Builder {
+        self.tiers.push(OwnTier { device, tier, kind });
+        self
+    }
+
     /// Opens the devices. Takes no memory from them yet.
     pub fn build(self) -> Result<Allocator> {
         // One put together by hand may hold anything: the parser knows what is allowed.
@@ -80,6 +95,7 @@ impl Builder {
             DeviceCache::new(ordinal, spec.open()?, &self.config)
         };
         let devices = specs.iter().enumerate().map(open).collect::<Result<Vec<_>>>()?;
-        Ok(Allocator::new(devices, &self.config))
+        let tiers = tiers::open(&devices, &self.config, &self.tiers)?;
+        Ok(Allocator::new(devices, &self.config, tiers))
     }
 }

@@ -7,6 +7,7 @@ mod movable;
 mod plans;
 mod private;
 mod request;
+mod tiers;
 mod watch;
 
 pub use allocation::{Allocation, Buffer, OwnedAllocation, Plain};
@@ -22,7 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::cache::{DeviceCache, Request, TAGS};
+use crate::cache::{DeviceCache, TAGS};
 use crate::config::{Config, Limit};
 use crate::defrag::Movables;
 use crate::driver::Driver;
@@ -32,6 +33,7 @@ use crate::pool::BlockId;
 use crate::snapshot::Snapshot;
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, Event, EventObserver, Stats};
+use crate::tier::residency::Tiers;
 use crate::units::{DevicePtr, StreamId};
 
 /// What an observer of a failed request wants to happen.
@@ -88,6 +90,8 @@ struct Shared {
     failed_drops: AtomicU64,
     /// By device.
     movables: Vec<Movables>,
+    /// By device, where there are any.
+    tiers: Vec<Option<Arc<Tiers>>>,
     watch: watch::Watch,
 }
 
@@ -104,7 +108,7 @@ impl Allocator {
     }
 
     /// At least one device.
-    fn new(devices: Vec<Arc<DeviceCache>>, config: &Config) -> Allocator {
+    fn new(devices: Vec<Arc<DeviceCache>>, config: &Config, tiers: Vec<Option<Arc<Tiers>>>) -> Allocator {
         let watch = watch::Watch::new(config, &devices);
         let shared = Shared {
             first: devices[0].clone(),
@@ -114,6 +118,7 @@ impl Allocator {
             next_observer: AtomicU64::new(1),
             tags: Mutex::new(vec!["none".to_string()]),
             failed_drops: AtomicU64::new(0),
+            tiers,
             watch,
         };
         let allocator = Allocator { shared: Arc::new(shared) };
@@ -175,16 +180,7 @@ impl Allocator {
     #[inline(never)]
     fn alloc_slow(&self, request: AllocRequest) -> Result<DevicePtr> {
         let device = self.device(request.device)?;
-        let inner = Request {
-            size: request.size,
-            alignment: request.alignment,
-            stream: request.stream,
-            tag: request.tag.0,
-            persistent: request.lifetime == Lifetime::Persistent,
-            may_grow: !request.flags.contains(AllocFlags::NO_GROW),
-            dedicated: request.flags.contains(AllocFlags::DEDICATED),
-        };
-        let served = device.alloc(inner).or_else(|error| self.observe(device, inner, self.name_tags(error)));
+        let served = self.alloc_with_tiers(device, request.inner(false));
         self.tell_found(device);
         let ptr = served?;
         if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }
@@ -203,11 +199,17 @@ impl Allocator {
 
     /// Lets observers free memory, and tries again as long as they ask for it.
     #[cold]
-    fn observe(&self, device: &DeviceCache, request: Request, error: Error) -> Result<DevicePtr> {
+    fn observe(
+        &self,
+        device: &DeviceCache,
+        may_grow: bool,
+        error: Error,
+        again: &dyn Fn() -> Result<DevicePtr>,
+    ) -> Result<DevicePtr> {
         let mut error = error;
         for _ in 0..RETRIES_MAX {
             let Error::OutOfMemory(shortage) = &error else { break };
-            if !request.may_grow || OBSERVING.get() {
+            if !may_grow || OBSERVING.get() {
                 break;
             }
             let observers: Vec<OomObserver> = self.shared.observers.lock().iter().map(|(_, o)| o.clone()).collect();
@@ -219,7 +221,7 @@ impl Allocator {
             if !retry {
                 break;
             }
-            match device.alloc(request) {
+            match again() {
                 Ok(ptr) => {
                     device.count_observed();
                     return Ok(ptr);
@@ -248,6 +250,9 @@ impl Allocator {
     #[cold]
     #[inline(never)]
     fn free_slow(&self, ptr: DevicePtr) -> Result<()> {
+        if let Some(freed) = self.free_evictable(ptr) {
+            return freed;
+        }
         let device = self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?;
         let freed = device.free(ptr);
         self.tell_found(device);
@@ -257,6 +262,11 @@ impl Allocator {
     /// [`Allocator::raw_free`] where the caller says which device the memory is on, and is told if it is not.
     pub fn raw_free_on(&self, ptr: DevicePtr, device: usize) -> Result<()> {
         let given = self.device(device)?;
+        if let Some(owner) = self.evictable_on(ptr) {
+            let owner = owner.device().pool.device;
+            let wrong = Error::WrongDevice { ptr, given: device, owner };
+            return if owner == device { self.free_slow(ptr) } else { Err(wrong) };
+        }
         match self.owner(ptr) {
             Some(owner) if owner.pool.device != given.pool.device => {
                 Err(Error::WrongDevice { ptr, given: device, owner: owner.pool.device })
@@ -302,6 +312,9 @@ impl Allocator {
         match self.shared.first.find(ptr) {
             Some((block, header)) if header.check_live().is_ok() => self.shared.first.record_stream(block, stream),
             _ => {
+                if self.shared.tiers.iter().flatten().any(|tiers| tiers.record_stream(ptr, stream)) {
+                    return Ok(());
+                }
                 let (device, block) = self.locate(ptr).ok_or(Error::InvalidPointer { ptr })?;
                 device.record_stream(block, stream)
             }
@@ -310,6 +323,9 @@ impl Allocator {
 
     /// The bytes that may be used at a live block's pointer: what was requested, rounded up.
     pub fn usable_size(&self, ptr: DevicePtr) -> Result<u64> {
+        if let Some(usable) = self.shared.tiers.iter().flatten().find_map(|tiers| tiers.usable_size(ptr)) {
+            return Ok(usable);
+        }
         let device = self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?;
         let (_, header) = device.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
         header.check_live()?;
@@ -409,7 +425,10 @@ impl Allocator {
     pub fn block_at(&self, ptr: DevicePtr) -> Option<(usize, BlockInfo)> {
         let devices = self.shared.devices.iter();
         let mut found = devices.filter_map(|device| Some((device.pool.device, device.block_at(ptr)?)));
-        found.next()
+        found.next().or_else(|| {
+            let mut tiers = self.shared.tiers.iter().flatten();
+            tiers.find_map(|tiers| Some((tiers.device().pool.device, tiers.block_at(ptr)?)))
+        })
     }
 
     /// Checks every structure of a device, in time proportional to its blocks. For tests; exact when no call is under way.

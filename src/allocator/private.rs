@@ -71,6 +71,11 @@ impl Allocator {
         self.device(device)?.release_private(pool)
     }
 
+    /// The private pool that requests of a stream go to now, if they do.
+    pub fn private_pool_of(&self, device: usize, stream: StreamId) -> Result<Option<PoolId>> {
+        Ok(self.device(device)?.private_of(stream))
+    }
+
     /// How many users a private pool has; 0 where there is none.
     pub fn private_pool_users(&self, device: usize, pool: PoolId) -> Result<usize> {
         Ok(self.device(device)?.private_users(pool))

@@ -114,8 +114,14 @@ impl Arena {
 
     /// The free nodes of `owner`, from the smallest bin.
     pub fn free_nodes(&self, owner: Owner) -> impl Iterator<Item = (NodeId, &Node)> {
-        let ids = self.bins.get(owner.0 as usize).into_iter().flat_map(|bins| bins.iter(&self.nodes));
-        ids.map(|id| (id, self.node(id)))
+        self.free_nodes_from(owner, 0)
+    }
+
+    /// The free nodes of `owner` of at least so many bytes, from the smallest bin.
+    pub fn free_nodes_from(&self, owner: Owner, least: u64) -> impl Iterator<Item = (NodeId, &Node)> {
+        let bins = self.bins.get(owner.0 as usize).filter(|bins| bins.bytes >= least);
+        let ids = bins.into_iter().flat_map(move |bins| bins.iter_from(&self.nodes, least));
+        ids.map(|id| (id, self.node(id))).filter(move |(_, node)| node.size >= least)
     }
 
     /// The owners that have free nodes.
@@ -200,6 +206,12 @@ impl Arena {
             exact.or_else(|| bins.best_fit(&self.nodes, size.checked_add(alignment - GRANULE)?))?
         };
         Some(self.take_from(id, size, alignment))
+    }
+
+    /// The free node of `owner` that [`Arena::take`] would take from, for any address.
+    #[inline]
+    pub fn best_fit(&self, owner: Owner, size: u64) -> Option<NodeId> {
+        self.bins.get(owner.0 as usize)?.best_fit(&self.nodes, size)
     }
 
     /// Takes a free node of `owner` of exactly this size.

@@ -22,6 +22,10 @@ const LARGE_BUCKETS: usize = 64;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
 /// Large blocks that are freed to the stacks between looks at what is in use.
 const LARGE_FREES: i32 = 128;
+/// The same while memory is tight, between times that they are taken back: the request that does it bears it for all of them.
+const TIGHT_FREES: i32 = 32;
+/// Slots that the first refill brings at most, which doubles with each one.
+const REFILL_LEAST: u64 = 4;
 /// A change of what is in use by this part of the device is a change of phase: 1/64.
 const PHASE_SHIFT: u32 = 6;
 /// Buckets that a key may be in.
@@ -105,10 +109,20 @@ pub(crate) struct ThreadCache {
     held_max: AtomicI64,
     /// How far counts may drift from the sums, in bytes.
     drift_max: AtomicI64,
-    /// Large blocks that may still be freed to the stacks before the next look at what is in use.
+    /// Large blocks that may still be freed to the stacks in this round.
     large_frees: AtomicI32,
-    /// Whether the phase has changed since the stacks were last emptied of large blocks.
+    /// How many the round began with.
+    round: AtomicI32,
+    /// Freed in rounds before this one since the last look at what is in use.
+    freed: AtomicI32,
+    /// Whether memory was tight when that was last known.
+    tight: AtomicBool,
+    /// Whether a round has ended since the stacks were last emptied of large blocks.
+    counted: AtomicBool,
+    /// Whether the phase has changed since then.
     stale: AtomicBool,
+    /// How often slots were brought from slabs since the stacks were last emptied.
+    refills: AtomicU32,
     /// What was in use when the phase last changed, in bytes.
     phase: AtomicI64,
     /// Streams and their lanes, as [`LaneBits`].
@@ -118,6 +132,8 @@ pub(crate) struct ThreadCache {
     sizes: [Tally; SIZE_COUNTS],
     /// Blocks handed out from buckets that have other keys now.
     hits: AtomicU64,
+    /// A bit for each bucket that has a key.
+    claimed: [AtomicU64; (BUCKETS + PROBES - 1).div_ceil(64)],
     buckets: [Bucket; BUCKETS + PROBES - 1],
 }
 
@@ -135,12 +151,18 @@ impl ThreadCache {
             held_max: AtomicI64::new(0),
             drift_max: AtomicI64::new(0),
             large_frees: AtomicI32::new(LARGE_FREES),
+            round: AtomicI32::new(LARGE_FREES),
+            freed: AtomicI32::new(0),
+            tight: AtomicBool::new(false),
+            counted: AtomicBool::new(false),
             stale: AtomicBool::new(false),
+            refills: AtomicU32::new(0),
             phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
             sizes: [Tally::ZERO; SIZE_COUNTS],
             hits: AtomicU64::new(0),
+            claimed: [const { AtomicU64::new(0) }; (BUCKETS + PROBES - 1).div_ceil(64)],
             buckets: [Bucket::EMPTY; BUCKETS + PROBES - 1],
         }
     }
@@ -269,6 +291,13 @@ impl ThreadCache {
         self.last_lane.store(lane, Relaxed);
     }
 
+    /// How many slots of so many to bring from a slab now: few after the stacks were emptied, since they may be again soon.
+    pub(crate) fn refill_count(&self, most: u64) -> u64 {
+        let refills = self.refills.load(Relaxed);
+        self.refills.store((refills + 1).min(16), Relaxed);
+        most.min(REFILL_LEAST << refills)
+    }
+
     /// Adds blocks that no caller had.
     pub(crate) fn stock(&self, key: Key, blocks: impl Iterator<Item = BlockId>, directory: &Directory) {
         let Some(bucket) = self.bucket(key) else { return };
@@ -287,7 +316,11 @@ impl ThreadCache {
         let probes = &self.buckets[first..first + PROBES];
         let is_new = |bucket: &&Bucket| bucket.key.load(Relaxed) == 0;
         let is_empty = |bucket: &&Bucket| bucket.head.load(Relaxed) == NO_BLOCK;
-        let bucket = probes.iter().find(is_new).or_else(|| probes.iter().find(is_empty)).unwrap_or(&probes[0]);
+        let place = probes.iter().position(|bucket| is_new(&bucket));
+        let place = place.or_else(|| probes.iter().position(|bucket| is_empty(&bucket))).unwrap_or(0);
+        let bucket = &probes[place];
+        let claimed = &self.claimed[(first + place) / 64];
+        claimed.store(claimed.load(Relaxed) | 1 << ((first + place) % 64), Relaxed);
         self.drain_bucket(bucket, directory, evict);
         let (old, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
         self.sizes[size_count_index(old.granules())].add(old.bytes(), allocs, bucket.frees.load(Relaxed));
@@ -321,14 +354,57 @@ impl ThreadCache {
         if !self.holds_any() {
             return 0;
         }
-        self.large_frees.store(LARGE_FREES, Relaxed);
         self.stale.store(false, Relaxed);
-        let wanted = |bucket: &&Bucket| {
-            bucket.head.load(Relaxed) != NO_BLOCK
-                && (!large_only || Key::from_number(bucket.key.load(Relaxed)).is_large())
+        if large_only && !self.may_hold_large() {
+            return 0;
+        }
+        // No more than were freed since there were none can be there now.
+        let mut left = match (large_only, self.counted.load(Relaxed)) {
+            (true, false) => self.round.load(Relaxed) - self.large_frees.load(Relaxed),
+            _ => i32::MAX,
         };
-        let buckets = if large_only { &self.buckets[FIRST_LARGE..] } else { &self.buckets[..] };
-        buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
+        if !large_only {
+            self.refills.store(0, Relaxed);
+        }
+        self.counted.store(false, Relaxed);
+        self.freed.store(0, Relaxed);
+        self.begin_round();
+        // Buckets without a key have never had a block; those of large blocks are the last ones.
+        let first = if large_only { FIRST_LARGE } else { 0 };
+        let mut bytes = 0;
+        for word in first / 64..self.claimed.len() {
+            let mut claimed = self.claimed[word].load(Relaxed);
+            while claimed != 0 && left > 0 {
+                let bucket = &self.buckets[word * 64 + claimed.trailing_zeros() as usize];
+                claimed &= claimed - 1;
+                if bucket.head.load(Relaxed) == NO_BLOCK {
+                    continue;
+                }
+                if !large_only || Key::from_number(bucket.key.load(Relaxed)).is_large() {
+                    bytes += self.drain_bucket(bucket, directory, |block| {
+                        left -= 1;
+                        sink(block);
+                    });
+                }
+            }
+        }
+        bytes
+    }
+
+    fn begin_round(&self) {
+        let round = if self.tight.load(Relaxed) { TIGHT_FREES } else { LARGE_FREES };
+        self.round.store(round, Relaxed);
+        self.large_frees.store(round, Relaxed);
+    }
+
+    /// Says whether memory is tight.
+    pub(crate) fn set_tight(&self, tight: bool) {
+        self.tight.store(tight, Relaxed);
+    }
+
+    /// Whether a large block has come to the stacks since they were last emptied of such.
+    fn may_hold_large(&self) -> bool {
+        self.counted.load(Relaxed) || self.large_frees.load(Relaxed) < self.round.load(Relaxed)
     }
 
     /// Whether blocks of this key have been freed here lately: since the last look at the phase but one.
@@ -342,13 +418,19 @@ impl ThreadCache {
         self.stale.load(Relaxed)
     }
 
-    /// Every so many large blocks freed: looks whether what is in use has changed so much that the program is in another phase, for which
-    /// the stacks hold the wrong sizes.
-    pub(crate) fn note_phase(&self, pool: &Pool) {
+    /// Every so many large frees: looks whether what is in use has changed so much that the program is in another phase, for which
+    /// the stacks hold the wrong sizes. Returns whether a round is over.
+    pub(crate) fn note_phase(&self, pool: &Pool) -> bool {
         if self.large_frees.load(Relaxed) > 0 {
-            return;
+            return false;
         }
-        self.large_frees.store(LARGE_FREES, Relaxed);
+        let freed = self.freed.load(Relaxed) + self.round.load(Relaxed);
+        self.begin_round();
+        self.counted.store(true, Relaxed);
+        self.freed.store(freed % LARGE_FREES, Relaxed);
+        if freed < LARGE_FREES {
+            return true;
+        }
         for bucket in &self.buckets[FIRST_LARGE..] {
             let [older, newer] = &bucket.frees_at;
             older.store(newer.load(Relaxed), Relaxed);
@@ -359,6 +441,7 @@ impl ThreadCache {
             self.phase.store(active, Relaxed);
             self.stale.store(true, Relaxed);
         }
+        true
     }
 
     /// What this thread adds to the pool's sum of active bytes.
@@ -478,8 +561,13 @@ impl ThreadCache {
         let counters = [&self.hits, &self.last_stream, &self.last_lane];
         let sizes = self.sizes.iter().flat_map(|size| [&size.allocs, &size.frees, &size.allocated, &size.freed]);
         sizes.chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
-        self.large_frees.store(LARGE_FREES, Relaxed);
+        self.claimed.iter().for_each(|word| word.store(0, Relaxed));
+        self.tight.store(false, Relaxed);
+        self.counted.store(false, Relaxed);
+        self.freed.store(0, Relaxed);
+        self.begin_round();
         self.stale.store(false, Relaxed);
+        self.refills.store(0, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
         let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));

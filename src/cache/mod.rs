@@ -4,6 +4,7 @@
 
 mod counts;
 mod defrag;
+mod extents;
 mod gate;
 mod magazine;
 mod oom;
@@ -21,12 +22,13 @@ use crate::debug::MemoryReport;
 use crate::driver::Driver;
 use crate::error::{Error, OomExplanation, PlanError, Result};
 use crate::plan::{PlanStats, Step};
-use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want};
+use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, NO_BLOCK, Pool, PoolState, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
 pub(crate) use counts::TAGS;
+pub(crate) use extents::Stamp;
 use gate::Gate;
 use magazine::ThreadCache;
 use stats::Retired;
@@ -52,6 +54,8 @@ pub(crate) struct Request {
     pub(crate) may_grow: bool,
     /// Whether the block gets a physical allocation of its own.
     pub(crate) dedicated: bool,
+    /// Whether the tiers are asked for room where there is none: the first attempt then says no more than that.
+    pub(crate) first_try: bool,
 }
 
 /// One device: its pool, and its threads' magazines.
@@ -187,7 +191,7 @@ impl DeviceCache {
     /// Hands out a block under the pool's lock.
     #[cold]
     fn alloc_slow(&self, request: Request, granules: u32) -> Result<DevicePtr> {
-        let Request { size, alignment, stream, tag, persistent, may_grow, dedicated } = request;
+        let Request { size, alignment, stream, tag, persistent, may_grow, dedicated, first_try } = request;
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();
@@ -225,7 +229,9 @@ impl DeviceCache {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
                 let packs = |cache: &ThreadCache| {
-                    cache.is_stale() || !cache.knows(key) || pool.is_tight(&state, cache.active_bytes())
+                    let tight = pool.is_tight(&state, cache.active_bytes());
+                    cache.set_tight(tight);
+                    tight || cache.is_stale() || !cache.knows(key)
                 };
                 // By plan, nothing is packed: what is large is not in magazines either.
                 if !is_slot && !pool.plans_for(block_size) && cache.is_some_and(packs) {
@@ -238,6 +244,10 @@ impl DeviceCache {
                 }
                 let (block, rung) = match served {
                     Ok(Some(found)) => found,
+                    Ok(None) if first_try => return Err(Error::OutOfMemory(Box::default())),
+                    Err(error) if first_try && error.is_out_of_memory() => {
+                        return Err(Error::OutOfMemory(Box::default()));
+                    }
                     Ok(None) => return Err(self.no_room(&mut state, request, want, None)),
                     Err(error) => return Err(self.no_room(&mut state, request, want, Some(error))),
                 };
@@ -301,7 +311,12 @@ impl DeviceCache {
         let alone = alone || pool.is_watched(&state);
         let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
-            cache.note_phase(pool);
+            let tight = pool.is_tight(&state, cache.active_bytes());
+            cache.set_tight(tight);
+            if cache.note_phase(pool) && tight {
+                // The next request that misses would take them back, and bear it for all of them.
+                cache.drain(true, &pool.directory, |cached| pool.put_back(&mut state, cached));
+            }
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
@@ -317,17 +332,18 @@ impl DeviceCache {
 
     /// Puts a few more slots of the class into the thread's magazine, so that the next requests need no lock.
     fn refill(&self, state: &mut PoolState, cache: &ThreadCache, lane: LaneId, class: ClassId) {
-        let count = (REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1);
+        let count = cache.refill_count((REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1));
         if !cache.has_room(count * class.size()) {
             return;
         }
         let directory = &self.pool.directory;
         let key = Key::new(LaneBits::new(lane), (class.size() / GRANULE) as u32);
-        let blocks = self.pool.refill(state, lane, class, count as u32);
-        if !blocks.is_empty() {
+        let mut blocks = [NO_BLOCK; REFILL_SLOTS as usize];
+        let found = self.pool.refill(state, lane, class, &mut blocks[..count as usize]);
+        if found > 0 {
             cache.claim(key, directory, |evicted| self.pool.put_back(state, evicted));
             // The lowest goes on top.
-            cache.stock(key, blocks.into_iter().rev(), directory);
+            cache.stock(key, blocks[..found].iter().rev().copied(), directory);
         }
     }
 

@@ -1,14 +1,14 @@
 //! Requests that find no room: the error, and what is kept of it for those who ask later.
 
 use super::{DeviceCache, Request};
-use crate::error::{DriverError, Error, OomCause, OomExplanation, OomRequest, Result};
+use crate::error::{DriverError, Error, OomCause, OomExplanation, OomRequest, OomTiers, Result};
 use crate::pool::{Asked, Magazines, PoolState, Want};
 use crate::telemetry::{Event, EventKind};
 use crate::units::DevicePtr;
 
 impl DeviceCache {
     fn asked(&self, request: Request) -> Asked {
-        let Request { size, alignment, stream, tag, persistent, may_grow, dedicated } = request;
+        let Request { size, alignment, stream, tag, persistent, may_grow, dedicated, .. } = request;
         let request = OomRequest { size, alignment, stream, pool: None, tag, may_grow, persistent, dedicated };
         Asked { request, live: self.live_bytes(), magazines: self.held() }
     }
@@ -53,6 +53,16 @@ impl DeviceCache {
             return Err(Error::OverLimit { size, tag, in_use, limit });
         }
         Ok(())
+    }
+
+    /// Puts what the tiers did into the explanation of a shortage, and into what is kept of it.
+    pub(crate) fn tell_tiers(&self, error: &mut Error, tiers: &OomTiers) {
+        if let Error::OutOfMemory(shortage) = error {
+            shortage.explanation.tiers = Some(tiers.clone());
+        }
+        if let Some(kept) = &mut *self.last_oom.lock() {
+            kept.tiers = Some(tiers.clone());
+        }
     }
 
     fn keep(&self, explanation: OomExplanation) {

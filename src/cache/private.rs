@@ -4,7 +4,7 @@ use super::{DeviceCache, threads};
 use crate::error::{Error, Result};
 use crate::pool::{Checkpoint, Moved, PoolState, StreamFilter};
 use crate::telemetry::{Event, EventKind, Rung};
-use crate::units::PoolId;
+use crate::units::{PoolId, StreamId};
 
 impl DeviceCache {
     /// Sends requests of the streams that `filter` names to a private pool, until [`DeviceCache::end_private`].
@@ -40,6 +40,11 @@ impl DeviceCache {
 
     pub(crate) fn private_users(&self, id: PoolId) -> usize {
         self.pool.private_users(&self.pool.lock(), id)
+    }
+
+    /// Where requests of a stream go now.
+    pub(crate) fn private_of(&self, stream: StreamId) -> Option<PoolId> {
+        self.pool.private_route(&self.pool.lock(), stream)
     }
 
     pub(crate) fn set_lending(&self, id: PoolId, lends: bool) -> Result<()> {

@@ -32,6 +32,10 @@ impl Retired {
         self.0.tags[tag as usize % TAGS] += requested as i64;
     }
 
+    pub(super) fn count_tag(&mut self, requested: i64, tag: u8) {
+        self.0.tags[tag as usize % TAGS] += requested;
+    }
+
     pub(super) fn count_free(&mut self, requested: u64, key: Key, active: u64, tag: u8, pool: &Pool) {
         pool.live.fold(-(requested as i64), 0);
         pool.active.fold(-(active as i64), 0);

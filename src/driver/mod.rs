@@ -12,7 +12,7 @@ pub mod cuda;
 pub mod fault;
 pub mod kernels;
 pub mod metered;
-mod rng;
+pub(crate) mod rng;
 pub mod soft;
 
 pub use crate::error::{DriverError, DriverErrorKind};

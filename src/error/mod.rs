@@ -5,16 +5,19 @@
 //! | correct the call | [`Error::InvalidSize`], [`Error::InvalidAlignment`], [`Error::InvalidTag`], [`Error::InvalidPointer`], [`Error::DoubleFree`], [`Error::WrongDevice`], [`Error::UnknownDevice`], [`Error::UnknownPool`], [`Error::Config`], [`Error::Plan`] |
 //! | ask for less | [`Error::NeverFits`] |
 //! | free something, then try again | [`Error::OutOfMemory`], [`Error::OverLimit`], [`Error::LimitBelowUse`] |
+//! | unpin, wake, or give tiers more room | [`Error::Residency`], [`Error::Tier`] |
 //! | wait for a capture to end | [`Error::Capturing`] |
 //! | give the device up | [`Error::Driver`] |
 
 mod oom;
 mod oom_text;
+mod tier;
 
 pub use oom::{
     OomAdvice, OomBlock, OomCause, OomExplanation, OomFree, OomGap, OomNeighbour, OomPool, OomRemedy, OomRequest,
-    OomRung, OomTag, OutOfMemory,
+    OomRung, OomTag, OomTiers, OutOfMemory,
 };
+pub use tier::{CodecError, ResidencyError, TierError};
 
 use crate::units::{ByteSize, DevicePtr, PoolId};
 
@@ -135,6 +138,12 @@ pub enum Error {
     /// A plan that cannot be taken over, or made.
     #[error("{0}")]
     Plan(#[from] PlanError),
+    /// An evictable block could not be moved as asked.
+    #[error("{0}")]
+    Residency(#[from] ResidencyError),
+    /// A tier failed. What was to be moved is where it was.
+    #[error("{0}")]
+    Tier(#[from] TierError),
     /// The driver failed.
     #[error("{0}")]
     Driver(#[from] DriverError),

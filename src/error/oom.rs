@@ -276,6 +276,20 @@ pub struct OomRung {
     pub error: Option<String>,
 }
 
+/// What the tiers did for a request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct OomTiers {
+    /// Bytes that were evicted for it.
+    pub evicted: u64,
+    /// Bytes that may be evicted, and are not.
+    pub evictable: u64,
+    /// Bytes of evictable blocks that are pinned.
+    pub pinned: u64,
+    /// Why something could not be evicted.
+    pub failure: Option<String>,
+}
+
 /// A private pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -341,6 +355,8 @@ pub struct OomExplanation {
     pub tags: Vec<OomTag>,
     /// The rungs that were tried, in order.
     pub rungs: Vec<OomRung>,
+    /// What the tiers did for the request, where there are any.
+    pub tiers: Option<OomTiers>,
     /// What could be done: what suffices first, and of that the cheapest.
     pub advice: Vec<OomAdvice>,
     /// What the driver said.

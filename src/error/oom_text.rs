@@ -244,6 +244,11 @@ impl Display for OomExplanation {
             format!("{} +{}{error}", rung.name, ByteSize(rung.gained))
         });
         OomExplanation::line(f, "tried", &tried.collect::<Vec<_>>())?;
+        if let Some(tiers) = &self.tiers {
+            let sizes = [("evicted", tiers.evicted), ("evictable still", tiers.evictable), ("pinned", tiers.pinned)];
+            let sizes = sizes.map(|(name, bytes)| format!("{} {name}", ByteSize(bytes)));
+            OomExplanation::line(f, "tiers", &sizes.into_iter().chain(tiers.failure.clone()).collect::<Vec<_>>())?;
+        }
         OomExplanation::line(f, "driver", &self.driver.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         for (index, gap) in self.gaps.iter().enumerate() {
             OomExplanation::line(f, if index == 0 { "gaps" } else { "" }, &[gap.say(&tag_name)])?;

@@ -1,15 +1,18 @@
 //! The reuse ladder: how a request is served that no magazine had a block for. Cheapest rung first, and after each the
 //! search is repeated, so that nothing is waited for, moved or taken from the device that is not needed.
 
-use super::directory::{self, BlockId};
+use super::directory::BlockId;
 use super::grow::Terms;
 use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner};
 use crate::config::StreamWait;
-use crate::driver::DriverError;
+use crate::driver::{Driver, DriverError};
 use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{GRANULE, PAGE};
+
+/// Streams wait for one another's memory on the device where more than this part of what is held lies idle there: 1/64.
+const IDLE_SHIFT: u32 = 6;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +108,14 @@ impl Pool {
         state.refusal = None;
         let at_hand = state.at_hand(want.lane);
         state.notes.begin(at_hand);
+        // Empty slabs are kept as long as nobody wants their pages.
+        if want.range().0 == SMALL
+            && state.slabs.any_idle()
+            && self.retire_empty_own(state)
+            && let Some(found) = found(self.search(state, want)?, Rung::Merge)
+        {
+            return Ok(Some(found));
+        }
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
         if may_ask
@@ -132,15 +143,23 @@ impl Pool {
         if want.range().0 == SMALL {
             // Pages are rarely needed, and may be lying in magazines, slot by slot.
             magazines.drain(self, state, Drain::All);
-            for retired in state.slabs.retire_empty() {
-                state.put_page(retired);
-            }
+            self.retire_empty_own(state);
             if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
                 return Ok(Some(found));
             }
         }
         state.tried(want.lane, Rung::Merge);
         if want.may_grow {
+            if may_ask && self.idles_elsewhere(state, want) {
+                if let Some(found) = self.grow(state, want, magazines, Terms { create: false, ..Terms::FIRST })? {
+                    return Ok(Some(found));
+                }
+                if self.idles_elsewhere(state, want)
+                    && let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait)
+                {
+                    return Ok(Some(found));
+                }
+            }
             if let Some(found) = self.grow(state, want, magazines, Terms::FIRST)? {
                 return Ok(Some(found));
             }
@@ -189,6 +208,19 @@ impl Pool {
             return Ok(Some((block, Rung::Wait)));
         }
         Ok(found(self.borrow(state, want)?, Rung::Lent))
+    }
+
+    /// Whether so much lies free in other lanes, or waits for other streams, that a lane is rather made to wait for it on the device than
+    /// given new memory.
+    fn idles_elsewhere(&self, state: &PoolState, want: Want) -> bool {
+        let dedicated = matches!(want.kind, Kind::Dedicated { .. });
+        if self.config.cross_stream_wait != StreamWait::Scarce || dedicated || !self.driver.properties().vmm {
+            return false;
+        }
+        let others = state.lanes.ids().filter(|&id| id != want.lane && state.lanes.get(id).private.is_none());
+        let free = others.map(|id| state.zones.iter().map(|zone| zone.free_bytes(Owner(id))).sum::<u64>());
+        let idle = state.pending.bytes() + free.sum::<u64>();
+        idle >= want.range().1.max(state.space.physical_bytes() >> IDLE_SHIFT)
     }
 
     /// Serves a small request from what is free among large blocks, which may be too little for a chunk to be moved.
@@ -243,19 +275,37 @@ impl Pool {
     #[inline]
     pub(super) fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
         if let Kind::Slot(class) = want.kind
-            && let Some((slab, slot)) = state.slabs.take(want.lane, class)
+            && let Some(block) = self.take_slot(state, want.lane, class)
         {
-            return Ok(Some(directory::slot_id(slab, slot)));
+            return Ok(Some(block));
         }
         let (zone, size, alignment) = want.range();
         let node = match want.kind {
             Kind::Dedicated { .. } => state.zones[zone].take_whole(owner, size),
+            Kind::Range { persistent: false, .. } if zone == LARGE && alignment <= GRANULE => {
+                self.take_end(state, owner, size)
+            }
             _ => state.zones[zone].take(owner, size, alignment),
         };
         match node {
             Some(node) => self.enter(state, want, node),
             None => Ok(None),
         }
+    }
+
+    /// Takes a large block from that end of a free node where more whole chunks are left beside it: those can be mapped elsewhere.
+    fn take_end(&self, state: &mut PoolState, owner: Owner, size: u64) -> Option<NodeId> {
+        let arena = &mut state.zones[LARGE];
+        let id = arena.best_fit(owner, size)?;
+        let (addr, end) = (arena.node(id).addr, arena.node(id).end());
+        if end - addr - size >= state.space.unit() {
+            let space = &state.space;
+            let whole = |from, to| space.border_below(to).saturating_sub(space.border_above(from));
+            if whole(addr, end - size) > whole(addr + size, end) {
+                return Some(arena.take_at(id, end - size, size));
+            }
+        }
+        Some(arena.take_from(id, size, GRANULE))
     }
 
     /// Makes a block of a node that was taken for the request.
@@ -270,9 +320,9 @@ impl Pool {
                 if number >= self.directory.slabs_max() {
                     Ok(None)
                 } else {
-                    self.directory.enter_slab(number, addr, class, want.lane).map(|()| {
+                    self.directory.enter_slab(number, addr, class).map(|()| {
                         state.slabs.add(addr, class, want.lane, node);
-                        state.slabs.take(want.lane, class).map(|(slab, slot)| directory::slot_id(slab, slot))
+                        self.take_slot(state, want.lane, class)
                     })
                 }
             }
@@ -285,10 +335,17 @@ impl Pool {
         entered
     }
 
-    /// More free slots of a class, at most so many, without climbing.
-    pub(crate) fn refill(&self, state: &mut PoolState, lane: LaneId, class: ClassId, count: u32) -> Vec<BlockId> {
-        let slots = std::iter::from_fn(|| state.slabs.take(lane, class));
-        slots.take(count as usize).map(|(slab, slot)| directory::slot_id(slab, slot)).collect()
+    /// Takes a free slot of the lane's slabs.
+    #[inline]
+    fn take_slot(&self, state: &mut PoolState, lane: LaneId, class: ClassId) -> Option<BlockId> {
+        let (slab, slot, addr) = state.slabs.take(lane, class)?;
+        Some(self.directory.enter_slot(slab, slot, addr, class, lane))
+    }
+
+    /// More free slots of a class, as many as there are places for them, without climbing. Returns how many there were.
+    pub(crate) fn refill(&self, state: &mut PoolState, lane: LaneId, class: ClassId, into: &mut [BlockId]) -> usize {
+        let slots = std::iter::from_fn(|| self.take_slot(state, lane, class));
+        into.iter_mut().zip(slots).map(|(place, block)| *place = block).count()
     }
 
     /// Learns how far the streams are that freed blocks wait for. Returns whether blocks became free.
@@ -314,6 +371,7 @@ impl Pool {
     /// Learns how far all streams are.
     pub(super) fn poll(&self, state: &mut PoolState) -> Climb<()> {
         self.poll_clocks(state)?;
+        self.vacate_idle(state);
         // What shares memory with others goes its own way again as soon as it can.
         self.part_passed(state)
     }
@@ -340,6 +398,7 @@ impl Pool {
 
     /// Blocks wait for nothing any more, with the stamps of their home streams from which on that is so.
     pub(super) fn complete(&self, state: &mut PoolState, done: &[(BlockId, u64)]) {
+        let mut bytes = 0;
         for &(block, home_stamp) in done {
             let header = self.directory.header(block);
             // What the debug aids do to it now is work on the home stream: the stamp of then would pass too early.
@@ -347,18 +406,19 @@ impl Pool {
             if watched && !self.retire(state, block) {
                 continue;
             }
-            self.active.fold(-(header.size() as i64), 0);
+            bytes += header.size() as i64;
             let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
             self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
             if !watched {
                 self.put_back_stamped(state, block, home_stamp);
             }
         }
+        self.active.fold(-bytes, 0);
     }
 
     /// What the lanes have passed becomes everyone's.
     pub(super) fn share_passed(&self, state: &mut PoolState) -> bool {
-        let mut any = false;
+        let mut any = self.vacate_idle(state);
         for id in state.lanes.ids() {
             let lane = state.lanes.get(id);
             if lane.private.is_some() {

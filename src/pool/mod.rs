@@ -10,6 +10,7 @@
 //! | `ladder` | how a request is served, rung by rung |
 //! | `planned` | large requests placed by a plan of the whole step |
 //! | `grow` | more memory where a request is |
+//! | `extents` | ranges outside of the arenas, whose memory comes and goes |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `wait` | other streams' memory, by making a stream wait for them |
 //! | `trim` | giving free chunks back |
@@ -28,6 +29,7 @@ mod checkpoint;
 mod compact;
 mod directory;
 mod explain;
+mod extents;
 mod grow;
 mod ladder;
 mod lanes;
@@ -59,6 +61,7 @@ pub(crate) use private::StreamFilter;
 
 use directory::{Place, ZONES, place};
 use explain::Notes;
+use extents::Extents;
 use lanes::Lanes;
 use pairs::Pairs;
 use pending::Pending;
@@ -117,6 +120,7 @@ pub(crate) struct PoolState {
     zones: [Arena; ZONES],
     space: Space,
     ghosts: Ghosts,
+    extents: Extents,
     /// The most bytes that were in use when memory was taken from the device.
     needed: u64,
     /// How often memory was given back on request.
@@ -162,6 +166,7 @@ impl Pool {
             zones: Default::default(),
             space,
             ghosts: Ghosts::default(),
+            extents: Extents::default(),
             needed: 0,
             emptied: 0,
             slabs: Slabs::default(),
@@ -283,7 +288,7 @@ impl Pool {
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
         // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
         let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
-        let held = used - state.slabs.shared_pages() * PAGE;
+        let held = used - state.slabs.shared_pages() * PAGE + state.extents.in_use_bytes();
         let worth_it = state.private.capturing() || held.saturating_sub(magazines.held()) <= limit;
         if state.space.physical_bytes() > limit && worth_it {
             self.empty(state, magazines, limit)?;
@@ -329,6 +334,11 @@ impl Pool {
     /// How many users a private pool has; 0 where there is none.
     pub(crate) fn private_users(&self, state: &PoolState, pool: PoolId) -> usize {
         state.private.users(pool)
+    }
+
+    /// The private pool that requests of a stream go to now.
+    pub(crate) fn private_route(&self, state: &PoolState, stream: StreamId) -> Option<PoolId> {
+        state.private.route(stream)
     }
 
     /// Whether a private pool's free memory may serve others rather than have them fail.
@@ -413,11 +423,13 @@ impl Pool {
         let in_arenas: u64 = state.zones.iter().map(|zone| zone.used_bytes() + zone.free_bytes_total()).sum();
         let mapped = state.space.mapped_bytes();
         let ghosts = state.pairs.ghost_bytes();
-        if in_arenas + ghosts != mapped {
+        let extents = state.extents.mapped_bytes();
+        if in_arenas + ghosts + extents != mapped {
             return Err(format!(
-                "{in_arenas} bytes used or free in arenas, {ghosts} of pairs are ghosts, {mapped} mapped"
+                "{in_arenas} bytes used or free in arenas, {ghosts} of pairs are ghosts, {extents} in extents, {mapped} mapped"
             ));
         }
+        self.validate_extents(state)?;
         let (pages, pairs) = (state.slabs.shared_pages(), state.pairs.shared_bytes());
         if pages * PAGE + pairs != state.space.shared_bytes() {
             let bytes = state.space.shared_bytes();

@@ -15,7 +15,7 @@ use super::{DEDICATED, Pool, PoolState, SMALL};
 use crate::block::{ClassId, Node, NodeId, Owner, State};
 use crate::driver::{CopyOp, Driver};
 use crate::telemetry::EventKind;
-use crate::units::{DevicePtr, GRANULE, StreamId};
+use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
 /// One address of a pair, with the ghosts that lie there.
 #[derive(Debug, Clone)]
@@ -50,6 +50,11 @@ impl Pairs {
     /// Bytes at addresses whose memory is counted at another one.
     pub(super) fn shared_bytes(&self) -> u64 {
         self.list.iter().filter(|pair| pair.shared).map(|pair| pair.size).sum()
+    }
+
+    /// Whether there are any.
+    pub(super) fn any(&self) -> bool {
+        !self.list.is_empty()
     }
 
     /// Whether a copy may still run, or an address lacks its memory.
@@ -263,7 +268,7 @@ impl Partial {
                 taken[granule as usize / 64] |= 1 << (granule % 64);
             }
         }
-        let class = ClassId::COUNT + self.size.trailing_zeros() as usize;
+        let class = ClassId::COUNT + (self.size / PAGE) as usize;
         MeshPage { class, members: 1, members_max: 2, slots: slots as u32, taken }
     }
 }

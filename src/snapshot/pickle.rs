@@ -95,7 +95,11 @@ fn entries(events: &[Event]) -> impl Iterator<Item = (&'static str, &Event)> {
             EventKind::Map => &["segment_map"],
             EventKind::Unmap => &["segment_unmap"],
             EventKind::OutOfMemory => &["oom"],
-            EventKind::RecordStream | EventKind::EmptyCache => &[],
+            EventKind::RecordStream
+            | EventKind::EmptyCache
+            | EventKind::Evicted
+            | EventKind::Spilled
+            | EventKind::Restored => &[],
         };
         names.iter().map(move |&name| (name, event))
     })

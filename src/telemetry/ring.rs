@@ -32,6 +32,12 @@ pub enum EventKind {
     OutOfMemory,
     /// Free memory was given back to the device.
     EmptyCache,
+    /// Evictable memory has gone to a tier, or was dropped to be computed again.
+    Evicted,
+    /// It has gone on to a slower tier.
+    Spilled,
+    /// It is back.
+    Restored,
 }
 
 impl EventKind {

@@ -40,11 +40,13 @@ pub enum Rung {
     Observer,
     /// From a private pool that lends rather than have others fail.
     Lent,
+    /// After evictable blocks had gone to a tier.
+    Evict,
 }
 
 impl Rung {
     /// Every rung, in order.
-    pub const ALL: [Rung; 11] = [
+    pub const ALL: [Rung; 12] = [
         Rung::Magazine,
         Rung::Own,
         Rung::Shared,
@@ -56,6 +58,7 @@ impl Rung {
         Rung::Wait,
         Rung::Observer,
         Rung::Lent,
+        Rung::Evict,
     ];
 
     /// The rung's name in reports.
@@ -72,6 +75,7 @@ impl Rung {
             Rung::Wait => "wait",
             Rung::Observer => "observer",
             Rung::Lent => "lent",
+            Rung::Evict => "evict",
         }
     }
 }

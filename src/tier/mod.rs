@@ -4,9 +4,12 @@
 //! is decided elsewhere; a tier hands out [`Slot`]s, and reads and writes them.
 
 pub mod codec;
+pub mod fault;
 mod host;
+pub mod nvme;
 mod peer;
 pub mod policy;
+pub(crate) mod residency;
 mod room;
 pub mod transfer;
 
@@ -15,8 +18,12 @@ pub use peer::PeerTier;
 
 use std::fmt;
 
-use crate::driver::DriverError;
-use crate::units::{ByteSize, DevicePtr};
+pub use crate::error::TierError;
+use crate::units::DevicePtr;
+pub use residency::{
+    Evictable, MemoryChange, PinGuard, Recompute, Residency, ResidencyObserver, Select, SleepAction, SleepPlan, Stash,
+    TierKind, TierStats, TierUse,
+};
 
 /// A range of bytes in a tier, handed out by [`Tier::reserve`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,6 +73,11 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// What reports call it: `host`, `nvme`.
     fn name(&self) -> &str;
 
+    /// What it is made of, and by which means it goes about it: for reports.
+    fn describe(&self) -> String {
+        self.name().to_string()
+    }
+
     /// Bytes that it can hold.
     fn capacity(&self) -> u64;
 
@@ -103,6 +115,20 @@ pub trait Tier: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Says that reads and writes will use this memory, for a tier that can prepare memory once instead of at each of them. Others do nothing.
+    /// A tier that cannot does without it.
+    ///
+    /// # Safety
+    /// The memory stays mapped until [`Tier::detach`], or until the tier is gone.
+    unsafe fn attach(&self, memory: *mut u8, size: u64) {
+        let _ = (memory, size);
+    }
+
+    /// Forgets memory that was attached, by its first byte. No read or write uses it any more.
+    fn detach(&self, memory: *mut u8) {
+        let _ = memory;
+    }
+
     /// Copies of the device do not cross bytes of the tier that are multiples of this. 0: they may lie anywhere.
     fn seam(&self) -> u64 {
         0
@@ -120,71 +146,4 @@ pub trait Tier: Send + Sync + fmt::Debug {
 
     /// How a read or write ended, or `None` while it is under way; with `wait`, returns only when it has ended. A ticket ends once.
     fn finish(&self, ticket: Ticket, wait: bool) -> Option<Result<(), TierError>>;
-}
-
-/// Why bytes did not get to a tier, or back. They are where they were.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TierError {
-    /// No room.
-    #[error("tier {tier} is full: {} asked for, {} of {} in use", ByteSize(*size), ByteSize(*used), ByteSize(*capacity))]
-    Full {
-        /// The tier.
-        tier: String,
-        /// What was asked for, in bytes.
-        size: u64,
-        /// What is in use, in bytes.
-        used: u64,
-        /// What the tier can hold, in bytes.
-        capacity: u64,
-    },
-    /// As many transfers are under way as may be.
-    #[error("tier {tier} is busy: {depth} transfers are under way")]
-    Busy {
-        /// The tier.
-        tier: String,
-        /// How many are under way.
-        depth: usize,
-    },
-    /// A read or write failed, in a file or in whatever stands behind the tier.
-    #[error("tier {tier}: {what}: {reason}")]
-    Io {
-        /// The tier.
-        tier: String,
-        /// What was done, to which file and where: `read 4 MiB at 12 GiB of /mnt/nvme0`.
-        what: String,
-        /// What the system says.
-        reason: String,
-        /// The system's error number, 0 where it has none: a file that ends too early, for instance.
-        errno: i32,
-    },
-    /// The bytes that came back are not those that went.
-    #[error("tier {tier}: {what} came back altered: checksum {found:#010x}, {expected:#010x} when they were stored")]
-    Corrupt {
-        /// The tier.
-        tier: String,
-        /// Which bytes.
-        what: String,
-        /// The checksum when they were stored.
-        expected: u64,
-        /// The checksum now.
-        found: u64,
-    },
-    /// A tier that cannot be set up.
-    #[error("tier {tier} cannot be used: {reason}")]
-    Unusable {
-        /// The tier.
-        tier: String,
-        /// Why, and what to do.
-        reason: String,
-    },
-    /// A codec cannot do what is asked of it.
-    #[error("{0}")]
-    Codec(#[from] codec::CodecError),
-    /// The transfer was cancelled.
-    #[error("the transfer was cancelled")]
-    Cancelled,
-    /// The driver failed.
-    #[error("{0}")]
-    Driver(#[from] DriverError),
 }

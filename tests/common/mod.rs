@@ -10,3 +10,4 @@
 pub mod contract;
 pub mod filled;
 pub mod rig;
+pub mod tiers;

@@ -14,6 +14,7 @@ use crate::record::stream_number;
 use crate::sized::{self, Sized_};
 use crate::status::stratalloc_status::{self, STRATALLOC_OK};
 use crate::status::{Failure, Outcome, caught, guard};
+use crate::tags;
 
 /// A stream: a `CUstream`, which is a `cudaStream_t`. Null is the default stream.
 #[allow(non_camel_case_types, reason = "the name of the header")]
@@ -201,9 +202,9 @@ unsafe fn malloc_slow(
     })
 }
 
-/// Allocates, and tells a recording.
+/// Allocates for what the thread has said its requests are for, and tells a recording.
 pub(crate) fn alloc(handle: &stratalloc_allocator, request: AllocRequest) -> Outcome<DevicePtr> {
-    let ptr = handle.allocator.raw_alloc(request)?;
+    let ptr = tags::serve(handle, request)?;
     if let Some(recorder) = handle.recording() {
         recorder.alloc(ptr.0, request.size, stream_number(request.device, request.stream.0));
     }
@@ -229,7 +230,7 @@ pub(crate) fn free(handle: &stratalloc_allocator, ptr: DevicePtr, device: Option
     }
 }
 
-fn request_of(handle: &stratalloc_allocator, request: &stratalloc_request) -> Outcome<AllocRequest> {
+pub(crate) fn request_of(handle: &stratalloc_allocator, request: &stratalloc_request) -> Outcome<AllocRequest> {
     let flags = match u8::try_from(request.flags).ok().and_then(AllocFlags::from_bits) {
         Some(flags) => flags,
         None => {

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 /// This process is a child of one that had an allocator.
 const FORKED: u32 = 1 << 31;
 
-/// [`FORKED`], and how many allocators record a trace.
+/// One thread that has said what its requests are for; below are the allocators that record a trace.
+const TAGGING: u32 = 1 << 16;
+
+/// [`FORKED`], how many threads have pushed tags, and how many allocators record a trace.
 static MODE: AtomicU32 = AtomicU32::new(0);
 
 /// Whether the hot path may go straight to the allocator.
@@ -24,7 +27,22 @@ pub(crate) fn is_forked() -> bool {
 /// Whether some allocator records a trace.
 #[inline]
 pub(crate) fn is_recording() -> bool {
-    MODE.load(Relaxed) & !FORKED != 0
+    MODE.load(Relaxed) & (TAGGING - 1) != 0
+}
+
+/// Whether some thread has pushed tags.
+#[inline]
+pub(crate) fn is_tagging() -> bool {
+    MODE.load(Relaxed) & (FORKED - TAGGING) != 0
+}
+
+/// One thread more, or one less, has pushed tags.
+pub(crate) fn count_tagging(more: bool) {
+    if more {
+        MODE.fetch_add(TAGGING, Relaxed)
+    } else {
+        MODE.fetch_sub(TAGGING, Relaxed)
+    };
 }
 
 /// One allocator more, or one less, records.

@@ -75,7 +75,7 @@ pub type stratalloc_segment_observer =
 
 /// A context of the caller's, for the caller's own functions.
 #[derive(Clone, Copy)]
-struct Context(*mut c_void);
+pub(crate) struct Context(*mut c_void);
 
 // SAFETY: it is handed to the caller's own functions and nothing else, and the header asks them to work on any thread.
 unsafe impl Send for Context {}
@@ -83,8 +83,12 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
+    pub(crate) fn new(context: *mut c_void) -> Context {
+        Context(context)
+    }
+
     /// The pointer. A method, so that closures take the whole struct, which may be sent.
-    fn get(self) -> *mut c_void {
+    pub(crate) fn get(self) -> *mut c_void {
         self.0
     }
 }

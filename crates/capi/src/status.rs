@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use stratalloc::{DriverErrorKind, Error};
+use stratalloc::{DriverError, DriverErrorKind, Error, ResidencyError, TierError};
 
 /// What a call came to. Anything but `STRATALLOC_OK` leaves a text for `stratalloc_last_error`, and has changed nothing else.
 #[repr(C)]
@@ -41,12 +41,22 @@ pub enum stratalloc_status {
     STRATALLOC_FORKED = 13,
     /// A fault of this library: a panic was caught.
     STRATALLOC_INTERNAL = 14,
+    /// A tier, or the disk behind it, has no room for the bytes. They are where they were.
+    STRATALLOC_TIER_FULL = 15,
+    /// A tier's read or write failed, or it has too many under way. The bytes are where they were.
+    STRATALLOC_TIER_IO = 16,
+    /// What came back from a tier is not what went there.
+    STRATALLOC_TIER_CORRUPT = 17,
+    /// There is no such tier, or it cannot be set up here, or a device cannot have evictable blocks.
+    STRATALLOC_TIER_UNUSABLE = 18,
+    /// Not possible with an evictable block as it is: asleep, awake, pinned, or not to be computed again.
+    STRATALLOC_RESIDENCY = 19,
 }
 
 use stratalloc_status::*;
 
 /// Every status with its name, by number.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 20] = [
     "OK\0",
     "OUT_OF_MEMORY\0",
     "NEVER_FITS\0",
@@ -62,6 +72,11 @@ const NAMES: [&str; 15] = [
     "IO\0",
     "FORKED\0",
     "INTERNAL\0",
+    "TIER_FULL\0",
+    "TIER_IO\0",
+    "TIER_CORRUPT\0",
+    "TIER_UNUSABLE\0",
+    "RESIDENCY\0",
 ];
 
 /// Why an export fails: what it returns, and what it tells.
@@ -122,17 +137,42 @@ fn status_of(error: &Error) -> stratalloc_status {
         | Error::UnknownPool { .. }
         | Error::Plan(_)
         | Error::NotCapturing => STRATALLOC_INVALID_ARGUMENT,
+        Error::Residency(residency) => status_of_residency(residency),
+        Error::Tier(tier) => status_of_tier(tier),
         Error::Config(_) => STRATALLOC_INVALID_CONFIG,
         Error::Capturing { .. } => STRATALLOC_CAPTURING,
-        Error::Driver(driver) => match driver.kind {
-            DriverErrorKind::LibraryMissing | DriverErrorKind::SymbolMissing | DriverErrorKind::NoDevice => {
-                STRATALLOC_LIBRARY_MISSING
-            }
-            DriverErrorKind::OutOfMemory => STRATALLOC_OUT_OF_MEMORY,
-            DriverErrorKind::Capturing => STRATALLOC_CAPTURING,
-            _ => STRATALLOC_DRIVER,
-        },
+        Error::Driver(driver) => status_of_driver(driver),
         _ => STRATALLOC_INTERNAL,
+    }
+}
+
+fn status_of_driver(error: &DriverError) -> stratalloc_status {
+    match error.kind {
+        DriverErrorKind::LibraryMissing | DriverErrorKind::SymbolMissing | DriverErrorKind::NoDevice => {
+            STRATALLOC_LIBRARY_MISSING
+        }
+        DriverErrorKind::OutOfMemory => STRATALLOC_OUT_OF_MEMORY,
+        DriverErrorKind::Capturing => STRATALLOC_CAPTURING,
+        _ => STRATALLOC_DRIVER,
+    }
+}
+
+fn status_of_residency(error: &ResidencyError) -> stratalloc_status {
+    match error {
+        ResidencyError::NoRoom { .. } => STRATALLOC_OUT_OF_MEMORY,
+        ResidencyError::NotEvictable { .. } => STRATALLOC_INVALID_POINTER,
+        ResidencyError::NoTiers | ResidencyError::NoVirtualMemory => STRATALLOC_TIER_UNUSABLE,
+        _ => STRATALLOC_RESIDENCY,
+    }
+}
+
+fn status_of_tier(error: &TierError) -> stratalloc_status {
+    match error {
+        _ if error.is_full() => STRATALLOC_TIER_FULL,
+        TierError::Corrupt { .. } => STRATALLOC_TIER_CORRUPT,
+        TierError::Unusable { .. } => STRATALLOC_TIER_UNUSABLE,
+        TierError::Driver(driver) => status_of_driver(driver),
+        _ => STRATALLOC_TIER_IO,
     }
 }
 
@@ -269,6 +309,7 @@ mod tests {
         // SAFETY: names are static and end in 0.
         let name = |status| unsafe { CStr::from_ptr(stratalloc_status_name(status)) }.to_str().unwrap();
         assert_eq!((name(0), name(13), name(STRATALLOC_INTERNAL as i32)), ("OK", "FORKED", "INTERNAL"));
-        assert_eq!((name(15), name(-1)), ("unknown", "unknown"));
+        assert_eq!(name(STRATALLOC_RESIDENCY as i32), "RESIDENCY");
+        assert_eq!((name(20), name(-1)), ("unknown", "unknown"));
     }
 }

@@ -25,6 +25,7 @@ pub use quantized::Quantized;
 
 use super::TierError;
 use crate::driver::kernels::{Element, Quant};
+pub use crate::error::CodecError;
 
 /// A way to store bytes in fewer. It knows nothing of where they come from: what it is given at a time is one piece of an object.
 pub trait Codec: Send + Sync + std::fmt::Debug {
@@ -61,42 +62,6 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     }
 }
 
-/// What is wrong with a codec, or with what it was given.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CodecError {
-    /// No codec has the name.
-    #[error("no codec is called {name:?}: there are {}", NAMES.join(", "))]
-    Unknown {
-        /// The name.
-        name: String,
-    },
-    /// This build has no such codec.
-    #[error("this build has no codec {name}: build with the feature `codecs`")]
-    NotBuilt {
-        /// The name.
-        name: String,
-    },
-    /// What is to be decoded was not encoded by this codec, or is damaged.
-    #[error("codec {codec}: cannot be decoded: {what}")]
-    Malformed {
-        /// The codec.
-        codec: String,
-        /// What is wrong.
-        what: String,
-    },
-    /// There is no room for what it makes.
-    #[error("codec {codec}: {needed} bytes are needed, there is room for {room}")]
-    NoRoom {
-        /// The codec.
-        codec: String,
-        /// What is needed, in bytes.
-        needed: usize,
-        /// What there is, in bytes.
-        room: usize,
-    },
-}
-
 /// The names that [`by_name`] knows, without those that say how many numbers share a scale.
 pub const NAMES: [&str; 10] = [
     "none",
@@ -119,7 +84,7 @@ pub fn by_name(name: &str) -> Result<Option<Arc<dyn Codec>>, CodecError> {
     if name == "none" {
         return Ok(None);
     }
-    let unknown = || CodecError::Unknown { name: name.to_owned() };
+    let unknown = || CodecError::Unknown { name: name.to_owned(), known: NAMES.join(", ") };
     if let Some(bits) = name.strip_prefix("lossless") {
         let width = match bits {
             "8" => 1,

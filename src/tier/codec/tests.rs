@@ -201,7 +201,7 @@ fn names_find_their_codecs() {
         "None",
     ] {
         let error = by_name(name).err().unwrap();
-        assert_eq!(error, CodecError::Unknown { name: name.to_owned() });
+        assert_eq!(error, CodecError::Unknown { name: name.to_owned(), known: NAMES.join(", ") });
         assert!(error.to_string().contains("int4-bf16"), "{error}");
     }
 }

@@ -318,6 +318,25 @@ impl Engine {
         }
     }
 
+    /// Waits on the host until all copies of a transfer that touch device memory are submitted.
+    ///
+    /// # Errors
+    /// How the transfer failed.
+    pub fn submitted(&self, transfer: &Transfer) -> Result<(), TierError> {
+        loop {
+            {
+                let progress = transfer.job.progress.lock();
+                match &progress.outcome {
+                    Some(Ended::Failed(error)) => return Err(error.clone()),
+                    Some(_) => return Ok(()),
+                    None if progress.all_submitted && !progress.is_stopped() => return Ok(()),
+                    None => {}
+                }
+            }
+            self.shared.advance(Some(&transfer.job))?;
+        }
+    }
+
     /// The stream on which bytes leave the device or, `inwards`, come to it (for `record_stream`).
     ///
     /// # Errors

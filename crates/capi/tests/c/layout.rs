@@ -8,7 +8,9 @@ use stratalloc_c::blocks::{stratalloc_block, stratalloc_request};
 use stratalloc_c::handle::stratalloc_options;
 use stratalloc_c::observe::{stratalloc_event, stratalloc_shortage};
 use stratalloc_c::pools::stratalloc_pool_id;
+use stratalloc_c::residency::{stratalloc_tier, stratalloc_tier_stats};
 use stratalloc_c::snapshot::stratalloc_segment;
+use stratalloc_c::tiers::{stratalloc_evictable, stratalloc_sleep_plan, stratalloc_sleep_tag};
 use stratalloc_c::stats::{stratalloc_gauge, stratalloc_size_range, stratalloc_stats};
 
 use super::toolchain::{Linked, compile, missing, scratch};
@@ -48,6 +50,14 @@ fn structs_lie_as_the_header_says() {
             struct_size, device, address, bytes, requested, allocated, active, stream, pool, is_large, is_expandable, blocks, block_count,
         }
         stratalloc_event { struct_size, kind, device, address, bytes, stream, pool, tag, time_us }
+        stratalloc_evictable { struct_size, codec, only_when_asked, recompute, context, drop_context, tier, recompute_ns }
+        stratalloc_sleep_tag { tag, action }
+        stratalloc_sleep_plan { struct_size, otherwise, tag_count, tags }
+        stratalloc_tier_stats {
+            struct_size, tiers, blocks, requested, resident, pinned, away, dropped, moving, evictions, evicted_bytes, drops, spills, restores,
+            restored_bytes, recomputes, failures, stall_ns, metadata, device_synchronizations, asleep,
+        }
+        stratalloc_tier { struct_size, state, name, capacity, used, bytes_in, bytes_out }
         stratalloc_shortage { struct_size, device, requested, live, reserved, capacity, limit, driver_free, explanation }
     }
     text += "int main(void) { return STRATALLOC_INTERNAL == 14 && STRATALLOC_EVENT_FREE_DEFERRED == 8 ? 0 : 1; }\n";

@@ -6,4 +6,5 @@ mod cuda;
 mod examples;
 mod layout;
 mod recording;
+mod tiers;
 mod toolchain;

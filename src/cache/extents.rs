@@ -1,0 +1,137 @@
+//! Extents, as the tiers use them.
+
+use super::{DeviceCache, Request, TAGS};
+use crate::driver::Driver;
+use crate::error::{Error, Result};
+use crate::pool::{Kind, Want};
+use crate::telemetry::{Event, Rung};
+use crate::units::{DevicePtr, GRANULE, StreamId};
+
+/// What a stream had been given to do at some time, by the number of its clock.
+pub(crate) type Stamp = (u16, u64);
+
+impl DeviceCache {
+    /// A mapped extent of `size` bytes for a stream; `None` where there is no room. Without `may_grow`, from what is held and mapped nowhere.
+    pub(crate) fn new_extent(&self, stream: StreamId, size: u64, tag: u8, may_grow: bool) -> Result<Option<DevicePtr>> {
+        let mut state = self.pool.lock();
+        if self.pool.capturing(&state) {
+            return Err(Error::Capturing { what: "allocating evictable memory" });
+        }
+        let made = self.pool.new_extent(&mut state, stream, size, tag, may_grow.then_some(self as _));
+        self.check_invariants(&state);
+        Ok(made?.map(DevicePtr))
+    }
+
+    /// Gives an empty extent memory. Returns whether there was enough.
+    pub(crate) fn fill_extent(&self, extent: DevicePtr) -> Result<bool> {
+        let mut state = self.pool.lock();
+        if self.pool.capturing(&state) {
+            return Err(Error::Capturing { what: "having evicted memory back" });
+        }
+        let filled = self.pool.fill_extent(&mut state, extent.0, self);
+        self.check_invariants(&state);
+        filled
+    }
+
+    /// Takes the memory of an extent, which no unfinished work touches.
+    pub(crate) fn vacate_extent(&self, extent: DevicePtr) -> Result<()> {
+        let mut state = self.pool.lock();
+        let vacated = self.pool.vacate_extent(&mut state, extent.0);
+        self.check_invariants(&state);
+        vacated
+    }
+
+    /// The extent is not needed any more, in the order of its home stream and of `users`.
+    pub(crate) fn give_up_extent(&self, extent: DevicePtr, users: &[StreamId]) {
+        let mut state = self.pool.lock();
+        self.pool.give_up_extent(&mut state, extent.0, users);
+        self.check_invariants(&state);
+    }
+
+    /// Counts a block that lies in an extent now, or one that does no longer. Its tag's bytes count wherever they are.
+    pub(crate) fn count_in_extent(&self, extent: DevicePtr, requested: i64, tag: u8) {
+        let mut state = self.pool.lock();
+        self.pool.count_in_extent(&mut state, extent.0, requested);
+        self.retired.lock().count_tag(requested, tag);
+    }
+
+    /// Whether a request would take its tag over the tag's limit.
+    pub(crate) fn check_request(&self, request: Request) -> Result<()> {
+        let Request { size, alignment, tag, .. } = request;
+        if size == 0 || size > super::SIZE_MAX {
+            return Err(Error::InvalidSize { size, max: super::SIZE_MAX });
+        }
+        if !alignment.is_power_of_two() || alignment > super::ALIGNMENT_MAX {
+            return Err(Error::InvalidAlignment { alignment, max: super::ALIGNMENT_MAX });
+        }
+        if tag as usize >= TAGS {
+            return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
+        }
+        let state = self.pool.lock();
+        let block = size.next_multiple_of(GRANULE);
+        if block > self.pool.limit(&state) {
+            return Err(self.never_fits(&state, request, block));
+        }
+        if self.tag_is_limited(tag) { self.check_tag_limit(&state, request) } else { Ok(()) }
+    }
+
+    /// What these streams have been given to do so far.
+    pub(crate) fn stamps_of(&self, streams: &[StreamId]) -> Vec<Stamp> {
+        self.pool.stamps_of(&mut self.pool.lock(), streams)
+    }
+
+    /// Whether streams have got that far; with `wait`, once they have.
+    pub(crate) fn have_passed(&self, stamps: &[Stamp], wait: bool) -> Result<bool> {
+        let mut state = self.pool.lock();
+        if wait && self.pool.capturing(&state) {
+            return Err(Error::Capturing { what: "waiting for streams" });
+        }
+        self.pool.have_passed_stamps(&mut state, stamps, wait)
+    }
+
+    /// Lets later work of a stream wait for what another one has been given to do so far.
+    pub(crate) fn order_streams(&self, later: StreamId, earlier: StreamId) -> Result<()> {
+        let mut state = self.pool.lock();
+        if self.pool.capturing(&state) {
+            return Err(Error::Capturing { what: "ordering streams" });
+        }
+        self.pool.order_streams(&mut state, later, earlier)
+    }
+
+    /// Whether a capture is under way.
+    pub(crate) fn is_capturing(&self) -> bool {
+        self.pool.capturing(&self.pool.lock())
+    }
+
+    /// Why an evictable block found no room.
+    pub(crate) fn no_extent(&self, request: Request) -> Error {
+        let mut state = self.pool.lock();
+        let lane = match self.pool.lane(&mut state, request.stream) {
+            Ok(lane) => lane,
+            Err(error) => return error,
+        };
+        let size = request.size.next_multiple_of(self.pool.unit(&state));
+        let kind = Kind::Range { size, alignment: GRANULE, persistent: false };
+        self.no_room(&mut state, request, Want { lane, kind, may_grow: request.may_grow }, None)
+    }
+
+    /// A request succeeded after something had been evicted.
+    pub(crate) fn count_evicted(&self) {
+        self.pool.count(&mut self.pool.lock(), Rung::Evict);
+    }
+
+    /// Bytes of the smallest chunk.
+    pub(crate) fn unit(&self) -> u64 {
+        self.pool.unit(&self.pool.lock())
+    }
+
+    /// Notes an event.
+    pub(crate) fn note(&self, event: Event) {
+        self.pool.ring.push(event);
+    }
+
+    /// Time on the driver's clock.
+    pub(crate) fn clock_ns(&self) -> u64 {
+        self.pool.driver.clock_ns()
+    }
+}

@@ -1,0 +1,302 @@
+//! Bytes go to a tier, and their memory to whoever needs it.
+
+use std::collections::BTreeSet;
+
+use super::stage::Stage;
+use super::table::{Extent, ExtentId, Table, transfer_ns};
+use super::{Select, Tiers, Wait, keep_first};
+use crate::error::{ResidencyError, Result, TierError};
+use crate::sync::MutexGuard;
+use crate::tier::transfer::Transfer;
+use crate::units::DevicePtr;
+
+/// What making room gave.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    /// Bytes that have gone from the device.
+    pub(crate) evicted: u64,
+    /// Why something did not go.
+    pub(crate) failure: Option<TierError>,
+}
+
+/// How bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To a tier, or dropped where that is as good.
+    Cheapest,
+    /// They are not wanted.
+    Blank,
+}
+
+/// What came of an attempt to begin.
+enum Begun {
+    Yes,
+    /// Not before this has ended.
+    After(Transfer),
+    No(TierError),
+}
+
+/// So often slower tiers are asked to make a faster one roomy for one extent.
+const SPILLS_MAX: u32 = 4;
+
+impl Tiers {
+    /// Evicts until `bytes` have gone, or nothing is left that may. Waits for no more than the transfers.
+    pub(crate) fn make_room(&self, bytes: u64) -> Room {
+        self.make_room_but(bytes, &|_| false)
+    }
+
+    /// [`Tiers::make_room`] that leaves alone what is `spared`.
+    pub(super) fn make_room_but(&self, bytes: u64, spared: &dyn Fn(&Extent) -> bool) -> Room {
+        let mut room = Room::default();
+        if !self.has_blocks() || self.device.is_capturing() {
+            return room;
+        }
+        let mut tried: BTreeSet<ExtentId> = BTreeSet::new();
+        let mut table = self.lock();
+        while room.evicted < bytes {
+            let may_go = |id: ExtentId, extent: &Extent| {
+                extent.may_go()
+                    && extent.held == 0
+                    && extent.manner.automatic
+                    && !spared(extent)
+                    && !tried.contains(&id)
+            };
+            let victims = table.victims(bytes - room.evicted, &may_go);
+            if victims.is_empty() {
+                // Others may have begun what helps here as well.
+                let helps =
+                    |&id: &ExtentId| matches!(table.extent(id).stage, Stage::Evicting { .. }) && !tried.contains(&id);
+                let Some(id) = table.moving.iter().copied().find(helps) else { break };
+                tried.insert(id);
+                table.extent_mut(id).held += 1;
+                room.evicted += self.await_gone(&mut table, id, &mut room.failure);
+                self.let_go(&mut table, id);
+                continue;
+            }
+            tried.extend(&victims);
+            let gone = self.evict(&mut table, &victims, Way::Cheapest);
+            room.evicted += gone.evicted;
+            if let Some(failure) = gone.failure {
+                keep_first(&mut room.failure, failure);
+            }
+        }
+        self.unlock(table);
+        room
+    }
+
+    /// Evicts blocks by name. Returns the bytes that have gone. Those that are pinned stay, which is an error only for one that was named.
+    pub(crate) fn offload(&self, select: Select) -> Result<u64> {
+        let mut table = self.lock();
+        let ids = match select {
+            Select::Ptr(ptr) => {
+                let id = match table.object(ptr) {
+                    Ok(object) => object.extent,
+                    Err(error) => {
+                        self.unlock(table);
+                        return Err(error.into());
+                    }
+                };
+                let pins = table.extent(id).pins;
+                if pins > 0 {
+                    self.unlock(table);
+                    return Err(ResidencyError::Pinned { ptr, pins }.into());
+                }
+                vec![id]
+            }
+            Select::Tag(tag) => {
+                table.extents().filter(|(_, extent)| extent.manner.tag == tag).map(|(id, _)| id).collect()
+            }
+            Select::All => table.extents().map(|(id, _)| id).collect(),
+        };
+        let room = self.evict(&mut table, &ids, Way::Cheapest);
+        self.unlock(table);
+        match room.failure {
+            Some(failure) => Err(failure.into()),
+            None => Ok(room.evicted),
+        }
+    }
+
+    /// Evicts those of these extents that are there and that nobody has pinned.
+    pub(super) fn evict(&self, table: &mut MutexGuard<'_, Table>, ids: &[ExtentId], way: Way) -> Room {
+        let mut room = Room::default();
+        if self.device.is_capturing() {
+            room.failure = Some(TierError::Unusable {
+                tier: "device".to_string(),
+                reason: "a capture is under way, in which nothing may be waited for".to_string(),
+            });
+            return room;
+        }
+        let ids: Vec<ExtentId> = ids.iter().copied().filter(|&id| table.extent(id).may_go()).collect();
+        ids.iter().for_each(|&id| table.extent_mut(id).held += 1);
+        let told = self.announce(table, &ids);
+        let mut under_way = Vec::new();
+        for &id in &ids {
+            let extent = table.extent(id);
+            let is_there = matches!(extent.stage, Stage::Resident | Stage::Leaving);
+            let goes = told && extent.pins == 0 && extent.objects > 0 && is_there;
+            let begun = if goes { self.begin(table, id, way) } else { Err(None) };
+            match begun {
+                Ok(()) => under_way.push(id),
+                Err(why) => {
+                    if matches!(table.extent(id).stage, Stage::Leaving) {
+                        table.set_stage(id, Stage::Resident, None);
+                        self.came_back(table, id);
+                        self.changed.notify_all();
+                    }
+                    if let Some(why) = why {
+                        self.counts.failed();
+                        keep_first(&mut room.failure, why);
+                    }
+                    self.let_go(table, id);
+                }
+            }
+        }
+        for id in under_way {
+            room.evicted += self.await_gone(table, id, &mut room.failure);
+            self.let_go(table, id);
+        }
+        if !told {
+            let reason = "an observer of its memory panicked".to_string();
+            keep_first(&mut room.failure, TierError::Unusable { tier: "device".to_string(), reason });
+        }
+        room
+    }
+
+    /// Tells observers that memory is about to go. Whether they have taken it well.
+    fn announce(&self, table: &mut MutexGuard<'_, Table>, ids: &[ExtentId]) -> bool {
+        if ids.is_empty() || !self.is_observed() {
+            return true;
+        }
+        let mut changes = Vec::new();
+        for &id in ids {
+            table.set_stage(id, Stage::Leaving, None);
+            changes.extend(self.changes_of(table, id, true));
+        }
+        let told = MutexGuard::unlocked(table, || self.tell(&changes));
+        self.settle(table);
+        told
+    }
+
+    /// Begins to evict an extent that is there, waiting for earlier transfers where as many are under way as may be.
+    fn begin(
+        &self,
+        table: &mut MutexGuard<'_, Table>,
+        id: ExtentId,
+        way: Way,
+    ) -> std::result::Result<(), Option<TierError>> {
+        let mut spills = 0;
+        loop {
+            match self.try_begin(table, id, way, &mut spills) {
+                Begun::Yes => return Ok(()),
+                Begun::No(error) => return Err(Some(error)),
+                Begun::After(transfer) => {
+                    if self.wait_for(table, id, Wait::Transfer(transfer)).is_err() {
+                        return Err(None);
+                    }
+                    let extent = table.extent(id);
+                    let is_there = matches!(extent.stage, Stage::Resident | Stage::Leaving);
+                    if extent.pins > 0 || extent.objects == 0 || !is_there {
+                        return Err(None);
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_begin(&self, table: &mut Table, id: ExtentId, way: Way, spills: &mut u32) -> Begun {
+        let extent = table.extent_mut(id);
+        extent.failure = None;
+        let (from, size, codec) = (DevicePtr(extent.addr), extent.size, extent.codec.clone());
+        let first_tier = extent.manner.first_tier;
+        let mut after = vec![extent.manner.stream];
+        after.extend(&extent.users);
+        // Unknown, it is worth it: the callback is there to be used.
+        let cheap = extent.recompute_ns.is_none_or(|ns| ns <= transfer_ns(size));
+        if way == Way::Blank || (extent.manner.recompute && cheap) {
+            let stamps = self.device.stamps_of(&after);
+            table.set_stage(id, Stage::Dropping { stamps, blank: way == Way::Blank }, None);
+            return Begun::Yes;
+        }
+        let mut failure = None;
+        for (tier, store) in self.stores.iter().enumerate().skip(first_tier) {
+            match self.engine.try_save(from, size, &store.tier, codec.as_ref(), &after) {
+                Ok(transfer) => {
+                    table.set_stage(id, Stage::Evicting { transfer }, None);
+                    return Begun::Yes;
+                }
+                Err(TierError::Busy { tier: name, depth }) => {
+                    let earlier = table.moving.iter().find_map(|&id| table.extent(id).stage.transfer().cloned());
+                    return earlier.map_or(Begun::No(TierError::Busy { tier: name, depth }), Begun::After);
+                }
+                Err(error) => {
+                    let full = error.is_full();
+                    keep_first(&mut failure, error);
+                    // What went there first goes on to a slower tier, so that what went last is the quickest to have back.
+                    if full && *spills < SPILLS_MAX && tier + 1 < self.stores.len() {
+                        *spills += 1;
+                        if let Some(transfer) = self.spill(table, tier, size) {
+                            return Begun::After(transfer);
+                        }
+                    }
+                }
+            }
+        }
+        Begun::No(failure.unwrap_or_else(|| TierError::Unusable {
+            tier: "device".to_string(),
+            reason: "no tiers are configured".to_string(),
+        }))
+    }
+
+    /// Begins to move what has been in a tier for longest on to the next, until that are so many bytes. Returns the last transfer, if any.
+    fn spill(&self, table: &mut Table, tier: usize, bytes: u64) -> Option<Transfer> {
+        let oldest: Vec<ExtentId> = table.parked[tier].iter().map(|&(_, id)| id).collect();
+        let (mut spilled, mut last) = (0, None);
+        for id in oldest {
+            if spilled >= bytes {
+                break;
+            }
+            let Stage::Away { place } = &table.extent(id).stage else { continue };
+            let place = place.clone();
+            let slower = self.stores[tier + 1..].iter();
+            let Some(transfer) = slower.into_iter().find_map(|to| self.engine.spill(&place, &to.tier).ok()) else {
+                break;
+            };
+            spilled += place.stored();
+            last = Some(transfer.clone());
+            table.set_stage(id, Stage::Spilling { place, transfer }, None);
+        }
+        // One that others began will do, too.
+        last.or_else(|| {
+            let spilling = |&&id: &&ExtentId| matches!(table.extent(id).stage, Stage::Spilling { .. });
+            let id = *table.moving.iter().find(spilling)?;
+            table.extent(id).stage.transfer().cloned()
+        })
+    }
+
+    /// Waits until an extent has gone, or stays after all. Returns the bytes that have gone.
+    fn await_gone(&self, table: &mut MutexGuard<'_, Table>, id: ExtentId, failure: &mut Option<TierError>) -> u64 {
+        loop {
+            let extent = table.extent(id);
+            let wait = match &extent.stage {
+                Stage::Evicting { transfer } => Wait::Transfer(transfer.clone()),
+                Stage::Dropping { stamps, .. } => Wait::Streams(stamps.clone()),
+                stage => {
+                    let gone = !stage.is_mapped();
+                    let size = extent.size;
+                    if let Some(why) = table.extent_mut(id).failure.take().filter(|_| !gone) {
+                        keep_first(failure, *why);
+                    }
+                    return if gone { size } else { 0 };
+                }
+            };
+            if extent.objects == 0 && extent.held <= 1 {
+                // Freed meanwhile: it goes as all that is freed does.
+                return 0;
+            }
+            if let Err(error) = self.wait_for(table, id, wait) {
+                keep_first(failure, super::settle::tier_error(error));
+                return 0;
+            }
+        }
+    }
+}

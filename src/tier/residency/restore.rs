@@ -1,0 +1,312 @@
+//! Bytes come back, and stay where they are while they are pinned.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::stage::Stage;
+use super::table::{Extent, ExtentId, Table};
+use super::{Recompute, Select, Tiers, Wait, words_of};
+use crate::error::{ResidencyError, Result, TierError};
+use crate::sync::MutexGuard;
+use crate::units::{DevicePtr, StreamId};
+
+/// How far bytes are to come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// They are on their way.
+    Begun,
+    /// What is submitted to this stream from now on, and to the home stream, finds them.
+    Usable(StreamId),
+}
+
+/// How they are to come back.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub(super) goal: Goal,
+    /// Also what sleep has put away.
+    pub(super) waking: bool,
+    /// What is not evicted for it.
+    pub(super) spared: &'a dyn Fn(&Extent) -> bool,
+}
+
+/// So often room is made for one extent: others may take it away.
+const ROOMS_MAX: u32 = 64;
+
+impl Tiers {
+    /// Has a block there, and keeps it there until [`Tiers::unpin`]. Work submitted to `stream` from now on finds its bytes.
+    pub(crate) fn pin(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
+        self.with_block(ptr, Goal::Usable(stream), |table, id| {
+            let object = table.objects.get_mut(&ptr.0).ok_or(ResidencyError::NotEvictable { ptr })?;
+            object.pins += 1;
+            let extent = table.extent_mut(id);
+            extent.pins += 1;
+            let size = extent.size;
+            extent.used_by(stream);
+            if extent.pins == 1 {
+                table.pinned_bytes += size;
+            }
+            Ok(())
+        })
+    }
+
+    /// Begins to have a block back, if it is not there, for work on `stream`, which counts as recorded. Whoever pins it waits for the rest.
+    pub(crate) fn prefetch(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
+        self.with_block(ptr, Goal::Begun, |table, id| {
+            table.extent_mut(id).used_by(stream);
+            Ok(())
+        })
+    }
+
+    fn with_block(
+        &self,
+        ptr: DevicePtr,
+        goal: Goal,
+        then: impl FnOnce(&mut Table, ExtentId) -> Result<()>,
+    ) -> Result<()> {
+        self.check_owned(ptr)?;
+        let mut table = self.lock();
+        let found = table.object(ptr).map(|object| object.extent);
+        let brought = match found {
+            Ok(id) => {
+                table.extent_mut(id).held += 1;
+                let terms = Terms { goal, waking: false, spared: &|_| false };
+                let brought = self.bring(&mut table, id, terms).and_then(|()| {
+                    table.policy.touch(u64::from(id));
+                    then(&mut table, id)
+                });
+                self.let_go(&mut table, id);
+                brought
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.unlock(table);
+        brought
+    }
+
+    /// Has blocks back. What sleep has put away stays away, which is an error only for one that was named. Where there is no room for all
+    /// of them, none goes for another.
+    pub(crate) fn restore(&self, select: Select) -> Result<()> {
+        let mut table = self.lock();
+        let ids = match select {
+            Select::Ptr(ptr) => match table.object(ptr) {
+                Ok(object) => vec![object.extent],
+                Err(error) => {
+                    self.unlock(table);
+                    return Err(error.into());
+                }
+            },
+            Select::Tag(tag) => {
+                let wanted = |extent: &Extent| extent.manner.tag == tag && extent.slept.is_none();
+                table.extents().filter(|(_, extent)| wanted(extent)).map(|(id, _)| id).collect()
+            }
+            Select::All => table.extents().filter(|(_, extent)| extent.slept.is_none()).map(|(id, _)| id).collect(),
+        };
+        let spared = |extent: &Extent| match select {
+            Select::Ptr(_) => false,
+            Select::Tag(tag) => extent.manner.tag == tag,
+            Select::All => true,
+        };
+        let restored = self.bring_all(&mut table, &ids, false, &spared);
+        self.unlock(table);
+        restored
+    }
+
+    /// Has all of these back, at least those that can be. The first error.
+    pub(super) fn bring_all(
+        &self,
+        table: &mut MutexGuard<'_, Table>,
+        ids: &[ExtentId],
+        waking: bool,
+        spared: &dyn Fn(&Extent) -> bool,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        ids.iter().for_each(|&id| table.extent_mut(id).held += 1);
+        // All are on their way before the first is waited for.
+        for usable in [false, true] {
+            for &id in ids {
+                let extent = table.extent(id);
+                if extent.objects == 0 {
+                    continue;
+                }
+                let goal = if usable { Goal::Usable(extent.manner.stream) } else { Goal::Begun };
+                if let Err(error) = self.bring(table, id, Terms { goal, waking, spared })
+                    && table.extent(id).objects > 0
+                {
+                    outcome = outcome.and(Err(error));
+                }
+            }
+            if outcome.is_err() {
+                break;
+            }
+        }
+        ids.iter().for_each(|&id| self.let_go(table, id));
+        outcome
+    }
+
+    /// Has an extent back, which the caller holds.
+    pub(super) fn bring(&self, table: &mut MutexGuard<'_, Table>, id: ExtentId, terms: Terms<'_>) -> Result<()> {
+        let mut rooms = 0;
+        loop {
+            let extent = table.extent(id);
+            let (addr, home) = (DevicePtr(extent.addr), extent.manner.stream);
+            if extent.objects == 0 {
+                return Err(ResidencyError::NotEvictable { ptr: addr }.into());
+            }
+            if extent.slept.is_some() && !terms.waking {
+                return Err(ResidencyError::Asleep.into());
+            }
+            match &extent.stage {
+                Stage::Resident => return Ok(()),
+                Stage::Leaving | Stage::Recomputing => self.wait_for(table, id, Wait::Others)?,
+                Stage::Evicting { transfer } => {
+                    let transfer = transfer.clone();
+                    transfer.cancel();
+                    self.wait_for(table, id, Wait::Transfer(transfer))?;
+                }
+                // Its bytes have not been given up yet.
+                Stage::Dropping { .. } => {
+                    table.set_stage(id, Stage::Resident, None);
+                    self.came_back(table, id);
+                }
+                Stage::Away { .. } | Stage::Spilling { .. } | Stage::Dropped | Stage::Blank => {
+                    self.have_memory(table, id, terms, &mut rooms)?;
+                    if matches!(table.extent(id).stage, Stage::Recomputing) {
+                        self.compute(table, id)?;
+                        if let Goal::Usable(stream) = terms.goal
+                            && stream != home
+                        {
+                            self.device.order_streams(stream, home)?;
+                        }
+                    }
+                }
+                Stage::Filled { place } => {
+                    let place = Arc::clone(place);
+                    self.load(table, id, &place)?;
+                }
+                Stage::Restoring { transfer, .. } => {
+                    let Goal::Usable(stream) = terms.goal else { return Ok(()) };
+                    let transfer = transfer.clone();
+                    let ordered = self.without_lock(table, id, || {
+                        self.engine.order(&transfer, home)?;
+                        if stream == home { Ok(()) } else { self.engine.order(&transfer, stream) }
+                    });
+                    ordered?;
+                    if let Stage::Restoring { lent, .. } = &mut table.extent_mut(id).stage {
+                        *lent = true;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives an extent memory, for which others may have to go.
+    fn have_memory(
+        &self,
+        table: &mut MutexGuard<'_, Table>,
+        id: ExtentId,
+        terms: Terms<'_>,
+        rooms: &mut u32,
+    ) -> Result<()> {
+        let extent = table.extent(id);
+        let (addr, size) = (DevicePtr(extent.addr), extent.size);
+        if self.device.fill_extent(addr)? {
+            let next = match &table.extent(id).stage {
+                Stage::Away { place } => Stage::Filled { place: place.clone() },
+                Stage::Spilling { place, transfer } => {
+                    transfer.cancel();
+                    Stage::Filled { place: place.clone() }
+                }
+                Stage::Dropped => Stage::Recomputing,
+                _ => Stage::Resident,
+            };
+            table.set_stage(id, next, None);
+            self.came_back(table, id);
+            return Ok(());
+        }
+        let made = self.without_lock(table, id, || self.make_room_but(size, terms.spared));
+        *rooms += 1;
+        if made.evicted > 0 && *rooms < ROOMS_MAX {
+            return Ok(());
+        }
+        let (evictable, pinned) = self.evictable_in(table);
+        let failure = made.failure.map(Box::new);
+        Err(ResidencyError::NoRoom { ptr: addr, size, evictable, pinned, failure }.into())
+    }
+
+    /// Begins to bring the bytes of an extent that has memory.
+    fn load(&self, table: &mut MutexGuard<'_, Table>, id: ExtentId, place: &Arc<super::Place>) -> Result<()> {
+        match self.engine.try_load(place, DevicePtr(table.extent(id).addr), &[]) {
+            Ok(transfer) => {
+                let place = Arc::clone(place);
+                table.set_stage(id, Stage::Restoring { place, transfer, lent: false }, None);
+                Ok(())
+            }
+            Err(TierError::Busy { tier, depth }) => {
+                let earlier = table.moving.iter().find_map(|&id| table.extent(id).stage.transfer().cloned());
+                match earlier {
+                    Some(earlier) => self.wait_for(table, id, Wait::Transfer(earlier)),
+                    None => Err(TierError::Busy { tier, depth }.into()),
+                }
+            }
+            Err(error) => {
+                self.counts.failed();
+                self.empty_again(table, id);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Has what lies in an extent that has memory computed again. Where that fails, the memory goes back.
+    fn compute(&self, table: &mut MutexGuard<'_, Table>, id: ExtentId) -> Result<()> {
+        let home = table.extent(id).manner.stream;
+        let work: Vec<(DevicePtr, u64, Recompute)> = (table.objects_in(id))
+            .filter_map(|(ptr, object)| Some((ptr, object.requested, object.recompute.clone()?)))
+            .collect();
+        let computed = self.without_lock(table, id, || {
+            work.iter().try_for_each(|(ptr, size, recompute)| {
+                let called = catch_unwind(AssertUnwindSafe(|| recompute(*ptr, *size, home)));
+                let reason = match called {
+                    Ok(Ok(())) => {
+                        self.counts.recomputed();
+                        return Ok(());
+                    }
+                    Ok(Err(reason)) => reason,
+                    Err(panic) => words_of(&*panic),
+                };
+                Err(ResidencyError::Recompute { ptr: *ptr, reason })
+            })
+        });
+        let outcome = match computed {
+            Ok(()) => {
+                table.set_stage(id, Stage::Resident, None);
+                Ok(())
+            }
+            Err(error) => {
+                self.counts.failed();
+                // What it has submitted before it failed may touch the memory still.
+                let stamps = self.device.stamps_of(&[home]);
+                let passed = self.without_lock(table, id, || self.device.have_passed(&stamps, true));
+                let addr = DevicePtr(table.extent(id).addr);
+                match passed.and_then(|_| self.device.vacate_extent(addr)) {
+                    Ok(()) => table.set_stage(id, Stage::Dropped, None),
+                    // The memory stays, as for a block whose bytes are not wanted. That it could not be computed is said all the same.
+                    Err(_) => table.set_stage(id, Stage::Resident, None),
+                }
+                Err(error.into())
+            }
+        };
+        self.changed.notify_all();
+        outcome
+    }
+
+    fn evictable_in(&self, table: &Table) -> (u64, u64) {
+        let may_go = table.extents().filter(|(_, extent)| extent.may_go() && extent.manner.automatic);
+        (may_go.map(|(_, extent)| extent.size).sum(), table.pinned_bytes)
+    }
+
+    /// Bytes that may be evicted when room is needed, and pinned bytes.
+    pub(crate) fn evictable(&self) -> (u64, u64) {
+        self.evictable_in(&self.table.lock())
+    }
+}

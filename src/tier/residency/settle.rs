@@ -1,0 +1,207 @@
+//! Transfers that have ended: their extents are where they were to go, or where they were.
+
+use super::Tiers;
+use super::stage::Stage;
+use super::table::{ExtentId, Table};
+use crate::driver::DriverError;
+use crate::error::{Error, TierError};
+use crate::telemetry::{Event, EventKind};
+use crate::units::DevicePtr;
+
+impl Tiers {
+    /// Takes note of all that has ended.
+    pub(super) fn settle(&self, table: &mut Table) {
+        if table.moving.is_empty() {
+            return;
+        }
+        self.engine.pump();
+        let moving: Vec<ExtentId> = table.moving.iter().copied().collect();
+        let mut any = false;
+        for id in moving {
+            any |= self.settle_one(table, id);
+        }
+        if any {
+            self.changed.notify_all();
+        }
+    }
+
+    fn settle_one(&self, table: &mut Table, id: ExtentId) -> bool {
+        match &table.extent(id).stage {
+            Stage::Evicting { transfer } => match transfer.poll() {
+                None => false,
+                Some(Ok(Some(place))) => {
+                    let size = table.extent(id).size;
+                    if self.vacate(table, id, Stage::Away { place: place.clone() }, Some(self.tier_of(&place))) {
+                        self.counts.evicted(size);
+                        self.counts.stored(self.tier_of(&place), place.stored());
+                    }
+                    true
+                }
+                Some(ended) => {
+                    self.stays(table, id, Stage::Resident, ended.err());
+                    true
+                }
+            },
+            Stage::Dropping { stamps, blank } => {
+                let (stamps, blank) = (stamps.clone(), *blank);
+                match self.device.have_passed(&stamps, false) {
+                    Ok(false) => false,
+                    Ok(true) => {
+                        if self.vacate(table, id, if blank { Stage::Blank } else { Stage::Dropped }, None) {
+                            self.counts.dropped();
+                        }
+                        true
+                    }
+                    Err(error) => {
+                        self.stays(table, id, Stage::Resident, Some(tier_error(error)));
+                        true
+                    }
+                }
+            }
+            Stage::Spilling { place, transfer } => match transfer.poll() {
+                None => false,
+                Some(Ok(Some(new))) => {
+                    let tier = self.tier_of(&new);
+                    self.counts.stored(tier, new.stored());
+                    self.counts.spilled();
+                    table.set_stage(id, Stage::Away { place: new }, Some(tier));
+                    self.note(table, id, EventKind::Spilled);
+                    true
+                }
+                Some(ended) => {
+                    let (place, tier) = (place.clone(), self.tier_of(place));
+                    self.stays(table, id, Stage::Away { place }, ended.err());
+                    self.repark(table, id, tier);
+                    true
+                }
+            },
+            Stage::Restoring { place, transfer, lent } => match transfer.poll() {
+                None => false,
+                Some(Ok(_)) => {
+                    let (tier, stored, size) = (self.tier_of(place), place.stored(), table.extent(id).size);
+                    self.counts.loaded(tier, stored);
+                    self.counts.restored(size);
+                    table.set_stage(id, Stage::Resident, None);
+                    self.note(table, id, EventKind::Restored);
+                    true
+                }
+                Some(Err(error)) => {
+                    let (place, lent) = (place.clone(), *lent);
+                    self.counts.failed();
+                    table.extent_mut(id).failure = Some(Box::new(error));
+                    table.set_stage(id, Stage::Filled { place }, None);
+                    // Streams that were told to use it may do so still: then the memory stays, and the bytes are where they were.
+                    if !lent {
+                        self.empty_again(table, id);
+                    }
+                    true
+                }
+            },
+            _ => false,
+        }
+    }
+
+    /// Nothing came of it.
+    fn stays(&self, table: &mut Table, id: ExtentId, stage: Stage, why: Option<TierError>) {
+        let tier = match &stage {
+            Stage::Away { place } => Some(self.tier_of(place)),
+            _ => None,
+        };
+        let is_there = matches!(stage, Stage::Resident);
+        table.set_stage(id, stage, tier);
+        if let Some(why) = why {
+            if why != TierError::Cancelled {
+                self.counts.failed();
+            }
+            table.extent_mut(id).failure = Some(Box::new(why));
+        }
+        if is_there {
+            self.came_back(table, id);
+        }
+    }
+
+    /// What failed to spill is not the next one to be tried.
+    fn repark(&self, table: &mut Table, id: ExtentId, tier: usize) {
+        let since = table.extent(id).since;
+        table.parked[tier].remove(&(since, id));
+        table.now += 1;
+        let now = table.now;
+        table.extent_mut(id).since = now;
+        table.parked[tier].insert((now, id));
+    }
+
+    /// Observers that were told that memory goes are told that it is there.
+    pub(super) fn came_back(&self, table: &mut Table, id: ExtentId) {
+        if self.is_observed() {
+            table.remapped.push_back(id);
+            // Whoever gets the lock next must not find the number used by another.
+            table.extent_mut(id).held += 1;
+        }
+    }
+
+    /// Takes the memory of an extent whose bytes are safe. Where the driver refuses, they stay where they are. Whether it went well.
+    fn vacate(&self, table: &mut Table, id: ExtentId, stage: Stage, tier: Option<usize>) -> bool {
+        match self.device.vacate_extent(DevicePtr(table.extent(id).addr)) {
+            Ok(()) => {
+                table.set_stage(id, stage, tier);
+                self.note(table, id, EventKind::Evicted);
+                true
+            }
+            Err(error) => {
+                self.stays(table, id, Stage::Resident, Some(tier_error(error)));
+                false
+            }
+        }
+    }
+
+    /// Takes the memory of an extent back that has been filled and not been used.
+    pub(super) fn empty_again(&self, table: &mut Table, id: ExtentId) {
+        if let Stage::Filled { place } = &table.extent(id).stage {
+            let (place, tier) = (place.clone(), self.tier_of(place));
+            match self.device.vacate_extent(DevicePtr(table.extent(id).addr)) {
+                Ok(()) => table.set_stage(id, Stage::Away { place }, Some(tier)),
+                // It stays mapped; the next attempt to have the bytes back begins with that.
+                Err(_) => self.counts.failed(),
+            }
+        }
+    }
+
+    pub(super) fn note(&self, table: &Table, id: ExtentId, kind: EventKind) {
+        let extent = table.extent(id);
+        let event = Event::new(kind, DevicePtr(extent.addr), extent.size);
+        self.device.note(event.on(extent.manner.stream, None).tag(extent.manner.tag));
+    }
+
+    /// A call comes back to an extent no more. Where nothing lies in it by now, it goes.
+    pub(super) fn let_go(&self, table: &mut Table, id: ExtentId) {
+        table.extent_mut(id).held -= 1;
+        self.dispose(table, id);
+    }
+
+    /// Gives an extent up in which nothing lies, unless somebody comes back to it.
+    pub(super) fn dispose(&self, table: &mut Table, id: ExtentId) {
+        let extent = table.extent(id);
+        if extent.objects > 0 || extent.held > 0 {
+            return;
+        }
+        let mut users = extent.users.clone();
+        // What is begun nothing more of may still be under way on the engine's streams.
+        if let Some(transfer) = extent.stage.transfer() {
+            transfer.cancel();
+            let inwards = matches!(extent.stage, Stage::Restoring { .. });
+            users.extend(self.engine.stream(inwards).ok());
+        }
+        let addr = DevicePtr(table.remove_extent(id).addr);
+        self.device.give_up_extent(addr, &users);
+    }
+}
+
+/// A failure of the device, as the tiers tell it.
+pub(super) fn tier_error(error: Error) -> TierError {
+    match error {
+        Error::Driver(error) => TierError::Driver(error),
+        other => {
+            TierError::Driver(DriverError::new(crate::driver::DriverErrorKind::Other, "extent", other.to_string()))
+        }
+    }
+}
