@@ -70,15 +70,6 @@ pub enum TierError {
     Driver(#[from] DriverError),
 }
 
-impl TierError {
-    /// Whether there is no room, in the tier or on the disk behind it: another tier may have some.
-    pub fn is_full(&self) -> bool {
-        const ENOSPC: i32 = 28;
-        const EDQUOT: i32 = 122;
-        matches!(self, TierError::Full { .. } | TierError::Io { errno: ENOSPC | EDQUOT, .. })
-    }
-}
-
 /// What is wrong with a codec, or with what it was given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -88,7 +79,7 @@ pub enum CodecError {
     Unknown {
         /// The name.
         name: String,
-        /// Those that there are.
+        /// The names that there are.
         known: String,
     },
     /// This build has no such codec.
@@ -115,6 +106,15 @@ pub enum CodecError {
         /// What there is, in bytes.
         room: usize,
     },
+}
+
+impl TierError {
+    /// Whether there is no room, in the tier or on the disk behind it: another tier may have some.
+    pub fn is_full(&self) -> bool {
+        const ENOSPC: i32 = 28;
+        const EDQUOT: i32 = 122;
+        matches!(self, TierError::Full { .. } | TierError::Io { errno: ENOSPC | EDQUOT, .. })
+    }
 }
 
 /// Why the residency of an evictable block is not what was asked for. Its bytes are where they were.
