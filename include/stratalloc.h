@@ -334,6 +334,8 @@ typedef struct stratalloc_tier_stats {
   uint64_t stall_ns;
   // Host memory for what is known of blocks, in bytes.
   uint64_t metadata;
+  // How often this library has waited for the device as a whole, for whatever.
+  uint64_t device_synchronizations;
   // Whether the device sleeps.
   bool asleep;
 } stratalloc_tier_stats;
