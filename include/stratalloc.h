@@ -158,6 +158,8 @@ typedef struct stratalloc_pinned stratalloc_pinned;
 
 // Bytes in a tier.
 typedef struct stratalloc_stashed stratalloc_stashed;
+// A block that `stratalloc_compact` may move while it is not pinned. Free it before its allocator is destroyed.
+typedef struct stratalloc_movable stratalloc_movable;
 
 // A stream: a `CUstream`, which is a `cudaStream_t`. Null is the default stream.
 typedef void *stratalloc_stream;
@@ -213,6 +215,46 @@ typedef struct stratalloc_block {
   // Whether it has a physical allocation of its own: `STRATALLOC_DEDICATED`.
   bool is_dedicated;
 } stratalloc_block;
+
+// What one pass may do at most; 0 is no bound. Set `struct_size` to `sizeof(stratalloc_pass_limits)`.
+typedef struct stratalloc_pass_limits {
+  // `sizeof(stratalloc_pass_limits)`.
+  size_t struct_size;
+  // Bytes copied.
+  uint64_t bytes;
+  // Nanoseconds on the device's clock, after which nothing more is begun.
+  uint64_t time_ns;
+} stratalloc_pass_limits;
+
+// What `stratalloc_defragment` did.
+typedef struct stratalloc_defrag_report {
+  // `sizeof(stratalloc_defrag_report)`.
+  size_t struct_size;
+  // Pages of small blocks that were looked at, each with memory of its own.
+  uint64_t pages;
+  // Pages that share another page's memory now.
+  uint64_t meshed;
+  // Chunks of larger blocks, used in part, that were looked at.
+  uint64_t chunks;
+  // Chunks that share another one's memory now.
+  uint64_t paired;
+  // Bytes copied.
+  uint64_t copied;
+  // Bytes given back to the device.
+  uint64_t released;
+} stratalloc_defrag_report;
+
+// What `stratalloc_compact` did.
+typedef struct stratalloc_compact_report {
+  // `sizeof(stratalloc_compact_report)`.
+  size_t struct_size;
+  // Blocks that lie elsewhere now.
+  uint64_t moved;
+  // Their bytes.
+  uint64_t bytes;
+  // Blocks that were to move, and were pinned or freed meanwhile, or left for want of time.
+  uint64_t left;
+} stratalloc_compact_report;
 
 // What an allocator is made of. Set `struct_size` to `sizeof(stratalloc_options)` and the rest to 0, then what you want.
 typedef struct stratalloc_options {
@@ -572,6 +614,51 @@ enum stratalloc_status stratalloc_find(struct stratalloc_allocator *allocator,
                                        const void *inside,
                                        struct stratalloc_block *out);
 
+// Waits until a device has done all that was submitted to it, then gives memory back while all pointers stay what they are: where what is in use
+// in two pages of small blocks, or in two chunks of larger ones, lies at different places, that of one is copied to the other, and both
+// addresses are mapped to the same memory. Until it returns, no thread may submit work that touches memory of the allocator: it would find
+// old bytes, or none. `STRATALLOC_CAPTURING` during a capture. `limits` and `report` may be null.
+//
+// Required: `allocator` is null or a handle; `limits` and `report` are null or structs of the size they say.
+enum stratalloc_status stratalloc_defragment(struct stratalloc_allocator *allocator,
+                                             int32_t device,
+                                             const struct stratalloc_pass_limits *limits,
+                                             struct stratalloc_defrag_report *report);
+
+// Allocates a block that `stratalloc_compact` may move, as a request says. `*out` is null after a failure. It has no address until it is pinned, and is in
+// no recording.
+//
+// Required: `allocator` is null or a handle; `request` is null or a struct of the size it says; `out` is null or may be written.
+enum stratalloc_status stratalloc_alloc_movable(struct stratalloc_allocator *allocator,
+                                                const struct stratalloc_request *request,
+                                                struct stratalloc_movable **out);
+
+// Says where a block lies, and holds it there until `stratalloc_movable_unpin`, once for each pin. Submit work that uses it to its home stream, then
+// let go: moves come after that work in stream order.
+//
+// Required: `movable` is null or a handle; `out` is null or may be written.
+enum stratalloc_status stratalloc_movable_pin(struct stratalloc_movable *movable,
+                                              void **out);
+
+// Takes one pin back. `STRATALLOC_INVALID_ARGUMENT` where the block is not pinned.
+//
+// Required: `movable` is null or a handle.
+enum stratalloc_status stratalloc_movable_unpin(struct stratalloc_movable *movable);
+
+// Frees a block with its pins, in the order of its home stream. Null is no block, and fine.
+//
+// Required: `movable` is null or a handle that no other thread uses.
+enum stratalloc_status stratalloc_movable_free(struct stratalloc_movable *movable);
+
+// Moves movable blocks that nobody has pinned, so that chunks become free; they are, once the streams get there. Waits for nothing. Work
+// that is submitted from now on goes by a new `stratalloc_movable_pin`. Where the driver fails, nothing has moved. `limits` and `report` may be null.
+//
+// Required: `allocator` is null or a handle; `limits` and `report` are null or structs of the size they say.
+enum stratalloc_status stratalloc_compact(struct stratalloc_allocator *allocator,
+                                          int32_t device,
+                                          const struct stratalloc_pass_limits *limits,
+                                          struct stratalloc_compact_report *report);
+
 // Waits for the device and compares every red zone and all poison on it: what the configuration keys `poison` and `redzone` are for. Each damage
 // found is a line on stderr, once; `faults` receives how many there were. 0 where no debug aid is on.
 //
@@ -685,6 +772,27 @@ size_t stratalloc_explain_oom(struct stratalloc_allocator *allocator,
 // Required: `allocator` is null or a handle.
 enum stratalloc_status stratalloc_remove_oom_observer(struct stratalloc_allocator *allocator,
                                                       uint64_t id);
+
+// The steps that plans are made for on a device, as bytes for `stratalloc_import_plan` in the program's next run. `*size` is how many there are; they are
+// copied to `buffer` if they fit in `capacity` bytes, and if not, nothing is. `buffer` may be null if `capacity` is 0. The plan may have
+// grown since an earlier call.
+//
+// Required: `allocator` is null or a handle; `buffer` is null or has room for `capacity` bytes; `size` is null or may be written.
+enum stratalloc_status stratalloc_export_plan(struct stratalloc_allocator *allocator,
+                                              int32_t device,
+                                              void *buffer,
+                                              size_t capacity,
+                                              size_t *size);
+
+// Takes over what `stratalloc_export_plan` gave: steps to look out for on a device, so that they are planned from the first time on. Anything else is
+// `STRATALLOC_INVALID_ARGUMENT`, and then nothing has changed. `steps`, how many there are, may be null.
+//
+// Required: `allocator` is null or a handle; `bytes` is null or has `size` bytes; `steps` is null or may be written.
+enum stratalloc_status stratalloc_import_plan(struct stratalloc_allocator *allocator,
+                                              int32_t device,
+                                              const void *bytes,
+                                              size_t size,
+                                              size_t *steps);
 
 // From now on, requests of the streams that `filter` names (null: all) are served from a private pool, whose memory nobody else gets: what a
 // graph capture needs. Until `stratalloc_pool_end` no events are recorded or asked for, and every call takes a lock. Counts one user of

@@ -7,6 +7,7 @@
 #define STRATALLOC_PORTABLE_H
 
 typedef unsigned char u8;
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
@@ -15,12 +16,26 @@ typedef unsigned long long u64;
 #define ALIGNED(bytes) __align__(bytes)
 DEVICE void add_atomically(u64 *sum, u64 value) { atomicAdd(sum, value); }
 DEVICE void lower_atomically(u64 *least, u64 value) { atomicMin(least, value); }
+DEVICE u32 bits_of(float number) { return __float_as_uint(number); }
+DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
 #else
 #define DEVICE static inline
 #define ALIGNED(bytes) __attribute__((aligned(bytes)))
 /* The software device runs one kernel at a time. */
 DEVICE void add_atomically(u64 *sum, u64 value) { *sum += value; }
 DEVICE void lower_atomically(u64 *least, u64 value) { if (value < *least) *least = value; }
+union float_bits {
+    float number;
+    u32 bits;
+};
+DEVICE u32 bits_of(float number) {
+    union float_bits both = {.number = number};
+    return both.bits;
+}
+DEVICE float float_of(u32 bits) {
+    union float_bits both = {.bits = bits};
+    return both.number;
+}
 #endif
 
 /* One thread of so many. */

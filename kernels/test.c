@@ -37,6 +37,34 @@ static u64 sum_of(const u8 *bytes, u64 size) {
     return sum + mixed(size, 0);
 }
 
+/* Numbers of 32 bits against plain loops, any number of threads against one, and every byte too far. */
+static void check_codes(u64 size, u64 threads, u32 code_bits, u32 element) {
+    const u64 skip = 0, other = code_bits;
+    const u32 format = element | code_bits << 8 | 5u << 16;
+    struct layout l = layout_of(size, format);
+    u64 length = l.rest_at + l.rest;
+    void *free_a, *free_b, *free_c, *free_d;
+    u8 *src = block_of(size, 0, 5, &free_a), *one = block_of(length, 0, 0, &free_b);
+    u8 *many = block_of(length, 0, 9, &free_c), *back = block_of(size, 0, 3, &free_d);
+    stratalloc_kernel_quantize(1, (u64)src, (u64)one, size, format);
+    stratalloc_kernel_quantize(threads, (u64)src, (u64)many, size, format);
+    MUST(memcmp(one, many, length) == 0);
+    stratalloc_kernel_dequantize(threads, (u64)one, (u64)back, size, format);
+    MUST(memcmp(src + size - l.rest, back + size - l.rest, l.rest) == 0);
+    for (u64 i = 0; i < l.count && element == ELEMENT_F32; i++) {
+        float went, came, scale;
+        memcpy(&went, src + i * 4, 4);
+        memcpy(&came, back + i * 4, 4);
+        memcpy(&scale, one + HEADER_BYTES + i / 32 * 4, 4);
+        if (went - went != 0) MUST(bits_of(scale) >> 31 == 1 && came - came != 0);
+        else MUST((went < came ? came - went : went - came) <= (scale < 0 ? -scale : scale) * 0.50002f);
+    }
+    free(free_a);
+    free(free_b);
+    free(free_c);
+    free(free_d);
+}
+
 static void check_all(u64 size, u64 skip, u64 other, u64 threads) {
     void *free_a, *free_b;
     u8 *a = block_of(size, skip, 1, &free_a), *b = block_of(size, other, 77, &free_b);
@@ -72,6 +100,9 @@ int main(void) {
         for (u64 skip = 0; skip < 16; skip++)
             for (u64 other = 0; other < 16; other += 1 + (SIZES[s] > 300) * 4)
                 for (u64 t = 0; t < COUNT(THREADS); t++, cases++) check_all(SIZES[s], skip, other, THREADS[t]);
+    for (u64 s = 0; s < COUNT(SIZES); s++)
+        for (u64 t = 0; t < COUNT(THREADS); t++)
+            for (u32 kind = 0; kind < 6; kind++, cases++) check_codes(SIZES[s], THREADS[t], kind < 3 ? 8 : 4, kind % 3);
     printf("%llu cases\n", cases);
     return 0;
 }

@@ -29,8 +29,8 @@ pub use config::{Config, Limit, Poison};
 pub use debug::{Leaks, MemoryFault, MemoryFaultKind, MemoryObserver, MemoryReport, Share};
 pub use error::{
     ConfigError, DriverError, DriverErrorKind, Error, OomAdvice, OomBlock, OomCause, OomExplanation, OomFree, OomGap,
-    OomNeighbour, OomPool, OomRemedy, OomRequest, OomRung, OomTag, OomTiers, OutOfMemory, PlanError, ResidencyError, Result,
-    TierError,
+    OomNeighbour, OomPool, OomRemedy, OomRequest, OomRung, OomTag, OomTiers, OutOfMemory, PlanError, ResidencyError,
+    Result, TierError,
 };
 pub use plan::PlanStats;
 pub use pool::Checkpoint;

@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::rig::{MIB, allocator_on, request};
+use stratalloc::driver::kernels::Quant;
 use stratalloc::driver::soft::{Access, Backing, OpKind, Report, SoftDevice};
 use stratalloc::driver::{
     CaptureStatus, ChunkHandle, CopyOp, DeviceProperties, Driver, DriverResult, EventId, EventStatus, HostPtr,
@@ -58,6 +59,8 @@ impl Driver for Liar {
         fill_words(ptr: DevicePtr, size: u64, pattern: u32, stream: StreamId) -> DriverResult<()>;
         check_words(ptr: DevicePtr, size: u64, pattern: u32, result: HostPtr, stream: StreamId) -> DriverResult<()>;
         checksum(ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()>;
+        quantize(src: DevicePtr, dst: DevicePtr, size: u64, quant: Quant, stream: StreamId) -> DriverResult<()>;
+        dequantize(src: DevicePtr, dst: DevicePtr, size: u64, quant: Quant, stream: StreamId) -> DriverResult<()>;
         write(dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()>;
         read(dst: &mut [u8], src: DevicePtr, stream: StreamId) -> DriverResult<()>;
     }

@@ -7,6 +7,7 @@ before anything uses CUDA, or ``python -m stratalloc run script.py`` with no cha
 """
 
 from . import torch
+from ._memory import defragment, export_plan, import_plan, step
 from .errors import (
     CompilationFailed,
     CompilerMissing,
@@ -48,6 +49,10 @@ __all__ = [
     "StratallocError",
     "TierError",
     "UnsupportedTorch",
+    "defragment",
+    "export_plan",
+    "import_plan",
+    "step",
     "is_evictable",
     "offload",
     "on_residency",

@@ -32,8 +32,8 @@ use crate::error::{Error, OomExplanation, OutOfMemory, Result};
 use crate::pool::BlockId;
 use crate::snapshot::Snapshot;
 use crate::sync::Mutex;
-use crate::tier::residency::Tiers;
 use crate::telemetry::{BlockInfo, Event, EventObserver, Stats};
+use crate::tier::residency::Tiers;
 use crate::units::{DevicePtr, StreamId};
 
 /// What an observer of a failed request wants to happen.

@@ -12,7 +12,8 @@ use crate::tier::policy::Policy;
 use crate::tier::residency::{Store, Tiers};
 use crate::tier::transfer::{Engine, EngineConfig};
 use crate::tier::{
-    Evictable, HostConfig, HostTier, PeerTier, MemoryChange, PinGuard, Residency, Select, SleepPlan, Stash, Tier, TierKind, TierStats, nvme,
+    Evictable, HostConfig, HostTier, MemoryChange, PeerTier, PinGuard, Residency, Select, SleepPlan, Stash, Tier,
+    TierKind, TierStats, nvme,
 };
 use crate::units::{DevicePtr, StreamId};
 
@@ -170,9 +171,9 @@ impl Allocator {
                 let first = Request { first_try: true, ..inner };
                 self.with_room(tiers, inner, &|| device.alloc(first), &|| device.alloc(inner))
             }
-            None => device.alloc(inner).or_else(|error| {
-                self.observe(device, inner.may_grow, self.name_tags(error), &|| device.alloc(inner))
-            }),
+            None => device
+                .alloc(inner)
+                .or_else(|error| self.observe(device, inner.may_grow, self.name_tags(error), &|| device.alloc(inner))),
         }
     }
 
@@ -316,7 +317,12 @@ impl Allocator {
     /// [`Error::UnknownDevice`].
     pub fn tier_stats(&self, device: usize) -> Result<TierStats> {
         self.device(device)?;
-        Ok(self.shared.tiers.get(device).and_then(Option::as_ref).map_or_else(TierStats::default, |tiers| tiers.stats()))
+        Ok(self
+            .shared
+            .tiers
+            .get(device)
+            .and_then(Option::as_ref)
+            .map_or_else(TierStats::default, |tiers| tiers.stats()))
     }
 
     /// Lets work that is submitted to `stream` from now on come after all that has begun to come back to a device: for streams that no call

@@ -114,8 +114,14 @@ impl Arena {
 
     /// The free nodes of `owner`, from the smallest bin.
     pub fn free_nodes(&self, owner: Owner) -> impl Iterator<Item = (NodeId, &Node)> {
-        let ids = self.bins.get(owner.0 as usize).into_iter().flat_map(|bins| bins.iter(&self.nodes));
-        ids.map(|id| (id, self.node(id)))
+        self.free_nodes_from(owner, 0)
+    }
+
+    /// The free nodes of `owner` of at least so many bytes, from the smallest bin.
+    pub fn free_nodes_from(&self, owner: Owner, least: u64) -> impl Iterator<Item = (NodeId, &Node)> {
+        let bins = self.bins.get(owner.0 as usize).filter(|bins| bins.bytes >= least);
+        let ids = bins.into_iter().flat_map(move |bins| bins.iter_from(&self.nodes, least));
+        ids.map(|id| (id, self.node(id))).filter(move |(_, node)| node.size >= least)
     }
 
     /// The owners that have free nodes.

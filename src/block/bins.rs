@@ -139,8 +139,18 @@ impl Bins {
 
     /// Every node, bin by bin from the smallest.
     pub(super) fn iter<'a>(&'a self, nodes: &'a [Node]) -> impl Iterator<Item = NodeId> + 'a {
-        bits(self.doublings)
-            .flat_map(|doubling| bits(u64::from(self.steps[doubling])).map(move |step| (doubling, step)))
+        self.iter_from(nodes, 0)
+    }
+
+    /// Every node from the bin of `size` on, bin by bin.
+    pub(super) fn iter_from<'a>(&'a self, nodes: &'a [Node], size: u64) -> impl Iterator<Item = NodeId> + 'a {
+        let (lowest, step) = bin_of(size);
+        let steps = move |doubling: usize| {
+            let steps = u64::from(self.steps[doubling]);
+            if doubling == lowest { steps & (!0 << step) } else { steps }
+        };
+        bits(self.doublings & (!0 << lowest))
+            .flat_map(move |doubling| bits(steps(doubling)).map(move |step| (doubling, step)))
             .flat_map(move |(doubling, step)| {
                 std::iter::successors(Some(self.heads[doubling][step]), move |&id| {
                     let next = nodes[id as usize].bin_next;

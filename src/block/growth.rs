@@ -69,7 +69,7 @@ impl Arena {
                 best = Some(growth);
             }
         };
-        for id in self.holes.get(home.0 as usize)?.iter(&self.nodes) {
+        for id in self.holes.get(home.0 as usize)?.iter_from(&self.nodes, least) {
             let hole = &self.nodes[id as usize];
             let room = hole.size;
             if room < least {
@@ -177,7 +177,7 @@ impl Arena {
 
     /// The hole that contains the whole range.
     fn hole_around(&self, home: Owner, addr: u64, size: u64) -> Option<NodeId> {
-        self.holes.get(home.0 as usize)?.iter(&self.nodes).find(|&id| {
+        self.holes.get(home.0 as usize)?.iter_from(&self.nodes, size).find(|&id| {
             let hole = self.node(id);
             hole.addr <= addr && addr + size <= hole.end()
         })

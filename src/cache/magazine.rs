@@ -20,8 +20,12 @@ const BUCKETS: usize = 512;
 /// Large blocks keep to the last so many, which can be looked through in a moment.
 const LARGE_BUCKETS: usize = 64;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
-/// Large blocks that are freed to the stacks between looks at what is in use.
-const LARGE_FREES: i32 = 128;
+/// Large blocks that are freed to the stacks in a round. The request that takes them back while memory is tight bears it for all of them.
+const LARGE_FREES: i32 = 32;
+/// Slots that the first refill brings at most, which doubles with each one.
+const REFILL_LEAST: u64 = 4;
+/// Rounds between looks at what is in use.
+const ROUNDS: i32 = 4;
 /// A change of what is in use by this part of the device is a change of phase: 1/64.
 const PHASE_SHIFT: u32 = 6;
 /// Buckets that a key may be in.
@@ -105,10 +109,16 @@ pub(crate) struct ThreadCache {
     held_max: AtomicI64,
     /// How far counts may drift from the sums, in bytes.
     drift_max: AtomicI64,
-    /// Large blocks that may still be freed to the stacks before the next look at what is in use.
+    /// Large blocks that may still be freed to the stacks in this round.
     large_frees: AtomicI32,
-    /// Whether the phase has changed since the stacks were last emptied of large blocks.
+    /// Rounds before this one since the last look at what is in use.
+    rounds: AtomicI32,
+    /// Whether a round has ended since the stacks were last emptied of large blocks.
+    counted: AtomicBool,
+    /// Whether the phase has changed since then.
     stale: AtomicBool,
+    /// How often slots were brought from slabs since the stacks were last emptied.
+    refills: AtomicU32,
     /// What was in use when the phase last changed, in bytes.
     phase: AtomicI64,
     /// Streams and their lanes, as [`LaneBits`].
@@ -118,6 +128,8 @@ pub(crate) struct ThreadCache {
     sizes: [Tally; SIZE_COUNTS],
     /// Blocks handed out from buckets that have other keys now.
     hits: AtomicU64,
+    /// A bit for each bucket that has a key.
+    claimed: [AtomicU64; (BUCKETS + PROBES - 1).div_ceil(64)],
     buckets: [Bucket; BUCKETS + PROBES - 1],
 }
 
@@ -135,12 +147,16 @@ impl ThreadCache {
             held_max: AtomicI64::new(0),
             drift_max: AtomicI64::new(0),
             large_frees: AtomicI32::new(LARGE_FREES),
+            rounds: AtomicI32::new(0),
+            counted: AtomicBool::new(false),
             stale: AtomicBool::new(false),
+            refills: AtomicU32::new(0),
             phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
             sizes: [Tally::ZERO; SIZE_COUNTS],
             hits: AtomicU64::new(0),
+            claimed: [const { AtomicU64::new(0) }; (BUCKETS + PROBES - 1).div_ceil(64)],
             buckets: [Bucket::EMPTY; BUCKETS + PROBES - 1],
         }
     }
@@ -269,6 +285,13 @@ impl ThreadCache {
         self.last_lane.store(lane, Relaxed);
     }
 
+    /// How many slots of so many to bring from a slab now: few after the stacks were emptied, since they may be again soon.
+    pub(crate) fn refill_count(&self, most: u64) -> u64 {
+        let refills = self.refills.load(Relaxed);
+        self.refills.store((refills + 1).min(16), Relaxed);
+        most.min(REFILL_LEAST << refills)
+    }
+
     /// Adds blocks that no caller had.
     pub(crate) fn stock(&self, key: Key, blocks: impl Iterator<Item = BlockId>, directory: &Directory) {
         let Some(bucket) = self.bucket(key) else { return };
@@ -287,7 +310,11 @@ impl ThreadCache {
         let probes = &self.buckets[first..first + PROBES];
         let is_new = |bucket: &&Bucket| bucket.key.load(Relaxed) == 0;
         let is_empty = |bucket: &&Bucket| bucket.head.load(Relaxed) == NO_BLOCK;
-        let bucket = probes.iter().find(is_new).or_else(|| probes.iter().find(is_empty)).unwrap_or(&probes[0]);
+        let place = probes.iter().position(|bucket| is_new(&bucket));
+        let place = place.or_else(|| probes.iter().position(|bucket| is_empty(&bucket))).unwrap_or(0);
+        let bucket = &probes[place];
+        let claimed = &self.claimed[(first + place) / 64];
+        claimed.store(claimed.load(Relaxed) | 1 << ((first + place) % 64), Relaxed);
         self.drain_bucket(bucket, directory, evict);
         let (old, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
         self.sizes[size_count_index(old.granules())].add(old.bytes(), allocs, bucket.frees.load(Relaxed));
@@ -321,14 +348,50 @@ impl ThreadCache {
         if !self.holds_any() {
             return 0;
         }
-        self.large_frees.store(LARGE_FREES, Relaxed);
         self.stale.store(false, Relaxed);
-        let wanted = |bucket: &&Bucket| {
-            bucket.head.load(Relaxed) != NO_BLOCK
-                && (!large_only || Key::from_number(bucket.key.load(Relaxed)).is_large())
+        if large_only && !self.may_hold_large() {
+            return 0;
+        }
+        // No more than were freed since there were none can be there now.
+        let mut left = match (large_only, self.counted.load(Relaxed)) {
+            (true, false) => LARGE_FREES - self.large_frees.load(Relaxed),
+            _ => i32::MAX,
         };
-        let buckets = if large_only { &self.buckets[FIRST_LARGE..] } else { &self.buckets[..] };
-        buckets.iter().filter(wanted).map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum()
+        if !large_only {
+            self.refills.store(0, Relaxed);
+        }
+        self.begin_rounds();
+        // Buckets without a key have never had a block; those of large blocks are the last ones.
+        let first = if large_only { FIRST_LARGE } else { 0 };
+        let mut bytes = 0;
+        for word in first / 64..self.claimed.len() {
+            let mut claimed = self.claimed[word].load(Relaxed);
+            while claimed != 0 && left > 0 {
+                let bucket = &self.buckets[word * 64 + claimed.trailing_zeros() as usize];
+                claimed &= claimed - 1;
+                if bucket.head.load(Relaxed) == NO_BLOCK {
+                    continue;
+                }
+                if !large_only || Key::from_number(bucket.key.load(Relaxed)).is_large() {
+                    bytes += self.drain_bucket(bucket, directory, |block| {
+                        left -= 1;
+                        sink(block);
+                    });
+                }
+            }
+        }
+        bytes
+    }
+
+    fn begin_rounds(&self) {
+        self.large_frees.store(LARGE_FREES, Relaxed);
+        self.rounds.store(0, Relaxed);
+        self.counted.store(false, Relaxed);
+    }
+
+    /// Whether a large block has come to the stacks since they were last emptied of such.
+    fn may_hold_large(&self) -> bool {
+        self.counted.load(Relaxed) || self.large_frees.load(Relaxed) < LARGE_FREES
     }
 
     /// Whether blocks of this key have been freed here lately: since the last look at the phase but one.
@@ -342,13 +405,19 @@ impl ThreadCache {
         self.stale.load(Relaxed)
     }
 
-    /// Every so many large blocks freed: looks whether what is in use has changed so much that the program is in another phase, for which
-    /// the stacks hold the wrong sizes.
-    pub(crate) fn note_phase(&self, pool: &Pool) {
+    /// Every so many rounds: looks whether what is in use has changed so much that the program is in another phase, for which
+    /// the stacks hold the wrong sizes. Returns whether a round is over.
+    pub(crate) fn note_phase(&self, pool: &Pool) -> bool {
         if self.large_frees.load(Relaxed) > 0 {
-            return;
+            return false;
         }
         self.large_frees.store(LARGE_FREES, Relaxed);
+        self.counted.store(true, Relaxed);
+        let rounds = self.rounds.load(Relaxed) + 1;
+        self.rounds.store(rounds % ROUNDS, Relaxed);
+        if rounds < ROUNDS {
+            return true;
+        }
         for bucket in &self.buckets[FIRST_LARGE..] {
             let [older, newer] = &bucket.frees_at;
             older.store(newer.load(Relaxed), Relaxed);
@@ -359,6 +428,7 @@ impl ThreadCache {
             self.phase.store(active, Relaxed);
             self.stale.store(true, Relaxed);
         }
+        true
     }
 
     /// What this thread adds to the pool's sum of active bytes.
@@ -478,8 +548,10 @@ impl ThreadCache {
         let counters = [&self.hits, &self.last_stream, &self.last_lane];
         let sizes = self.sizes.iter().flat_map(|size| [&size.allocs, &size.frees, &size.allocated, &size.freed]);
         sizes.chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
-        self.large_frees.store(LARGE_FREES, Relaxed);
+        self.claimed.iter().for_each(|word| word.store(0, Relaxed));
+        self.begin_rounds();
         self.stale.store(false, Relaxed);
+        self.refills.store(0, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
         let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));

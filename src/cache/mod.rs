@@ -22,7 +22,7 @@ use crate::debug::MemoryReport;
 use crate::driver::Driver;
 use crate::error::{Error, OomExplanation, PlanError, Result};
 use crate::plan::{PlanStats, Step};
-use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, Pool, PoolState, Want};
+use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, NO_BLOCK, Pool, PoolState, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
@@ -309,7 +309,10 @@ impl DeviceCache {
         let alone = alone || pool.is_watched(&state);
         let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
-            cache.note_phase(pool);
+            if cache.note_phase(pool) && pool.is_tight(&state, cache.active_bytes()) {
+                // The next request that misses would take them back, and bear it for all of them.
+                cache.drain(true, &pool.directory, |cached| pool.put_back(&mut state, cached));
+            }
             cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
@@ -325,17 +328,18 @@ impl DeviceCache {
 
     /// Puts a few more slots of the class into the thread's magazine, so that the next requests need no lock.
     fn refill(&self, state: &mut PoolState, cache: &ThreadCache, lane: LaneId, class: ClassId) {
-        let count = (REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1);
+        let count = cache.refill_count((REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1));
         if !cache.has_room(count * class.size()) {
             return;
         }
         let directory = &self.pool.directory;
         let key = Key::new(LaneBits::new(lane), (class.size() / GRANULE) as u32);
-        let blocks = self.pool.refill(state, lane, class, count as u32);
-        if !blocks.is_empty() {
+        let mut blocks = [NO_BLOCK; REFILL_SLOTS as usize];
+        let found = self.pool.refill(state, lane, class, &mut blocks[..count as usize]);
+        if found > 0 {
             cache.claim(key, directory, |evicted| self.pool.put_back(state, evicted));
             // The lowest goes on top.
-            cache.stock(key, blocks.into_iter().rev(), directory);
+            cache.stock(key, blocks[..found].iter().rev().copied(), directory);
         }
     }
 

@@ -59,6 +59,8 @@ calls! {
     FillWords "cuLaunchKernel(fill_words)" "fill_words",
     CheckWords "cuLaunchKernel(check_words)" "check_words",
     Checksum "cuLaunchKernel(checksum)" "checksum",
+    Quantize "cuLaunchKernel(quantize)" "quantize",
+    Dequantize "cuLaunchKernel(dequantize)" "dequantize",
     Write "cuMemcpyHtoDAsync" "write",
     Read "cuMemcpyDtoHAsync" "read",
 }

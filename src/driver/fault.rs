@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 pub use super::call::CallKind;
+use super::kernels::Quant;
 use super::rng::Rng;
 use super::soft::SoftDevice;
 use super::{
@@ -291,6 +292,21 @@ impl<D: Driver + ?Sized> Driver for FaultDriver<D> {
 
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
         self.pass(CallKind::Checksum)?.checksum(ptr, size, result, stream)
+    }
+
+    fn quantize(&self, src: DevicePtr, dst: DevicePtr, size: u64, quant: Quant, stream: StreamId) -> DriverResult<()> {
+        self.pass(CallKind::Quantize)?.quantize(src, dst, size, quant, stream)
+    }
+
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        self.pass(CallKind::Dequantize)?.dequantize(src, dst, size, quant, stream)
     }
 
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub use super::call::CallKind;
+use super::kernels::Quant;
 use super::{
     CaptureStatus, ChunkHandle, CopyOp, DeviceProperties, Driver, DriverResult, EventId, EventStatus, HostPtr,
     Location, MemoryInfo,
@@ -255,6 +256,21 @@ impl Driver for Metered {
 
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
         self.timed(CallKind::Checksum, |d| d.checksum(ptr, size, result, stream))
+    }
+
+    fn quantize(&self, src: DevicePtr, dst: DevicePtr, size: u64, quant: Quant, stream: StreamId) -> DriverResult<()> {
+        self.timed(CallKind::Quantize, |d| d.quantize(src, dst, size, quant, stream))
+    }
+
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        self.timed(CallKind::Dequantize, |d| d.dequantize(src, dst, size, quant, stream))
     }
 
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {

@@ -239,6 +239,28 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Adds [`kernels::checksum`] of `size` bytes at `ptr` to the `u64` at `result`, in stream order.
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()>;
 
+    /// Makes codes of `size` bytes of numbers at `src`, in stream order: what [`kernels::quantize`] makes, to the bit. There is room for
+    /// [`Quant::encoded_size`](kernels::Quant::encoded_size) at `dst`. Both are multiples of 16.
+    fn quantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()>;
+
+    /// Makes `size` bytes of numbers at `dst` of the codes at `src`, in stream order, as [`kernels::dequantize`] does. Whether they are
+    /// codes is not looked at. Both are multiples of 16.
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()>;
+
     // ---- data by the host ----------------------------------------------------------------------------------------------
 
     /// Copies pinned or pageable host bytes to the device in stream order; returns when `src` has been read.

@@ -17,7 +17,7 @@ pub use oom::{
     OomAdvice, OomBlock, OomCause, OomExplanation, OomFree, OomGap, OomNeighbour, OomPool, OomRemedy, OomRequest,
     OomRung, OomTag, OomTiers, OutOfMemory,
 };
-pub use tier::{ResidencyError, TierError};
+pub use tier::{CodecError, ResidencyError, TierError};
 
 use crate::units::{ByteSize, DevicePtr, PoolId};
 

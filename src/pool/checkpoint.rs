@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::directory::{Header, Key, life, node_id, slot_id};
+use super::directory::{Header, Key, life, node_id};
 use super::lanes::LaneId;
 use super::{BlockId, Pool, PoolState, SMALL};
 use crate::block::{ClassId, NodeId, Owner};
@@ -206,14 +206,15 @@ impl Pool {
             None => {
                 let Some((SMALL, node)) = take_range(state, free, page, PAGE) else { return Ok(None) };
                 let number = state.slabs.next_number();
-                self.directory.enter_slab(number, page, class, lane)?;
+                self.directory.enter_slab(number, page, class)?;
                 state.slabs.add(page, class, lane, node);
                 slabs.insert(page, (number, class));
                 number
             }
         };
         let slot = ((saved.ptr.0 - page) / class.size()) as u32;
-        Ok(state.slabs.take_slot(number, slot).then(|| slot_id(number, slot)))
+        let enter = || self.directory.enter_slot(number, slot, saved.ptr.0, class, lane);
+        Ok(state.slabs.take_slot(number, slot).then(enter))
     }
 }
 

@@ -104,7 +104,9 @@ impl Pool {
             let taken = if block.slot {
                 let page = addr & !(PAGE - 1);
                 let (number, slot) = (pages[&page], ((addr - page) / block.size) as u32);
-                Ok(state.slabs.take_slot(number, slot).then(|| slot_id(number, slot)))
+                let (class, lane) = (state.slabs.slab(number).class, state.slabs.lane(number));
+                let enter = || self.directory.enter_slot(number, slot, addr, class, lane);
+                Ok(state.slabs.take_slot(number, slot).then(enter))
             } else {
                 self.take_place(state, &mut free, block, addr)
             };

@@ -404,6 +404,12 @@ impl Directory {
     }
 
     fn window(&self, addr: u64) -> Result<&Entry, DriverError> {
+        self.windows(addr, 1).map(|windows| &windows[0])
+    }
+
+    /// So many windows from the one of an address on, as far as its leaf goes.
+    #[inline]
+    fn windows(&self, addr: u64, count: usize) -> Result<&[Entry], DriverError> {
         let fail = || DriverError::new(DriverErrorKind::Other, "address", format!("{addr:#x} has more than 48 bits"));
         let slot = self.root.get((addr >> LEAF_SHIFT) as usize).ok_or_else(fail)?;
         let mut leaf = slot.load(Relaxed);
@@ -415,8 +421,9 @@ impl Directory {
             // Only the pool, under its lock, adds leaves.
             slot.store(leaf, std::sync::atomic::Ordering::Release);
         }
-        // SAFETY: as in `find`.
-        Ok(unsafe { &*leaf.add((addr >> WINDOW_SHIFT) as usize & (LEAF_WINDOWS - 1)) })
+        let first = (addr >> WINDOW_SHIFT) as usize & (LEAF_WINDOWS - 1);
+        // SAFETY: as in `find`; the windows end where the leaf does.
+        Ok(unsafe { std::slice::from_raw_parts(leaf.add(first), count.min(LEAF_WINDOWS - first)) })
     }
 
     /// Enters an arena's block. Its number, or `None` when the numbers are used up.
@@ -438,17 +445,27 @@ impl Directory {
         Ok(Some(id))
     }
 
-    /// Enters all slots of a slab.
-    pub(super) fn enter_slab(&self, slab: u32, addr: u64, class: ClassId, lane: u16) -> Result<(), DriverError> {
+    /// Enters a slab. Its slots follow as they are taken: [`Directory::enter_slot`].
+    pub(super) fn enter_slab(&self, slab: u32, addr: u64, class: ClassId) -> Result<(), DriverError> {
         debug_assert!(slab < self.slabs && addr.is_multiple_of(PAGE));
         let entry = class.reciprocal() << 32 | u64::from(slot_id(slab, 0));
-        for window in (addr..addr + PAGE).step_by(CLASS_SIZE_MAX as usize) {
-            self.window(window)?.store(entry, Relaxed);
-        }
-        for slot in 0..class.slots() {
-            self.fill_header(slot_id(slab, slot), addr + u64::from(slot) * class.size(), class.size(), lane);
-        }
+        const { assert!(1 << LEAF_SHIFT >= PAGE && PAGE.is_multiple_of(CLASS_SIZE_MAX)) };
+        // All of a page's windows are in one leaf.
+        self.windows(addr, (PAGE / CLASS_SIZE_MAX) as usize)?.iter().for_each(|window| window.store(entry, Relaxed));
         Ok(())
+    }
+
+    /// Enters a slot of a slab that has been entered, unless it has been as the same block. Its number. Until then, the header is what an earlier
+    /// slab of this number has left: free, or never used.
+    #[inline]
+    pub(super) fn enter_slot(&self, slab: u32, slot: u32, addr: u64, class: ClassId, lane: u16) -> BlockId {
+        let id = slot_id(slab, slot);
+        let header = self.header(id);
+        let key = Key::new(LaneBits::new(lane), (class.size() / GRANULE) as u32);
+        if header.ptr().0 != addr || header.key() != key {
+            self.fill_header(id, addr, class.size(), lane);
+        }
+        id
     }
 
     #[inline]

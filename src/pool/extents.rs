@@ -399,8 +399,7 @@ impl Pool {
             let block_state = if extent.backing == Backing::Mapped { BlockState::Live } else { BlockState::Free };
             let (requested, tag) = (extent.live, if block_state == BlockState::Live { extent.tag } else { 0 });
             let pool = None;
-            let block =
-                BlockInfo { ptr, size, requested, state: block_state, stream, pool, tag, dedicated: false };
+            let block = BlockInfo { ptr, size, requested, state: block_state, stream, pool, tag, dedicated: false };
             SegmentInfo { ptr, size, aliased: 0, stream, pool, large: true, expandable: true, blocks: vec![block] }
         })
     }

@@ -1,5 +1,7 @@
 //! More memory where a request is: free chunks from elsewhere first, then new ones, mapped into a hole of the lane's segments.
 
+use std::ops::ControlFlow;
+
 use super::ladder::{Climb, Drain, Kind, Magazines, Want};
 use super::lanes::LaneId;
 use super::stitch::{Donor, Whose};
@@ -118,14 +120,16 @@ impl Pool {
             if may_ask && !found {
                 // Blocks that waited may have come home, and other streams may be done with theirs. Either changes what is free: the place
                 // is looked for anew.
+                let settled = !state.slabs.any_shared() && !state.pairs.any();
                 self.poll(state)?;
-                if self.finish_pending(state)
-                    && let Some(block) = self.search(state, want)?
-                {
+                let came_home = self.finish_pending(state);
+                if came_home && let Some(block) = self.search(state, want)? {
                     return Ok(Some((block, Rung::Passed)));
                 }
-                whose = Whose::Passed;
-                continue;
+                if came_home || !settled || self.others_have_chunks(state, want.lane) {
+                    whose = Whose::Passed;
+                    continue;
+                }
             }
             break (growth, (picked, found));
         };
@@ -202,23 +206,30 @@ impl Pool {
 
     /// Picks free chunks for a growth: those in the reserve, and those that lie free elsewhere. Returns whether they suffice.
     fn pick(&self, state: &PoolState, want: Want, growth: Growth, whose: Whose, picked: &mut Picked) -> bool {
-        let mut left = Vec::new();
-        for donor in self.donors(state, want.lane, growth, whose) {
+        let unit = state.space.unit();
+        // Of those that are too large, the first of each size.
+        let mut left = [None::<Donor>; u32::BITS as usize];
+        let found = self.donors(state, want.lane, growth, whose).try_for_each(|donor| {
             if picked.stays && donor.from.is_some() {
-                break;
+                return ControlFlow::Break(false);
             }
             if picked.bytes + donor.size <= growth.bytes {
                 picked.add(donor);
                 if picked.bytes == growth.bytes {
-                    return true;
+                    return ControlFlow::Break(true);
                 }
             } else {
-                left.push(donor);
+                left[(donor.size / unit).ilog2() as usize].get_or_insert(donor);
             }
+            ControlFlow::Continue(())
+        });
+        if found == ControlFlow::Break(true) {
+            return true;
         }
         let missing = growth.bytes - picked.bytes;
-        let rest = left.into_iter().filter(|donor| donor.size >= missing && picked.bytes + donor.size <= growth.room);
-        let Some(rest) = rest.min_by_key(|donor| donor.size) else { return false };
+        let mut rest = left.into_iter().flatten();
+        let fits = |donor: &Donor| donor.size >= missing && picked.bytes + donor.size <= growth.room;
+        let Some(rest) = rest.find(fits) else { return false };
         picked.add(rest);
         true
     }

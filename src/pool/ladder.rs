@@ -1,7 +1,7 @@
 //! The reuse ladder: how a request is served that no magazine had a block for. Cheapest rung first, and after each the
 //! search is repeated, so that nothing is waited for, moved or taken from the device that is not needed.
 
-use super::directory::{self, BlockId};
+use super::directory::BlockId;
 use super::grow::Terms;
 use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
@@ -105,6 +105,14 @@ impl Pool {
         state.refusal = None;
         let at_hand = state.at_hand(want.lane);
         state.notes.begin(at_hand);
+        // Empty slabs are kept as long as nobody wants their pages.
+        if want.range().0 == SMALL
+            && state.slabs.any_idle()
+            && self.retire_empty_own(state)
+            && let Some(found) = found(self.search(state, want)?, Rung::Merge)
+        {
+            return Ok(Some(found));
+        }
         // During a capture no event may be asked for, and none recorded.
         let may_ask = !state.private.capturing();
         if may_ask
@@ -132,9 +140,7 @@ impl Pool {
         if want.range().0 == SMALL {
             // Pages are rarely needed, and may be lying in magazines, slot by slot.
             magazines.drain(self, state, Drain::All);
-            for retired in state.slabs.retire_empty() {
-                state.put_page(retired);
-            }
+            self.retire_empty_own(state);
             if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
                 return Ok(Some(found));
             }
@@ -243,9 +249,9 @@ impl Pool {
     #[inline]
     pub(super) fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
         if let Kind::Slot(class) = want.kind
-            && let Some((slab, slot)) = state.slabs.take(want.lane, class)
+            && let Some(block) = self.take_slot(state, want.lane, class)
         {
-            return Ok(Some(directory::slot_id(slab, slot)));
+            return Ok(Some(block));
         }
         let (zone, size, alignment) = want.range();
         let node = match want.kind {
@@ -270,9 +276,9 @@ impl Pool {
                 if number >= self.directory.slabs_max() {
                     Ok(None)
                 } else {
-                    self.directory.enter_slab(number, addr, class, want.lane).map(|()| {
+                    self.directory.enter_slab(number, addr, class).map(|()| {
                         state.slabs.add(addr, class, want.lane, node);
-                        state.slabs.take(want.lane, class).map(|(slab, slot)| directory::slot_id(slab, slot))
+                        self.take_slot(state, want.lane, class)
                     })
                 }
             }
@@ -285,10 +291,17 @@ impl Pool {
         entered
     }
 
-    /// More free slots of a class, at most so many, without climbing.
-    pub(crate) fn refill(&self, state: &mut PoolState, lane: LaneId, class: ClassId, count: u32) -> Vec<BlockId> {
-        let slots = std::iter::from_fn(|| state.slabs.take(lane, class));
-        slots.take(count as usize).map(|(slab, slot)| directory::slot_id(slab, slot)).collect()
+    /// Takes a free slot of the lane's slabs.
+    #[inline]
+    fn take_slot(&self, state: &mut PoolState, lane: LaneId, class: ClassId) -> Option<BlockId> {
+        let (slab, slot, addr) = state.slabs.take(lane, class)?;
+        Some(self.directory.enter_slot(slab, slot, addr, class, lane))
+    }
+
+    /// More free slots of a class, as many as there are places for them, without climbing. Returns how many there were.
+    pub(crate) fn refill(&self, state: &mut PoolState, lane: LaneId, class: ClassId, into: &mut [BlockId]) -> usize {
+        let slots = std::iter::from_fn(|| self.take_slot(state, lane, class));
+        into.iter_mut().zip(slots).map(|(place, block)| *place = block).count()
     }
 
     /// Learns how far the streams are that freed blocks wait for. Returns whether blocks became free.
@@ -341,6 +354,7 @@ impl Pool {
 
     /// Blocks wait for nothing any more, with the stamps of their home streams from which on that is so.
     pub(super) fn complete(&self, state: &mut PoolState, done: &[(BlockId, u64)]) {
+        let mut bytes = 0;
         for &(block, home_stamp) in done {
             let header = self.directory.header(block);
             // What the debug aids do to it now is work on the home stream: the stamp of then would pass too early.
@@ -348,13 +362,16 @@ impl Pool {
             if watched && !self.retire(state, block) {
                 continue;
             }
-            self.active.fold(-(header.size() as i64), 0);
-            let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
-            self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
+            bytes += header.size() as i64;
+            if self.ring.is_on() {
+                let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
+                self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
+            }
             if !watched {
                 self.put_back_stamped(state, block, home_stamp);
             }
         }
+        self.active.fold(-bytes, 0);
     }
 
     /// What the lanes have passed becomes everyone's.

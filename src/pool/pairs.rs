@@ -52,6 +52,11 @@ impl Pairs {
         self.list.iter().filter(|pair| pair.shared).map(|pair| pair.size).sum()
     }
 
+    /// Whether there are any.
+    pub(super) fn any(&self) -> bool {
+        !self.list.is_empty()
+    }
+
     /// Whether a copy may still run, or an address lacks its memory.
     pub(super) fn any_unfinished(&self) -> bool {
         self.list.iter().any(|pair| !pair.shared)

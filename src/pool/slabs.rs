@@ -46,6 +46,34 @@ pub(super) struct Leaver {
     pub(super) heir: Option<u64>,
 }
 
+/// Numbers of slabs: a bit each.
+#[derive(Debug, Default)]
+struct Idle {
+    bits: Vec<u64>,
+    count: usize,
+}
+
+impl Idle {
+    /// Adds a number that is not there, or takes out one that is.
+    fn set(&mut self, number: u32, is_idle: bool) {
+        let (word, bit) = ((number / 64) as usize, number % 64);
+        if self.bits.len() <= word {
+            self.bits.resize(word + 1, 0);
+        }
+        debug_assert!((self.bits[word] >> bit & 1 != 0) != is_idle);
+        self.bits[word] ^= 1 << bit;
+        self.count = if is_idle { self.count + 1 } else { self.count - 1 };
+    }
+
+    /// The numbers, in ascending order.
+    fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..).step_by(64).zip(&self.bits).flat_map(|(first, &word)| {
+            let bits = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
+            bits.take_while(|&word| word != 0).map(move |word| first + word.trailing_zeros())
+        })
+    }
+}
+
 /// All slabs. A slab with free slots is listed once in `partial`, under its lane and class.
 ///
 /// Slabs whose pages share memory form a group: slabs of one class, each slot of the page owned by exactly one of them.
@@ -58,6 +86,8 @@ pub(super) struct Slabs {
     vacant_groups: Vec<u32>,
     /// Whether any slab is frozen.
     frozen: bool,
+    /// Slabs that are empty and have their pages to themselves.
+    idle: Idle,
 }
 
 impl Slabs {
@@ -75,6 +105,7 @@ impl Slabs {
         } else {
             self.list.push(Some(entry));
         }
+        self.idle.set(number, true);
         self.partial_mut(lane, class).push(number);
         number
     }
@@ -90,16 +121,20 @@ impl Slabs {
         self.list[number as usize].as_mut().expect("a block's slab exists")
     }
 
-    /// Takes a free slot: the slab's number and the slot's.
+    /// Takes a free slot: the slab's number, the slot's, and its address.
     #[inline]
-    pub(super) fn take(&mut self, lane: LaneId, class: ClassId) -> Option<(u32, u32)> {
+    pub(super) fn take(&mut self, lane: LaneId, class: ClassId) -> Option<(u32, u32, u64)> {
         let number = *self.partial.get(lane as usize)?[class.index()].last()?;
         let entry = self.list[number as usize].as_mut()?;
+        if entry.is_idle() {
+            self.idle.set(number, false);
+        }
         let slot = entry.slab.take()?;
+        let addr = entry.slab.addr + u64::from(slot) * class.size();
         if entry.slab.is_full() {
             self.partial[lane as usize][class.index()].pop();
         }
-        Some((number, slot))
+        Some((number, slot, addr))
     }
 
     /// Frees a slot. One empty slab of a kind is kept; a further one is retired. One whose page shares memory stays: see [`Slabs::part`].
@@ -109,6 +144,9 @@ impl Slabs {
         let (lane, class, was_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
         entry.slab.release(slot);
         let (is_idle, joins) = (entry.is_idle(), was_full && entry.is_partial());
+        if is_idle {
+            self.idle.set(number, true);
+        }
         let partial = self.partial_mut(lane, class);
         if joins {
             partial.push(number);
@@ -118,7 +156,8 @@ impl Slabs {
 
     fn retire(&mut self, number: u32) -> Option<Retired> {
         let entry = self.list[number as usize].take()?;
-        debug_assert!(entry.group.is_none());
+        debug_assert!(entry.is_idle());
+        self.idle.set(number, false);
         self.partial_mut(entry.lane, entry.slab.class).retain(|&other| other != number);
         self.vacant.push(number);
         Some(Retired { node: entry.node, lane: entry.lane })
@@ -126,9 +165,27 @@ impl Slabs {
 
     /// Retires every empty slab whose page is its own.
     pub(super) fn retire_empty(&mut self) -> Vec<Retired> {
-        let is_empty = |n: &u32| self.list[*n as usize].as_ref().is_some_and(Entry::is_idle);
-        let empty: Vec<u32> = (0..self.list.len() as u32).filter(is_empty).collect();
+        if self.idle.count == 0 {
+            return Vec::new();
+        }
+        let empty: Vec<u32> = self.idle.numbers().collect();
         empty.into_iter().filter_map(|number| self.retire(number)).collect()
+    }
+
+    /// Whether [`Slabs::retire_empty`] would find any.
+    #[inline]
+    pub(super) fn any_idle(&self) -> bool {
+        self.idle.count > 0
+    }
+
+    /// Counts anew, after groups or frozen slabs have changed.
+    fn count_idle(&mut self) {
+        self.idle = Idle::default();
+        for (number, entry) in (0..).zip(&self.list) {
+            if entry.as_ref().is_some_and(Entry::is_idle) {
+                self.idle.set(number, true);
+            }
+        }
     }
 
     /// Every slab: its number, and the node that it lies in.
@@ -170,6 +227,11 @@ impl Slabs {
         group.map_or_else(|| vec![number], |group| self.groups[group as usize].clone())
     }
 
+    /// Whether any page shares memory.
+    pub(super) fn any_shared(&self) -> bool {
+        self.groups.len() > self.vacant_groups.len()
+    }
+
     /// How many pages share memory that is counted at another page.
     pub(super) fn shared_pages(&self) -> u64 {
         self.groups.iter().map(|group| group.len().saturating_sub(1) as u64).sum()
@@ -198,6 +260,7 @@ impl Slabs {
         self.entry(give).group = Some(group);
         members.push(give);
         members.into_iter().for_each(|member| self.relist(member));
+        self.count_idle();
     }
 
     /// Lists a slab as partial, or no longer, after its slots have changed.
@@ -219,6 +282,7 @@ impl Slabs {
             self.entry(number).frozen = true;
             self.relist(number);
         }
+        self.count_idle();
     }
 
     /// Whether any slab is frozen.
@@ -235,6 +299,7 @@ impl Slabs {
             self.entry(number).frozen = false;
             self.relist(number);
         }
+        self.count_idle();
     }
 
     /// Empty slabs of groups serve nobody any more, and leave when their lane has passed the stamp that it gives now. Returns whether there
@@ -291,17 +356,22 @@ impl Slabs {
             [] => self.vacant_groups.push(group?),
             _ => self.groups[group? as usize] = rest,
         }
+        self.count_idle();
         Some((Retired { node, lane }, leaving?))
     }
 
     /// Takes one particular slot, which is free.
     pub(super) fn take_slot(&mut self, number: u32, slot: u32) -> bool {
         let entry = self.entry(number);
+        let was_idle = entry.is_idle();
         if !entry.slab.take_slot(slot) {
             return false;
         }
-        let (lane, class) = (entry.lane, entry.slab.class);
-        if entry.slab.is_full() {
+        let (lane, class, is_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
+        if was_idle {
+            self.idle.set(number, false);
+        }
+        if is_full {
             self.partial_mut(lane, class).retain(|&other| other != number);
         }
         true
@@ -329,6 +399,11 @@ impl Slabs {
                 return Err(format!("slab {number} has no group: {entry:?}"));
             }
             partial += usize::from(listed);
+        }
+        let is_idle = |&(_, entry): &(u32, &Option<Entry>)| entry.as_ref().is_some_and(Entry::is_idle);
+        let idle: Vec<u32> = (0..).zip(&self.list).filter(is_idle).map(|(number, _)| number).collect();
+        if !self.idle.numbers().eq(idle.iter().copied()) || self.idle.count != idle.len() {
+            return Err(format!("slabs {idle:?} are empty, {:?} noted", self.idle.numbers().collect::<Vec<_>>()));
         }
         let listed: usize = self.partial.iter().flat_map(|classes| classes.iter()).map(Vec::len).sum();
         if listed != partial {

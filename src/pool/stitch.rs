@@ -5,8 +5,9 @@
 //! Virtual aliases of one allocation are CUDA's ("Virtual Aliasing Support" in its programming guide): what a kernel has written through one
 //! address is there for a later one, in stream order, through another. GMLake (Guo et al., ASPLOS 2024) stitches so.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
+use super::directory::ZONES;
 use super::ladder::Climb;
 use super::lanes::LaneId;
 use super::{DEDICATED, Pool, PoolState};
@@ -44,10 +45,12 @@ pub(super) enum Whose {
 /// The ghosts of a pool.
 #[derive(Debug, Default)]
 pub(super) struct Ghosts {
-    by_addr: BTreeMap<u64, Ghost>,
-    /// Oldest first, by number and address. Some have gone already.
-    queue: VecDeque<(u64, u64)>,
-    next: u64,
+    /// By zone and node: the number of the ghost that it is, or 0.
+    numbers: [Vec<u64>; ZONES],
+    /// Oldest first. Some have gone already.
+    queue: VecDeque<Ghost>,
+    last: u64,
+    count: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -55,21 +58,35 @@ struct Ghost {
     number: u64,
     zone: usize,
     node: NodeId,
-    end: u64,
 }
 
 impl Ghosts {
-    fn add(&mut self, addr: u64, end: u64, zone: usize, node: NodeId) {
-        self.by_addr.insert(addr, Ghost { number: self.next, zone, node, end });
-        self.queue.push_back((self.next, addr));
-        self.next += 1;
+    fn add(&mut self, zone: usize, node: NodeId) {
+        let numbers = &mut self.numbers[zone];
+        if numbers.len() <= node as usize {
+            numbers.resize(node as usize + 1, 0);
+        }
+        self.last += 1;
+        numbers[node as usize] = self.last;
+        self.queue.push_back(Ghost { number: self.last, zone, node });
+        self.count += 1;
+    }
+
+    /// Whether a node is a ghost of these; one of a pair is not.
+    fn has(&self, zone: usize, node: NodeId) -> bool {
+        self.numbers[zone].get(node as usize).is_some_and(|&number| number != 0)
+    }
+
+    fn remove(&mut self, zone: usize, node: NodeId) {
+        self.numbers[zone][node as usize] = 0;
+        self.count -= 1;
     }
 
     /// The oldest, taken off the queue.
-    fn pop_oldest(&mut self) -> Option<(u64, Ghost)> {
-        while let Some((number, addr)) = self.queue.pop_front() {
-            if let Some(&ghost) = self.by_addr.get(&addr).filter(|ghost| ghost.number == number) {
-                return Some((addr, ghost));
+    fn pop_oldest(&mut self) -> Option<Ghost> {
+        while let Some(ghost) = self.queue.pop_front() {
+            if self.numbers[ghost.zone][ghost.node as usize] == ghost.number {
+                return Some(ghost);
             }
         }
         None
@@ -77,11 +94,12 @@ impl Ghosts {
 
     /// The zones and nodes of all.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (usize, NodeId)> + '_ {
-        self.by_addr.values().map(|ghost| (ghost.zone, ghost.node))
+        let stands = |ghost: &&Ghost| self.numbers[ghost.zone][ghost.node as usize] == ghost.number;
+        self.queue.iter().filter(stands).map(|ghost| (ghost.zone, ghost.node))
     }
 
     pub(super) fn count(&self) -> usize {
-        self.by_addr.len()
+        self.count
     }
 }
 
@@ -105,9 +123,8 @@ impl Pool {
                 if !own && whose == Whose::Own {
                     continue;
                 }
-                let large = arena.free_nodes(owner).filter(|(_, node)| node.size >= unit);
                 let passed = |stamp| whose == Whose::Waited || state.lanes.has_passed(owner.0, stamp);
-                let free = large.filter(|(_, node)| own || passed(node.stamp));
+                let free = arena.free_nodes_from(owner, unit).filter(|(_, node)| own || passed(node.stamp));
                 nodes.extend(free.map(|(id, node)| (node.size, zone, id)));
             }
         }
@@ -124,6 +141,16 @@ impl Pool {
         reserve.into_iter().chain(donors)
     }
 
+    /// Whether lanes other than this one may have free chunks that it may use once they are known to have passed them.
+    pub(super) fn others_have_chunks(&self, state: &PoolState, lane: LaneId) -> bool {
+        let unit = state.space.unit();
+        let is_other = |&owner: &Owner| owner != Owner::SHARED && owner != Owner(lane);
+        state.zones.iter().take(DEDICATED).any(|arena| {
+            let mut others = arena.owners().filter(is_other);
+            others.any(|owner| state.lanes.get(owner.0).private.is_none() && arena.free_bytes(owner) >= unit)
+        })
+    }
+
     /// These chunks have been mapped elsewhere.
     pub(super) fn leave_ghosts(&self, state: &mut PoolState, mut donors: Vec<Donor>) {
         // From the upper end of each node, which keeps its number as long as something of it is left below.
@@ -132,7 +159,7 @@ impl Pool {
             let Some((zone, id, addr)) = from else { continue };
             let ghost = state.zones[zone].leave_ghost(id, addr, size);
             let home = state.zones[zone].node(ghost).home;
-            state.ghosts.add(addr, addr + size, zone, ghost);
+            state.ghosts.add(zone, ghost);
             self.note_mapping(state, EventKind::Unmap, home, addr, size);
         }
         if state.ghosts.count() > GHOSTS_MAX {
@@ -157,43 +184,44 @@ impl Pool {
         let mut left = Vec::new();
         let mut retired = 0;
         while retired < count
-            && let Some((addr, ghost)) = state.ghosts.pop_oldest()
+            && let Some(ghost) = state.ghosts.pop_oldest()
         {
-            let is_over = |state: &PoolState, ghost: &Ghost| {
-                let node = state.zones[ghost.zone].node(ghost.node);
+            let Ghost { zone, node, .. } = ghost;
+            let is_over = |state: &PoolState, node: NodeId| {
+                let node = state.zones[zone].node(node);
                 debug_assert!(node.state == State::Ghost);
                 state.lanes.has_passed(node.owner.0, node.stamp)
             };
-            if !is_over(state, &ghost) {
-                left.push((ghost.number, addr));
+            if !is_over(state, node) {
+                left.push(ghost);
                 if left.len() > RETIRE_BATCH {
                     break;
                 }
                 continue;
             }
-            // With those beside it, in one call.
-            let mut run = vec![(addr, ghost)];
-            let mut end = ghost.end;
-            while let Some(&next) = state.ghosts.by_addr.get(&end).filter(|next| is_over(state, next)) {
-                // Never over the border of two reservations.
-                if next.zone != ghost.zone || state.zones[next.zone].beside(next.node)[0].is_none() {
-                    break;
-                }
-                run.push((end, next));
-                end = next.end;
+            // With those beside it, in one call. A segment, whose nodes are linked, is one reservation.
+            let mut run = vec![node];
+            let mut last = node;
+            while let [_, Some(next)] = state.zones[zone].beside(last)
+                && state.ghosts.has(zone, next)
+                && is_over(state, next)
+            {
+                run.push(next);
+                last = next;
             }
+            let (addr, end) = (state.zones[zone].node(node).addr, state.zones[zone].node(last).end());
             if state.space.retire(addr, end).is_err() {
                 state.failures += 1;
-                left.push((ghost.number, addr));
+                left.push(ghost);
                 break;
             }
-            for (addr, ghost) in run {
-                state.zones[ghost.zone].retire_ghost(ghost.node);
-                state.ghosts.by_addr.remove(&addr);
+            for node in run {
+                state.zones[zone].retire_ghost(node);
+                state.ghosts.remove(zone, node);
                 retired += 1;
             }
         }
-        left.into_iter().rev().for_each(|entry| state.ghosts.queue.push_front(entry));
+        left.into_iter().rev().for_each(|ghost| state.ghosts.queue.push_front(ghost));
         retired > 0
     }
 }

@@ -75,9 +75,14 @@ impl Pool {
     /// Frees the pages of empty slabs. Returns whether there were any.
     pub(super) fn retire_empty(&self, state: &mut PoolState) -> bool {
         let parted = state.slabs.part(|lane| state.lanes.stamp(lane));
+        self.retire_empty_own(state) || parted
+    }
+
+    /// Frees the pages of empty slabs that have theirs to themselves. Returns whether there were any.
+    pub(super) fn retire_empty_own(&self, state: &mut PoolState) -> bool {
         let retired = state.slabs.retire_empty();
         retired.iter().for_each(|&retired| state.put_page(retired));
-        parted || !retired.is_empty()
+        !retired.is_empty()
     }
 
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.

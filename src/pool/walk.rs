@@ -62,8 +62,12 @@ impl Pool {
     }
 
     fn push_slots(&self, state: &PoolState, segment: &mut SegmentInfo, number: u32, slab: &Slab) {
+        let lane = state.slabs.lane(number);
         for slot in 0..slab.class.slots() {
-            segment.push(self.describe(state, self.directory.header(slot_id(number, slot))));
+            let addr = slab.addr + u64::from(slot) * slab.class.size();
+            // One that was never taken has not been entered yet.
+            let block = self.directory.enter_slot(number, slot, addr, slab.class, lane);
+            segment.push(self.describe(state, self.directory.header(block)));
         }
         let used = u64::from(slab.class.slots()) * slab.class.size();
         if used < PAGE {
@@ -105,7 +109,10 @@ impl Pool {
             None => Some(node_id(zone, node)),
             Some((number, _, slab)) => {
                 let slot = ((addr - slab.addr) / slab.class.size()) as u32;
-                (slot < slab.class.slots()).then(|| slot_id(number, slot))
+                let addr = slab.addr + u64::from(slot) * slab.class.size();
+                let lane = state.slabs.lane(number);
+                let enter = || self.directory.enter_slot(number, slot, addr, slab.class, lane);
+                (slot < slab.class.slots()).then(enter)
             }
         }
     }

@@ -62,7 +62,6 @@ struct State {
     room: Room,
     /// Whether somebody is pinning the next step, or will: the thread, while it lives.
     growing: bool,
-    background: bool,
     stop: bool,
     failed: Option<DriverError>,
 }
@@ -93,7 +92,6 @@ impl HostTier {
         let state = State {
             room: Room::new(capacity),
             growing: config.background,
-            background: config.background,
             stop: false,
             failed: None,
         };
@@ -143,12 +141,20 @@ impl Shared {
         Ok(bytes)
     }
 
-    fn take_over(&self, state: &mut State, pinned: Result<u64, DriverError>) {
-        match pinned {
-            Ok(bytes) => state.room.grow(bytes),
-            Err(error) => state.failed = Some(error),
-        }
+    /// Where the host has no more, that is the tier. Another failure may pass: who needs memory next tries again.
+    fn take_over(&self, state: &mut State, pinned: Result<u64, DriverError>) -> Result<(), DriverError> {
         self.grown.notify_all();
+        match pinned {
+            Ok(bytes) => {
+                state.room.grow(bytes);
+                Ok(())
+            }
+            Err(error) if error.is_out_of_memory() => {
+                state.failed = Some(error);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn pin_all(&self) {
@@ -158,14 +164,16 @@ impl Shared {
                 let made = state.room.made();
                 if state.stop || state.failed.is_some() || made == self.capacity {
                     state.growing = false;
-                    state.background = false;
                     self.grown.notify_all();
                     return;
                 }
                 made
             };
             let pinned = self.pin_step(made);
-            self.take_over(&mut self.state.lock(), pinned);
+            let state = &mut *self.state.lock();
+            if self.take_over(state, pinned).is_err() {
+                state.stop = true;
+            }
         }
     }
 }
@@ -211,7 +219,7 @@ impl Tier for HostTier {
             state.growing = true;
             let pinned = parking_lot::MutexGuard::unlocked(&mut state, || shared.pin_step(made));
             state.growing = false;
-            shared.take_over(&mut state, pinned);
+            shared.take_over(&mut state, pinned)?;
         }
     }
 

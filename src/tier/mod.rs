@@ -19,11 +19,11 @@ pub use peer::PeerTier;
 use std::fmt;
 
 pub use crate::error::TierError;
-pub use residency::{
-    Evictable, MemoryChange, PinGuard, Recompute, Residency, ResidencyObserver, Select, SleepAction, SleepPlan, Stash, TierKind,
-    TierStats, TierUse,
-};
 use crate::units::DevicePtr;
+pub use residency::{
+    Evictable, MemoryChange, PinGuard, Recompute, Residency, ResidencyObserver, Select, SleepAction, SleepPlan, Stash,
+    TierKind, TierStats, TierUse,
+};
 
 /// A range of bytes in a tier, handed out by [`Tier::reserve`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -17,17 +17,23 @@ pub(super) struct Room {
     taken: BTreeMap<u64, NodeId>,
     capacity: u64,
     made: u64,
+    unit: u64,
 }
 
 impl Room {
     /// Room for `capacity` bytes, of which none is there yet.
     pub(super) fn new(capacity: u64) -> Room {
-        let capacity = align_down(capacity, GRANULE);
+        Room::in_units(capacity, GRANULE)
+    }
+
+    /// The same, where slots take whole multiples of `unit`.
+    pub(super) fn in_units(capacity: u64, unit: u64) -> Room {
+        let capacity = align_down(capacity, unit);
         let mut arena = Arena::default();
         if capacity > 0 {
             arena.add_segment(0, capacity, Owner::SHARED);
         }
-        Room { arena, taken: BTreeMap::new(), capacity, made: 0 }
+        Room { arena, taken: BTreeMap::new(), capacity, made: 0, unit }
     }
 
     /// The next `bytes` are there.
@@ -47,9 +53,25 @@ impl Room {
         self.arena.used_bytes()
     }
 
+    /// How much has to be made so that `size` bytes fit for which there is no room now, in multiples of `step` or up to the end. `None`: more
+    /// than there can be.
+    #[cfg(all(feature = "nvme", target_os = "linux"))]
+    pub(super) fn lacks(&self, size: u64, step: u64) -> Option<u64> {
+        let whole = align_up(size.max(1), self.unit)?;
+        let growth = self.arena.plan_growth(Owner::SHARED, whole, UNIT, step, |owner| owner == Owner::SHARED)?;
+        Some(growth.at + growth.bytes - self.made)
+    }
+
+    /// Whether this slot is taken.
+    #[cfg(all(feature = "nvme", target_os = "linux"))]
+    pub(super) fn contains(&self, slot: Slot) -> bool {
+        let taken = self.taken.get(&slot.offset).map(|&id| self.arena.node(id).size);
+        taken.is_some_and(|size| align_up(slot.size.max(1), self.unit) == Some(size))
+    }
+
     pub(super) fn take(&mut self, size: u64) -> Option<Slot> {
-        let whole = align_up(size.max(1), GRANULE)?;
-        let id = self.arena.take(Owner::SHARED, whole, if size < UNIT { GRANULE } else { UNIT })?;
+        let whole = align_up(size.max(1), self.unit)?;
+        let id = self.arena.take(Owner::SHARED, whole, if whole < UNIT { GRANULE } else { UNIT })?;
         let offset = self.arena.node(id).addr;
         self.taken.insert(offset, id);
         Some(Slot { offset, size })
@@ -64,7 +86,7 @@ impl Room {
 
     /// Gives back what a slot has beyond `size` bytes.
     pub(super) fn shrink(&mut self, slot: Slot, size: u64) -> Slot {
-        let whole = align_up(size.max(1), GRANULE).unwrap_or(u64::MAX);
+        let whole = align_up(size.max(1), self.unit).unwrap_or(u64::MAX);
         let Some(&id) = self.taken.get(&slot.offset).filter(|&&id| whole < self.arena.node(id).size) else {
             return Slot { size: size.min(slot.size), ..slot };
         };

@@ -17,8 +17,8 @@ impl Space {
 
     /// Whether a chunk of exactly so many bytes has its front here.
     pub fn is_front(&self, addr: u64, bytes: u64) -> bool {
-        let is_it = |&id: &_| self.chunk(id).front == Some(addr) && self.chunk(id).size == bytes;
-        self.mappings.get(&addr).is_some_and(is_it)
+        let is_it = |id| self.chunk(id).front == Some(addr) && self.chunk(id).size == bytes;
+        self.mappings.get(addr).is_some_and(is_it)
     }
 
     /// Whether blocks are served from this address, and the driver has left it without memory.
@@ -30,7 +30,7 @@ impl Space {
     /// reserve. No unfinished work touches either address, and what is in use at `give` has been copied. Where that fails, all is as
     /// it was; where the driver even fails to put back what it undid, [`Space::heal`] does that later.
     pub fn share(&mut self, keep: u64, give: u64) -> DriverResult<()> {
-        let (kept, given) = (self.mappings[&keep], self.mappings[&give]);
+        let (kept, given) = (self.mapped_at(keep), self.mapped_at(give));
         let (size, from, to) = (self.chunk(given).size, self.chunk(given).handle, self.chunk(kept).handle);
         assert!(self.is_front(give, size) && self.chunk(kept).size == size, "pages of one size, one of them unshared");
         self.driver.unmap(DevicePtr(give), size)?;
@@ -46,8 +46,7 @@ impl Space {
         let chunk = self.chunk_mut(given);
         (chunk.front, chunk.mappings) = (None, chunk.mappings - 1);
         self.front_bytes -= size;
-        self.reserve.push(given);
-        self.reserve_bytes += size;
+        self.enter_reserve(given);
         self.shared.insert(give);
         self.shared_bytes += size;
         Ok(())
@@ -55,7 +54,7 @@ impl Space {
 
     /// Unmaps `leave`, from whose chunk `heir` is served, too. No unfinished work touches it.
     pub fn unshare(&mut self, leave: u64, heir: u64) -> DriverResult<()> {
-        let chunk = self.mappings[&leave];
+        let chunk = self.mapped_at(leave);
         let size = self.chunk(chunk).size;
         self.unmap(leave, leave + size)?;
         if !self.shared.remove(&leave) {
@@ -69,7 +68,7 @@ impl Space {
     /// Maps what an earlier failure has left without memory.
     pub fn heal(&mut self) -> DriverResult<()> {
         while let Some(&addr) = self.broken.first() {
-            let chunk = *self.chunk(self.mappings[&addr]);
+            let chunk = *self.chunk(self.mapped_at(addr));
             // A mapping without access may have been left there. Where none was, this fails.
             let _ = self.driver.unmap(DevicePtr(addr), chunk.size);
             self.map_whole(addr, chunk.handle, chunk.size)?;
@@ -91,7 +90,7 @@ impl Space {
     pub(super) fn validate_shared(&self) -> Result<(), String> {
         let mut bytes = 0;
         for &addr in &self.shared {
-            let chunk = self.mappings.get(&addr).map(|&id| self.chunk(id));
+            let chunk = self.mappings.get(addr).map(|id| self.chunk(id));
             match chunk.filter(|chunk| chunk.front.is_some_and(|front| front != addr) && chunk.mappings > 1) {
                 Some(chunk) => bytes += chunk.size,
                 None => return Err(format!("shared mapping at {addr:#x}: {chunk:?}")),

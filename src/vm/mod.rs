@@ -8,10 +8,13 @@
 //! Conservation: [`Space::physical_bytes`] == bytes of chunks with a front + of those in the reserve + of plain segments, and each mapping is
 //! the front of its chunk, a shared one, an older one that was counted in the chunk, or stuck ([`Space::validate`]).
 
+mod mappings;
 mod mesh;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use mappings::Mappings;
 
 use crate::driver::{ChunkHandle, Driver, DriverResult, Location};
 use crate::units::{DevicePtr, PAGE, align_up};
@@ -29,6 +32,8 @@ struct Chunk {
     front: Option<u64>,
     /// All its mappings, the front among them.
     mappings: u32,
+    /// Its place in the reserve, if it is there.
+    place: u32,
 }
 
 /// A range of addresses that was reserved in one piece.
@@ -48,7 +53,7 @@ pub struct Space {
     chunks: Vec<Option<Chunk>>,
     vacant: Vec<u32>,
     /// Every mapping by its address.
-    mappings: BTreeMap<u64, ChunkId>,
+    mappings: Mappings,
     /// Mappings where a hole is meant to be: the driver refused to undo what had failed half-way.
     stuck: BTreeSet<u64>,
     /// Mappings besides a chunk's front that blocks are served from.
@@ -76,7 +81,7 @@ impl Space {
             reservations: Vec::new(),
             chunks: Vec::new(),
             vacant: Vec::new(),
-            mappings: BTreeMap::new(),
+            mappings: Mappings::new(unit),
             stuck: BTreeSet::new(),
             shared: BTreeSet::new(),
             shared_bytes: 0,
@@ -120,6 +125,10 @@ impl Space {
         self.cleanup_failures
     }
 
+    fn mapped_at(&self, addr: u64) -> ChunkId {
+        self.mappings.get(addr).expect("mappings that are named exist")
+    }
+
     fn chunk(&self, id: ChunkId) -> &Chunk {
         self.chunks[id.0 as usize].as_ref().expect("chunks that are named exist")
     }
@@ -136,6 +145,7 @@ impl Space {
             match self.driver.reserve(size, self.unit) {
                 Ok(ptr) => {
                     self.reservations.push(Reservation { ptr, size });
+                    self.mappings.add(ptr.0, size);
                     return Ok((ptr.0, size));
                 }
                 Err(_) if size / 2 >= least => size = round(size / 2),
@@ -153,6 +163,7 @@ impl Space {
             return false;
         }
         self.reservations.swap_remove(at);
+        self.mappings.take(addr);
         true
     }
 
@@ -160,7 +171,7 @@ impl Space {
     pub fn create(&mut self, size: u64) -> DriverResult<ChunkId> {
         debug_assert!(size.is_multiple_of(self.unit));
         let handle = self.driver.create(size, Location::Device)?;
-        let chunk = Some(Chunk { handle, size, front: None, mappings: 0 });
+        let chunk = Some(Chunk { handle, size, front: None, mappings: 0, place: 0 });
         let id = match self.vacant.pop() {
             Some(id) => {
                 self.chunks[id as usize] = chunk;
@@ -171,8 +182,7 @@ impl Space {
                 ChunkId(self.chunks.len() as u32 - 1)
             }
         };
-        self.reserve.push(id);
-        self.reserve_bytes += size;
+        self.enter_reserve(id);
         Ok(id)
     }
 
@@ -183,8 +193,10 @@ impl Space {
 
     /// The chunks whose fronts lie in a range of addresses, whole: addresses, numbers, sizes, in ascending order.
     pub fn fronts(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = (u64, ChunkId, u64)> + '_ {
-        let inside = self.mappings.range(from..to.max(from)).map(|(&addr, &id)| (addr, id, self.chunk(id).size));
-        inside.filter(move |&(addr, id, size)| addr + size <= to && self.chunk(id).front == Some(addr))
+        self.mappings.range(from, to).filter_map(move |(addr, id)| {
+            let Chunk { size, front, .. } = *self.chunk(id);
+            (addr + size <= to && front == Some(addr)).then_some((addr, id, size))
+        })
     }
 
     /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older
@@ -224,19 +236,23 @@ impl Space {
         if at < end && self.unmap(at, end).is_err() {
             // They stay mapped at addresses that are a hole for the arena, until those are wanted.
             self.cleanup_failures += 1;
-            let addrs: Vec<u64> = self.mappings.range(at..end).map(|(&addr, _)| addr).collect();
-            self.stuck.extend(addrs);
+            self.stuck.extend(self.mappings.range(at, end).map(|(addr, _)| addr));
         }
+    }
+
+    fn first_mapping(&self, from: u64, to: u64) -> Option<(u64, ChunkId)> {
+        self.mappings.range(from, to).next()
     }
 
     /// Unmaps all mappings between two addresses, and forgets them.
     fn unmap(&mut self, at: u64, end: u64) -> DriverResult<()> {
         self.driver.unmap(DevicePtr(at), end - at)?;
-        let gone: Vec<(u64, ChunkId)> = self.mappings.range(at..end).map(|(&addr, &id)| (addr, id)).collect();
-        for (addr, id) in gone {
-            self.mappings.remove(&addr);
+        let mut from = at;
+        while let Some((addr, id)) = self.first_mapping(from, end) {
+            self.mappings.remove(addr);
             self.stuck.remove(&addr);
             self.chunk_mut(id).mappings -= 1;
+            from = addr + self.unit;
         }
         Ok(())
     }
@@ -250,8 +266,7 @@ impl Space {
             chunk.front = None;
             let size = chunk.size;
             self.front_bytes -= size;
-            self.reserve.push(id);
-            self.reserve_bytes += size;
+            self.enter_reserve(id);
         }
         Ok(())
     }
@@ -261,15 +276,25 @@ impl Space {
         self.unmap(at, end)
     }
 
+    /// A chunk has no front.
+    fn enter_reserve(&mut self, id: ChunkId) {
+        self.chunk_mut(id).place = self.reserve.len() as u32;
+        self.reserve.push(id);
+        self.reserve_bytes += self.chunk(id).size;
+    }
+
     fn leave_reserve(&mut self, id: ChunkId) {
-        let at = self.reserve.iter().rposition(|&other| other == id).expect("without a front, it is in the reserve");
-        self.reserve.swap_remove(at);
+        let place = self.chunk(id).place;
+        assert!(self.reserve.swap_remove(place as usize) == id, "without a front, it is in the reserve");
+        if let Some(&other) = self.reserve.get(place as usize) {
+            self.chunk_mut(other).place = place;
+        }
         self.reserve_bytes -= self.chunk(id).size;
     }
 
     /// Unmaps what is stuck in the range.
     fn free_stuck(&mut self, from: u64, to: u64) -> DriverResult<()> {
-        let end = |space: &Space, addr: u64| addr + space.chunk(space.mappings[&addr]).size;
+        let end = |space: &Space, addr: u64| addr + space.chunk(space.mapped_at(addr)).size;
         // One may begin below the range and reach into it.
         let below = self.stuck.range(..from).next_back().copied().filter(|&addr| end(self, addr) > from);
         let from = below.unwrap_or(from);
@@ -310,6 +335,9 @@ impl Space {
             self.vacant.push(id.0);
         }
         self.reserve.reverse();
+        for place in 0..self.reserve.len() {
+            self.chunk_mut(self.reserve[place]).place = place as u32;
+        }
         released
     }
 
@@ -341,7 +369,7 @@ impl Space {
         for (id, chunk) in (0..).map(ChunkId).zip(&self.chunks) {
             let Some(chunk) = chunk else { continue };
             match chunk.front {
-                Some(addr) if self.mappings.get(&addr) != Some(&id) => {
+                Some(addr) if self.mappings.get(addr) != Some(id) => {
                     return Err(format!("chunk {id:?} is not mapped at its front: {chunk:?}"));
                 }
                 Some(_) => fronts += chunk.size,
@@ -359,14 +387,16 @@ impl Space {
         }
         self.validate_shared()?;
         let listed: u64 = self.reserve().map(|(_, size)| size).sum();
-        if listed != reserve || self.stuck.iter().any(|addr| !self.mappings.contains_key(addr)) {
+        let misplaced = (0..).zip(&self.reserve).any(|(place, &id)| self.chunk(id).place != place);
+        if misplaced || listed != reserve || self.stuck.iter().any(|&addr| self.mappings.get(addr).is_none()) {
             return Err(format!(
                 "{reserve} bytes of chunks without a front, {listed} in the reserve; stuck {:?}",
                 self.stuck
             ));
         }
-        let ends = self.mappings.iter().map(|(&addr, &id)| addr + self.chunk(id).size);
-        match self.mappings.keys().skip(1).zip(ends).find(|&(&next, end)| next < end) {
+        let ends = self.mappings.iter().map(|(addr, id)| addr + self.chunk(id).size);
+        let starts = self.mappings.iter().skip(1).map(|(addr, _)| addr);
+        match starts.zip(ends).find(|&(next, end)| next < end) {
             Some((next, end)) => Err(format!("a mapping ends at {end:#x}, the next begins at {next:#x}")),
             None => Ok(()),
         }
@@ -377,13 +407,13 @@ impl Drop for Space {
     /// Unmaps and releases everything, once the device is done: what was freed in stream order may still be in use. Failures have nowhere to
     /// go: the device's owner is going down with the space.
     fn drop(&mut self) {
-        let holds_any = !self.mappings.is_empty() || !self.plain.is_empty();
+        let holds_any = self.mappings.len() > 0 || !self.plain.is_empty();
         if holds_any && self.driver.synchronize_device().is_err() {
             // Memory under running work must stay where it is. It goes with the context.
             return;
         }
         let mut open: Option<(u64, u64)> = None;
-        let ranges = self.mappings.iter().map(|(&addr, &id)| (addr, addr + self.chunk(id).size));
+        let ranges = self.mappings.iter().map(|(addr, id)| (addr, addr + self.chunk(id).size));
         let starts: BTreeSet<u64> = self.reservations.iter().map(|r| r.ptr.0).collect();
         for (addr, end) in ranges {
             // One call for mappings side by side in one reservation.

@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows which driver it is. Where `data` is false, bytes are not compared: there are none.
 
-use stratalloc::driver::kernels::{self, Finding};
+use stratalloc::driver::kernels::{self, Element, Finding, Quant};
 use stratalloc::driver::{
     CaptureStatus, ChunkHandle, CopyOp, Driver, DriverErrorKind, DriverResult, EventStatus, HostPtr, Location,
 };
@@ -18,6 +18,7 @@ pub fn check_all(driver: &dyn Driver, data: bool) {
     kernels_copy_anything(driver, data);
     patterns_are_written_and_checked(driver, data);
     checksums_are_those_of_the_host(driver, data);
+    codes_are_those_of_the_host(driver, data);
     kernels_refuse_what_is_not_there(driver);
     unknown_handles_are_refused(driver);
     if driver.properties().vmm {
@@ -432,6 +433,58 @@ fn checksums_are_those_of_the_host(driver: &dyn Driver, data: bool) {
     }
     driver.free_host(host).unwrap();
     driver.free_plain(ptr).unwrap();
+    driver.destroy_stream(stream).unwrap();
+}
+
+/// Bytes that are numbers of all kinds: what is none, infinities, zeros, whole groups of the like.
+fn numbers(size: u64, seed: u32) -> Vec<u8> {
+    let mut bytes = noise(size as usize, seed);
+    for (at, chunk) in bytes.chunks_mut(64).enumerate() {
+        match at % 7 {
+            0 => chunk.fill(0),
+            1 => chunk.iter_mut().skip(1).step_by(2).for_each(|byte| *byte = 0x3c),
+            2 => chunk.iter_mut().for_each(|byte| *byte = 0x7f),
+            3 => chunk.iter_mut().skip(3).step_by(4).for_each(|byte| *byte &= 0x80),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+fn codes_are_those_of_the_host(driver: &dyn Driver, data: bool) {
+    let stream = driver.create_stream().unwrap();
+    let [src, dst, back] = [(); 3].map(|()| driver.alloc_plain(1 << 20).unwrap());
+    let quants = Element::ALL.into_iter().flat_map(|element| {
+        [(8, 128), (8, 32), (4, 64), (4, 256)].map(|(bits, group)| Quant::new(element, bits, group).unwrap())
+    });
+    for (seed, quant) in quants.enumerate() {
+        for size in AROUND.iter().copied().chain([8190, 65_536, 100_001]) {
+            let bytes = numbers(size, seed as u32);
+            let mut codes = vec![0; quant.encoded_size(size) as usize];
+            kernels::quantize(&bytes, &mut codes, quant).unwrap();
+            driver.write(src, &bytes, stream).unwrap();
+            driver.fill(dst, codes.len() as u64 + 1, 0x5a, stream).unwrap();
+            driver.fill(back, size + 1, 0x5a, stream).unwrap();
+            driver.quantize(src, dst, size, quant, stream).unwrap();
+            driver.dequantize(dst, back, size, quant, stream).unwrap();
+            driver.synchronize_stream(stream).unwrap();
+            if data {
+                let made = bytes_at(driver, dst, codes.len() as u64 + 1, stream);
+                assert!(made[..codes.len()] == codes, "{quant:?} of {size} bytes");
+                assert_eq!(made[codes.len()], 0x5a);
+                let mut numbers = bytes;
+                kernels::dequantize(&codes, &mut numbers, quant).unwrap();
+                numbers.push(0x5a);
+                assert!(bytes_at(driver, back, size + 1, stream) == numbers, "{quant:?} of {size} bytes, back");
+            }
+        }
+    }
+    let quant = Quant::new(Element::Bf16, 8, 64).unwrap();
+    assert_fails(driver.quantize(src.add(8), dst, 64, quant, stream), DriverErrorKind::InvalidValue);
+    assert_fails(driver.dequantize(src, dst.add(2), 64, quant, stream), DriverErrorKind::InvalidValue);
+    for ptr in [src, dst, back] {
+        driver.free_plain(ptr).unwrap();
+    }
     driver.destroy_stream(stream).unwrap();
 }
 

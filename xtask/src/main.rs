@@ -32,7 +32,7 @@ cargo xtask torch [--bench | --workloads | --exec COMMAND | --] [ARGUMENTS]
     tests on the software device; --bench times torch's entry, --workloads compares allocators on two programs, --exec runs
     any command there. ARGUMENTS go to pytest or the program.
 cargo xtask peers [--quick] [--traces FILES | DIR] [--only QUESTIONS] [--peers NAMES] [--settings LIST] [--rounds N]
-                  [--jobs N] [--dump DIR] [--out DIR]
+                  [--jobs N] [--dump DIR] [--out DIR] [--resume] [--pages]
     Replays traces on PyTorch's own allocator, RMM and this one, side by side on the software device, and writes tables, plots
     and JSON: benches/peers/README.md says more.
 cargo xtask tidy

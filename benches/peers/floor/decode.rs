@@ -12,8 +12,8 @@ pub(super) fn decode(from: &Path, to: &Path) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot write {}: {error}", to.display());
     let mut file = BufWriter::new(File::create(to).map_err(failed)?);
     write_ops(&trace, &mut file).and_then(|()| file.flush()).map_err(failed)?;
-    let Trace { peak_live_bytes, records, .. } = trace;
-    println!("peak_live {peak_live_bytes}\ncalls {}\nrecords {records}", trace.calls());
+    let Trace { peak_live_bytes, records, streams, .. } = trace;
+    println!("peak_live {peak_live_bytes}\ncalls {}\nrecords {records}\nstreams {streams}", trace.calls());
     Ok(())
 }
 

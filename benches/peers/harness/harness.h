@@ -82,9 +82,8 @@ struct Options {
   bool each = false;
   /// Count calls and virtual time, and look at what is reserved after each operation.
   bool watch = false;
-  /// Virtual time of the host for each operation, and of a kernel for each 1024 bytes allocated.
-  uint64_t op_ns = 0;
-  double kernel_ns_per_byte = 0;
+  /// Virtual time of the host for each operation, and how far a kernel goes in a nanosecond through a block; 0 is no kernels.
+  uint64_t op_ns = 0, kernel_bytes_per_ns = 0;
 
   static Options parse(int count, char **words) {
     Options options;
@@ -112,8 +111,8 @@ struct Options {
         options.watch = true;
       } else if (word == "--op-ns") {
         options.op_ns = std::stoull(value());
-      } else if (word == "--kernel-ns-per-byte") {
-        options.kernel_ns_per_byte = std::stod(value());
+      } else if (word == "--kernel-bytes-per-ns") {
+        options.kernel_bytes_per_ns = std::stoull(value());
       } else {
         throw std::runtime_error("unknown option " + word);
       }
@@ -144,13 +143,19 @@ public:
     }
   }
 
-  /// Operations `from` to `to`, and `after(op)` when each is done. `at` is where it got to.
-  template <class After> void follow(size_t from, size_t to, After &&after) {
+  /// Operations `from` to `to`: `before(op)`, the operation, `after(op)`. `at` is where it got to.
+  template <class Before, class After> void follow(size_t from, size_t to, Before &&before, After &&after) {
     for (at = from; at < to; at++) {
       const Op &op = trace.ops[at];
+      before(op);
       call(op);
       after(op);
     }
+  }
+
+  void follow(size_t from, size_t to) {
+    const auto nothing = [](const Op &) {};
+    follow(from, to, nothing, nothing);
   }
 
   void call(const Op &op) {
@@ -184,6 +189,8 @@ public:
   }
 
   cudaStream_t stream(unsigned index) const { return streams[index]; }
+
+  size_t size(uint32_t id) const { return sizes[id]; }
 
   size_t at = 0;
 
@@ -230,7 +237,7 @@ template <class Peer> void timed(Peer &peer, const Trace &trace, const Options &
           return;
         }
         begins[thread].push_back(Clock::now());
-        follower.follow(0, trace.ops.size(), [](const Op &) {});
+        follower.follow(0, trace.ops.size());
         ends[thread].push_back(Clock::now());
         follower.free_rest();
         gate();
@@ -270,7 +277,7 @@ template <class Peer> void timed(Peer &peer, const Trace &trace, const Options &
 template <class Peer> void each(Peer &peer, const Trace &trace, const Options &options) {
   Follower<Peer> follower(peer, trace, 0);
   for (int pass = 1; pass < options.passes; pass++) {
-    follower.follow(0, trace.ops.size(), [](const Op &) {});
+    follower.follow(0, trace.ops.size());
     follower.free_rest();
   }
   const auto ns = [](Clock::duration time) { return std::chrono::duration<double, std::nano>(time).count(); };
@@ -317,11 +324,29 @@ void watched(Peer &peer, const Trace &trace, const Options &options, const Devic
     }
     peer.watch(&log);
   }
-  uint64_t charged = 0;
+  // As `stratalloc replay --gpu-bandwidth` has it: the host takes its time before an operation, markers take none; a block that is
+  // recorded is used on that stream just before, a block that is new is written on its own just after.
+  const auto kernel = [&](uint16_t stream, uint64_t bytes) {
+    if (options.kernel_bytes_per_ns > 0) {
+      device.busy(follower.stream(stream), (bytes + options.kernel_bytes_per_ns - 1) / options.kernel_bytes_per_ns);
+    }
+  };
+  uint64_t charged = 0, stall_before = 0, empty_cache_stall = 0;
+  const auto before = [&](const Op &op) {
+    if (options.op_ns > 0 && op.kind != Kind::Marker) {
+      device.advance(options.op_ns);
+    }
+    if (op.kind == Kind::Record) {
+      kernel(op.stream, follower.size(op.id));
+    } else if (op.kind == Kind::EmptyCache) {
+      stall_before = device.stall_ns();
+    }
+  };
   const auto after = [&](const Op &op) {
-    if (options.kernel_ns_per_byte > 0 && op.kind == Kind::Alloc) {
-      const double ns = options.kernel_ns_per_byte * static_cast<double>(op.bytes);
-      device.busy(follower.stream(op.stream), static_cast<uint64_t>(ns));
+    if (op.kind == Kind::Alloc) {
+      kernel(op.stream, op.bytes);
+    } else if (op.kind == Kind::EmptyCache) {
+      empty_cache_stall += device.stall_ns() - stall_before;
     }
     // Where calls take virtual time, what is reserved is the same as long as none was made.
     const uint64_t charged_before = charged;
@@ -332,9 +357,6 @@ void watched(Peer &peer, const Trace &trace, const Options &options, const Devic
         compare(reserved, device.used() - base);
       }
       log.change(reserved);
-    }
-    if (options.op_ns > 0) {
-      device.advance(options.op_ns);
     }
     // What happens inside the next operation is the next operation's.
     log.op = follower.at + 1;
@@ -352,20 +374,20 @@ void watched(Peer &peer, const Trace &trace, const Options &options, const Devic
   const Device::Calls start = device.calls();
   const uint64_t start_driver = device.driver_ns(), start_stall = device.stall_ns(), start_clock = device.clock_ns();
   try {
-    follower.follow(0, trace.first_third, after);
+    follower.follow(0, trace.steady_from, before, after);
   } catch (const NoRoom &) {
     say("failed_op", follower.at);
     close();
     throw;
   }
-  const Device::Calls third = device.calls();
-  const uint64_t third_driver = device.driver_ns();
+  const Device::Calls settled = device.calls();
+  const uint64_t steady_driver = device.driver_ns();
   size_t steps_after = 0;
-  for (size_t op = trace.first_third; op < trace.ops.size(); op++) {
+  for (size_t op = trace.steady_from; op < trace.ops.size(); op++) {
     steps_after += trace.ops[op].kind == Kind::Marker;
   }
   try {
-    follower.follow(trace.first_third, trace.ops.size(), after);
+    follower.follow(trace.steady_from, trace.ops.size(), before, after);
   } catch (const NoRoom &) {
     say("failed_op", follower.at);
     close();
@@ -377,18 +399,19 @@ void watched(Peer &peer, const Trace &trace, const Options &options, const Devic
   say("peak_reserved", own.reserved_peak);
   say("retries", own.retries);
   say("driver_ns.first", device.driver_ns() - start_driver);
-  say("driver_ns.steady", device.driver_ns() - third_driver);
+  say("driver_ns.steady", device.driver_ns() - steady_driver);
   say("steady_steps", steps_after);
   say("stall_ns", device.stall_ns() - start_stall);
+  say("stall_ns.empty_cache", empty_cache_stall);
   say("clock_ns", device.clock_ns() - start_clock);
   say("changes", log.changes);
   std::printf("change_hash %016llx\n", static_cast<unsigned long long>(log.hash));
   print_calls("first", first, start);
-  print_calls("steady", first, third);
+  print_calls("steady", first, settled);
   const uint64_t first_driver = device.driver_ns(), first_stall = device.stall_ns();
   for (int pass = 1; pass < options.passes; pass++) {
     follower.free_rest();
-    follower.follow(0, trace.ops.size(), after);
+    follower.follow(0, trace.ops.size(), before, after);
   }
   if (options.passes > 1) {
     say("driver_ns.later", (device.driver_ns() - first_driver) / (options.passes - 1));
@@ -412,7 +435,7 @@ template <class Peer> int run(int count, char **words) {
       Peer &peer = *new Peer(options.setting, device.total());
       if (options.each) {
         each(peer, trace, options);
-      } else if (options.watch || options.op_ns > 0 || options.kernel_ns_per_byte > 0 || !options.dump.empty()) {
+      } else if (options.watch || options.op_ns > 0 || options.kernel_bytes_per_ns > 0 || !options.dump.empty()) {
         watched(peer, trace, options, device, base);
       } else {
         timed(peer, trace, options);

@@ -27,8 +27,9 @@ struct Trace {
   size_t allocs = 0;
   /// Markers and calls of the allocator.
   size_t markers = 0, calls = 0;
-  /// Where the first third ends, as an index into `ops`.
-  size_t first_third = 0;
+  /// Where the program is taken to have settled, as an index into `ops`: at the second half of its steps, which markers begin; where there are none,
+  /// after the first third.
+  size_t steady_from = 0;
   uint64_t peak_live = 0;
   std::vector<uint32_t> live_at_end;
 
@@ -52,7 +53,7 @@ struct Trace {
       throw std::runtime_error(std::string("not a decoded trace: ") + path);
     }
     trace.streams = static_cast<unsigned>(header.streams);
-    trace.first_third = header.first_third;
+    trace.steady_from = header.first_third;
     trace.count();
     return trace;
   }
@@ -80,6 +81,12 @@ private:
         break;
       default:
         break;
+      }
+    }
+    size_t seen = 0;
+    for (size_t op = 0; markers > 0 && op < ops.size(); op++) {
+      if (ops[op].kind == Kind::Marker && seen++ == markers / 2) {
+        steady_from = op;
       }
     }
     allocs = sizes.size();

@@ -12,6 +12,8 @@
 //! | `snapshot.rs` | segments, blocks, the file that memory_viz opens |
 //! | `observe.rs` | observers of events and of requests without room |
 //! | `record.rs` | recording a trace |
+//! | `defrag.rs` | sharing memory, movable blocks |
+//! | `plans.rs` | plans of repeating steps |
 //! | `pools.rs` | private pools, captures, checkpoints |
 //! | `tiers.rs` | evictable memory: allocating, moving, sleeping |
 //! | `residency.rs` | where it is, in numbers, and who is told |
@@ -24,10 +26,12 @@
 //! `STRATALLOC_INTERNAL`; callbacks of the caller must not unwind, as any C function must not.
 
 pub mod blocks;
+pub mod defrag;
 pub mod device;
 pub mod handle;
 mod mode;
 pub mod observe;
+pub mod plans;
 pub mod pools;
 pub mod record;
 pub mod residency;

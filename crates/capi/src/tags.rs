@@ -30,7 +30,9 @@ struct Stack(Vec<Pushed>);
 impl Stack {
     fn push(&mut self, pushed: Pushed) -> Outcome<()> {
         if self.0.len() >= DEPTH_MAX {
-            return Err(Failure::argument(format!("{DEPTH_MAX} tags are pushed already: stratalloc_pop_tag is missing")));
+            return Err(Failure::argument(format!(
+                "{DEPTH_MAX} tags are pushed already: stratalloc_pop_tag is missing"
+            )));
         }
         if self.0.is_empty() {
             mode::count_tagging(true);
@@ -120,7 +122,9 @@ pub unsafe extern "C" fn stratalloc_push_tag(
             // SAFETY: as the caller promises.
             let read = unsafe { sized::read(evictable) }?;
             if read.recompute.is_some() {
-                return Err(Failure::argument("`recompute` of a tag's blocks: give it to each by stratalloc_alloc_evictable"));
+                return Err(Failure::argument(
+                    "`recompute` of a tag's blocks: give it to each by stratalloc_alloc_evictable",
+                ));
             }
             if (0..handle.allocator.device_count()).all(|device| !handle.allocator.has_tiers(device)) {
                 return Err(stratalloc::Error::from(ResidencyError::NoTiers).into());

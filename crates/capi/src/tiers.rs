@@ -117,7 +117,8 @@ impl stratalloc_evictable {
         if let Some(compute) = self.recompute {
             let recompute = Recompute { compute, context: self.context, drop: self.drop_context };
             let takes_ns = (self.recompute_ns > 0).then_some(self.recompute_ns);
-            options = options.recompute(Arc::new(move |ptr, bytes, stream| recompute.computed(ptr, bytes, stream)), takes_ns);
+            options =
+                options.recompute(Arc::new(move |ptr, bytes, stream| recompute.computed(ptr, bytes, stream)), takes_ns);
         }
         Ok(options)
     }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use stratalloc::driver::kernels::Quant;
 use stratalloc::driver::{
     CaptureStatus, ChunkHandle, CopyOp, DeviceProperties, Driver, DriverResult, EventId, EventStatus, HostPtr,
     Location, MemoryInfo,
@@ -141,6 +142,21 @@ impl Driver for BareDriver {
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
         self.inner.checksum(ptr, size, result, stream)
     }
+    fn quantize(&self, src: DevicePtr, dst: DevicePtr, size: u64, quant: Quant, stream: StreamId) -> DriverResult<()> {
+        self.inner.quantize(src, dst, size, quant, stream)
+    }
+
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        self.inner.dequantize(src, dst, size, quant, stream)
+    }
+
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
         self.inner.write(dst, src, stream)
     }

@@ -293,6 +293,21 @@ fn a_plan_goes_from_one_replay_to_the_next() {
 }
 
 #[test]
+fn a_plan_that_cannot_be_written_is_an_error() {
+    let (path, other) = (file("small.trace", GOOD), file("other.trace", GOOD));
+    let base = ["replay", &path, "--repeat", "1", "--json", "--config"];
+    let nowhere = stratalloc(&[&base[..], &["plan:inline", "--plan-out", "/nowhere/a.plan"]].concat());
+    assert!(nowhere.status.code() == Some(1) && stderr(&nowhere).contains("/nowhere/a.plan"), "{nowhere:?}");
+    assert_eq!(json(&nowhere).as_array().map(Vec::len), Some(1), "what was measured is printed all the same");
+    let plan = file("small.plan", "");
+    let off = stratalloc(&[&base[..], &["plan:off", "--plan-out", &plan]].concat());
+    assert!(off.status.code() == Some(1) && stderr(&off).contains("plan:on"), "{off:?}");
+    assert_one_error(&stratalloc(&["replay", &path, &other, "--plan-out", &plan]), &["one trace"]);
+    let policy = stratalloc(&["replay", &path, "--policy", "native", "--plan-out", &plan]);
+    assert_one_error(&policy, &["--policy stratalloc"]);
+}
+
+#[test]
 fn bench_prints_json_and_nothing_else() {
     let output = stratalloc(&["bench", "--seconds", "0", "--json"]);
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));

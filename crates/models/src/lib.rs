@@ -49,10 +49,12 @@ pub struct Machine {
     pub capacity: u64,
     /// How long after its record an event is seen to complete, in virtual nanoseconds.
     pub event_lag_ns: u64,
-    /// Virtual time that passes with each operation.
+    /// Virtual time that passes with each operation but markers.
     pub op_ns: u64,
     /// Whether the trace's `empty_cache` calls are left out.
     pub skip_empty_cache: bool,
+    /// Index of the operation from which on [`Outcome::driver_ns_since`] counts.
+    pub since: usize,
     /// Virtual time of a driver call, by its CUDA name and the bytes that it is about.
     pub cost: fn(&'static str, u64) -> u64,
 }
@@ -60,7 +62,7 @@ pub struct Machine {
 impl Machine {
     /// A device with so much memory, whose events complete at once and whose calls take no time.
     pub fn new(capacity: u64) -> Machine {
-        Machine { capacity, event_lag_ns: 0, op_ns: 300, skip_empty_cache: false, cost: |_, _| 0 }
+        Machine { capacity, event_lag_ns: 0, op_ns: 300, skip_empty_cache: false, since: 0, cost: |_, _| 0 }
     }
 }
 
@@ -92,6 +94,8 @@ pub struct Outcome {
     pub calls: Calls,
     /// What they took, on the virtual clock.
     pub driver_ns: u64,
+    /// What those from the operation [`Machine::since`] on took.
+    pub driver_ns_since: u64,
     /// Requests that were tried again after everything cached had been given back.
     pub retries: u64,
     /// How often the allocator waited for all events, and gave back what it had cached; `empty_cache` does so too.
@@ -122,8 +126,14 @@ pub fn replay_with(
     let mut allocator = Allocator::new(settings.clone(), Device::new(machine));
     let mut blocks = Vec::with_capacity(trace.allocs as usize);
     let mut out_of_memory = None;
+    let mut driver_ns_before = None;
     for (op, what) in trace.ops.iter().enumerate() {
-        allocator.device.advance(machine.op_ns);
+        if op == machine.since {
+            driver_ns_before = Some(allocator.device.driver_ns);
+        }
+        if !matches!(what, Op::Marker { .. }) {
+            allocator.device.advance(machine.op_ns);
+        }
         match *what {
             Op::Alloc { bytes, stream } => match allocator.malloc(bytes, stream) {
                 Some(block) => blocks.push(block),
@@ -151,6 +161,7 @@ pub fn replay_with(
         reserved: allocator.reserved(),
         calls: allocator.device.calls,
         driver_ns: allocator.device.driver_ns,
+        driver_ns_since: driver_ns_before.map_or(0, |before| allocator.device.driver_ns - before),
         retries: allocator.retries,
         releases: allocator.releases,
         out_of_memory,

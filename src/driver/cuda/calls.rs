@@ -308,6 +308,30 @@ impl Driver for CudaDriver {
         self.launch(&kernels::Call::Checksum { ptr, size, result }, raw_stream(stream))
     }
 
+    fn quantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let requant = kernels::Requant { src, dst, size, format: quant.format() };
+        self.launch(&kernels::Call::Quantize(requant), raw_stream(stream))
+    }
+
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let requant = kernels::Requant { src, dst, size, format: quant.format() };
+        self.launch(&kernels::Call::Dequantize(requant), raw_stream(stream))
+    }
+
     /// Not possible on a stream that is being captured: the graph would keep the address of `src`.
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
         self.refuse_capture("cuMemcpyHtoDAsync", stream)?;

@@ -29,8 +29,9 @@ impl CudaDriver {
         let is_empty = match call {
             Call::CopyBlocks(ops) => ops.iter().all(|op| op.size == 0),
             Call::FillWords { size, .. } | Call::CheckWords { size, .. } => *size == 0,
-            // Its size is part of a sum.
-            Call::Checksum { .. } => false,
+            Call::Dequantize(requant) => requant.size == 0,
+            // Its size is part of a sum, or of a header.
+            Call::Checksum { .. } | Call::Quantize(_) => false,
         };
         if is_empty {
             return Ok(());
@@ -40,6 +41,9 @@ impl CudaDriver {
         {
             let detail = format!("no number of 8 bytes can lie at {result}");
             return Err(DriverError::new(DriverErrorKind::InvalidValue, "cuLaunchKernel", detail));
+        }
+        if let Call::Quantize(requant) | Call::Dequantize(requant) = call {
+            requant.check("cuLaunchKernel")?;
         }
         let function = self.kernels()?.functions[call.kernel() as usize];
         let _current = self.current()?;
@@ -148,6 +152,7 @@ fn grid_of(call: &Call) -> [u32; 2] {
         Call::FillWords { size, .. } | Call::CheckWords { size, .. } | Call::Checksum { size, .. } => {
             [blocks(*size), 1]
         }
+        Call::Quantize(requant) | Call::Dequantize(requant) => [blocks(requant.size), 1],
     }
 }
 

@@ -118,6 +118,7 @@ fn a_whole_driver_opens_and_closes() {
         vmm: true,
         granularity: 2 << 20,
         partial_mapping: true,
+        host_node: Some(0),
         software: false,
     };
     assert_eq!(*driver.properties(), expected);

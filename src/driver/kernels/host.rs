@@ -1,6 +1,6 @@
 //! The kernels on the CPU: the functions of `kernels/cpu.c`.
 
-use super::{Call, Finding, RawCopy};
+use super::{Call, Finding, RawCopy, Requant};
 
 // SAFETY: the functions are those of `kernels/cpu.c`, which `build.rs` compiles into this library, with these parameters.
 unsafe extern "C" {
@@ -8,6 +8,8 @@ unsafe extern "C" {
     fn stratalloc_kernel_fill_words(threads: u64, ptr: u64, size: u64, pattern: u32);
     fn stratalloc_kernel_check_words(threads: u64, ptr: u64, size: u64, pattern: u32, result: *mut Finding);
     fn stratalloc_kernel_checksum(threads: u64, ptr: u64, size: u64, result: *mut u64);
+    fn stratalloc_kernel_quantize(threads: u64, src: u64, dst: u64, size: u64, format: u32);
+    fn stratalloc_kernel_dequantize(threads: u64, src: u64, dst: u64, size: u64, format: u32);
 }
 
 /// Threads that a kernel is cut into: enough that they share work, few enough that memory is walked through in order.
@@ -17,7 +19,8 @@ impl Call {
     /// Runs the kernel on this thread.
     ///
     /// # Safety
-    /// All ranges are host memory that is mapped with access, and `result` is 8-byte aligned; nothing else touches them meanwhile.
+    /// All ranges are host memory that is mapped with access, and `result` is 8-byte aligned; nothing else touches them meanwhile. What
+    /// `Requant::check` refuses was refused.
     pub(in crate::driver) unsafe fn run(&self) {
         match self {
             Call::CopyBlocks(ops) => {
@@ -36,6 +39,14 @@ impl Call {
             // SAFETY: the caller's promise.
             Call::Checksum { ptr, size, result } => unsafe {
                 stratalloc_kernel_checksum(THREADS, ptr.0, *size, result.0 as *mut u64)
+            },
+            // SAFETY: the caller's promise.
+            Call::Quantize(Requant { src, dst, size, format }) => unsafe {
+                stratalloc_kernel_quantize(THREADS, src.0, dst.0, *size, *format)
+            },
+            // SAFETY: the caller's promise.
+            Call::Dequantize(Requant { src, dst, size, format }) => unsafe {
+                stratalloc_kernel_dequantize(THREADS, src.0, dst.0, *size, *format)
             },
         }
     }

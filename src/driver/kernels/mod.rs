@@ -5,10 +5,13 @@
 //! and knows how its parameters lie in memory.
 
 mod host;
+mod quant;
 
 use std::ffi::c_void;
 
-use super::CopyOp;
+pub use quant::{Element, NotQuantized, Quant, dequantize, quantize};
+
+use super::{CopyOp, DriverError, DriverErrorKind};
 use crate::units::DevicePtr;
 
 /// Copies that one launch takes: as many as fit into a kernel's parameters.
@@ -94,11 +97,22 @@ pub enum Kernel {
     CheckWords,
     /// `stratalloc_checksum`.
     Checksum,
+    /// `stratalloc_quantize`.
+    Quantize,
+    /// `stratalloc_dequantize`.
+    Dequantize,
 }
 
 impl Kernel {
     /// Every kernel, in the order of their numbers.
-    pub const ALL: [Kernel; 4] = [Kernel::CopyBlocks, Kernel::FillWords, Kernel::CheckWords, Kernel::Checksum];
+    pub const ALL: [Kernel; 6] = [
+        Kernel::CopyBlocks,
+        Kernel::FillWords,
+        Kernel::CheckWords,
+        Kernel::Checksum,
+        Kernel::Quantize,
+        Kernel::Dequantize,
+    ];
 
     /// The name in the images.
     pub const fn name(self) -> &'static std::ffi::CStr {
@@ -107,6 +121,8 @@ impl Kernel {
             Kernel::FillWords => c"stratalloc_fill_words",
             Kernel::CheckWords => c"stratalloc_check_words",
             Kernel::Checksum => c"stratalloc_checksum",
+            Kernel::Quantize => c"stratalloc_quantize",
+            Kernel::Dequantize => c"stratalloc_dequantize",
         }
     }
 }
@@ -167,6 +183,42 @@ pub enum Call {
         /// A `u64`.
         result: DevicePtr,
     },
+    /// Makes codes of numbers.
+    Quantize(Requant),
+    /// Makes numbers of codes.
+    Dequantize(Requant),
+}
+
+/// The parameters of [`Call::Quantize`] and [`Call::Dequantize`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requant {
+    /// What is read.
+    pub src: DevicePtr,
+    /// What is written.
+    pub dst: DevicePtr,
+    /// Bytes of the numbers.
+    pub size: u64,
+    /// [`Quant::format`].
+    pub format: u32,
+}
+
+impl Requant {
+    /// How numbers become codes, or `None` where the format is none.
+    pub(super) fn quant(&self) -> Option<Quant> {
+        Quant::from_format(self.format)
+    }
+
+    /// Refuses what the kernels cannot be called with.
+    pub(super) fn check(&self, call: &'static str) -> Result<(), DriverError> {
+        let refuse = |detail: String| Err(DriverError::new(DriverErrorKind::InvalidValue, call, detail));
+        if self.quant().is_none() {
+            return refuse(format!("{:#010x} is no format of codes", self.format));
+        }
+        match [self.src, self.dst].into_iter().find(|ptr| !ptr.0.is_multiple_of(16)) {
+            Some(askew) => refuse(format!("{askew} is no multiple of 16")),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Call {
@@ -177,6 +229,8 @@ impl Call {
             Call::FillWords { .. } => Kernel::FillWords,
             Call::CheckWords { .. } => Kernel::CheckWords,
             Call::Checksum { .. } => Kernel::Checksum,
+            Call::Quantize(_) => Kernel::Quantize,
+            Call::Dequantize(_) => Kernel::Dequantize,
         }
     }
 
@@ -200,6 +254,10 @@ impl Call {
                 launch(&mut [at(&ptr.0), at(size), at(pattern), at(&result.0)])
             }
             Call::Checksum { ptr, size, result } => launch(&mut [at(&ptr.0), at(size), at(&result.0)]),
+            Call::Quantize(Requant { src, dst, size, format })
+            | Call::Dequantize(Requant { src, dst, size, format }) => {
+                launch(&mut [at(&src.0), at(&dst.0), at(size), at(format)])
+            }
         }
     }
 
@@ -210,8 +268,9 @@ impl Call {
     pub unsafe fn from_params(kernel: Kernel, params: *const *const c_void) -> Call {
         // SAFETY: the caller says that there is such a value at every index used below.
         let word = |index: usize| unsafe { params.add(index).read().cast::<u64>().read_unaligned() };
-        // SAFETY: as above; only the third parameter of two kernels is a `u32`.
-        let pattern = || unsafe { params.add(2).read().cast::<u32>().read_unaligned() };
+        // SAFETY: as above; only the third parameter of two kernels and the fourth of two others is a `u32`.
+        let half = |index: usize| unsafe { params.add(index).read().cast::<u32>().read_unaligned() };
+        let pattern = || half(2);
         let ptr = |index| DevicePtr(word(index));
         match kernel {
             Kernel::CopyBlocks => {
@@ -224,6 +283,10 @@ impl Call {
             Kernel::FillWords => Call::FillWords { ptr: ptr(0), size: word(1), pattern: pattern() },
             Kernel::CheckWords => Call::CheckWords { ptr: ptr(0), size: word(1), pattern: pattern(), result: ptr(3) },
             Kernel::Checksum => Call::Checksum { ptr: ptr(0), size: word(1), result: ptr(2) },
+            Kernel::Quantize | Kernel::Dequantize => {
+                let requant = Requant { src: ptr(0), dst: ptr(1), size: word(2), format: half(3) };
+                if kernel == Kernel::Quantize { Call::Quantize(requant) } else { Call::Dequantize(requant) }
+            }
         }
     }
 }
@@ -241,6 +304,8 @@ mod tests {
             Call::FillWords { ptr, size: 1 << 40, pattern: 0xdead_beef },
             Call::CheckWords { ptr, size: 17, pattern: 1, result },
             Call::Checksum { ptr, size: 0, result },
+            Call::Quantize(Requant { src: ptr, dst: result, size: 3 << 33, format: 0x0007_0802 }),
+            Call::Dequantize(Requant { src: result, dst: ptr, size: 1, format: u32::MAX }),
         ]
     }
 

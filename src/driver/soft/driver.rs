@@ -320,6 +320,30 @@ impl Driver for SoftDevice {
         self.launch_own(kernels::Call::Checksum { ptr, size, result }, stream)
     }
 
+    fn quantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let requant = kernels::Requant { src, dst, size, format: quant.format() };
+        self.launch_own(kernels::Call::Quantize(requant), stream)
+    }
+
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: kernels::Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        let requant = kernels::Requant { src, dst, size, format: quant.format() };
+        self.launch_own(kernels::Call::Dequantize(requant), stream)
+    }
+
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {
         let size = src.len() as u64;
         let mut state = self.enter(Call::new(CallKind::Write).range(dst, size).args(stream.0, 0))?;
@@ -365,17 +389,23 @@ impl SoftDevice {
             Own::FillWords { ptr, size, .. } => (CallKind::FillWords, *ptr, *size),
             Own::CheckWords { ptr, size, .. } => (CallKind::CheckWords, *ptr, *size),
             Own::Checksum { ptr, size, .. } => (CallKind::Checksum, *ptr, *size),
+            Own::Quantize(requant) => (CallKind::Quantize, requant.src, requant.size),
+            Own::Dequantize(requant) => (CallKind::Dequantize, requant.dst, requant.size),
         };
         let word = match &call {
             Own::CopyBlocks(ops) => ops.len() as u64,
             Own::FillWords { pattern, .. } | Own::CheckWords { pattern, .. } => u64::from(*pattern),
             Own::Checksum { .. } => 0,
+            Own::Quantize(requant) | Own::Dequantize(requant) => u64::from(requant.format),
         };
         let mut state = self.enter(Call::new(kind).range(ptr, size).args(stream.0, word))?;
         if let Own::CheckWords { result, .. } | Own::Checksum { result, .. } = &call
             && !result.0.is_multiple_of(8)
         {
             return Err(invalid(kind.name(), format!("no number of 8 bytes can lie at {result}")));
+        }
+        if let Own::Quantize(requant) | Own::Dequantize(requant) = &call {
+            requant.check(kind.name())?;
         }
         let latency = state.settings.latency;
         let duration = if kind == CallKind::CopyBlocks { latency.copy_ns(size, false) } else { latency.fill_ns(size) };

@@ -59,7 +59,7 @@ impl LatencyModel {
             // Submitting anything to a stream costs as much as recording an event.
             CreateStream | DestroyStream | SynchronizeStream | SynchronizeDevice | CreateEvent | DestroyEvent
             | RecordEvent | WaitEvent | SynchronizeEvent | Copy | Fill | CopyBlocks | FillWords | CheckWords
-            | Checksum | Write | Read => (1_340, 0),
+            | Checksum | Quantize | Dequantize | Write | Read => (1_340, 0),
         };
         fixed + ((u128::from(size) * per_mib) >> 20) as u64
     }

@@ -270,6 +270,12 @@ pub(super) fn touches_of(call: &kernels::Call) -> Vec<Touch> {
             let found = (OpKind::Watch, Write, *result, size_of::<Finding>() as u64);
             vec![(OpKind::Watch, Read, *ptr, *size), found]
         }
+        Call::Quantize(requant) | Call::Dequantize(requant) => {
+            let codes = requant.quant().map_or(0, |quant| quant.encoded_size(requant.size));
+            let is_quantize = matches!(call, Call::Quantize(_));
+            let [reads, writes] = if is_quantize { [requant.size, codes] } else { [codes, requant.size] };
+            vec![(OpKind::Watch, Read, requant.src, reads), (OpKind::Watch, Write, requant.dst, writes)]
+        }
         Call::Checksum { ptr, size, result } => {
             vec![(OpKind::Watch, Read, *ptr, *size), (OpKind::Watch, Write, *result, size_of::<u64>() as u64)]
         }

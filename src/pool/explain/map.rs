@@ -188,7 +188,7 @@ impl Map {
         for (number, node, slab) in state.slabs.iter() {
             by_node.insert(node, self.slabs.len());
             let (class, taken) = (slab.class, slab.class.slots() - slab.free_slots());
-            let lane = pool.directory.header(slot_id(number, 0)).lane();
+            let lane = state.slabs.lane(number);
             let (looked, live, cached, pending, tag) = (false, 0, 0, 0, None);
             self.slabs.push(SlabInfo { number, class, lane, taken, looked, live, cached, pending, tag });
         }

@@ -55,12 +55,17 @@ impl Tiers {
         let mut table = self.lock();
         while room.evicted < bytes {
             let may_go = |id: ExtentId, extent: &Extent| {
-                extent.may_go() && extent.held == 0 && extent.manner.automatic && !spared(extent) && !tried.contains(&id)
+                extent.may_go()
+                    && extent.held == 0
+                    && extent.manner.automatic
+                    && !spared(extent)
+                    && !tried.contains(&id)
             };
             let victims = table.victims(bytes - room.evicted, &may_go);
             if victims.is_empty() {
                 // Others may have begun what helps here as well.
-                let helps = |&id: &ExtentId| matches!(table.extent(id).stage, Stage::Evicting { .. }) && !tried.contains(&id);
+                let helps =
+                    |&id: &ExtentId| matches!(table.extent(id).stage, Stage::Evicting { .. }) && !tried.contains(&id);
                 let Some(id) = table.moving.iter().copied().find(helps) else { break };
                 tried.insert(id);
                 table.extent_mut(id).held += 1;
@@ -253,7 +258,9 @@ impl Tiers {
             let Stage::Away { place } = &table.extent(id).stage else { continue };
             let place = place.clone();
             let slower = self.stores[tier + 1..].iter();
-            let Some(transfer) = slower.into_iter().find_map(|to| self.engine.spill(&place, &to.tier).ok()) else { break };
+            let Some(transfer) = slower.into_iter().find_map(|to| self.engine.spill(&place, &to.tier).ok()) else {
+                break;
+            };
             spilled += place.stored();
             last = Some(transfer.clone());
             table.set_stage(id, Stage::Spilling { place, transfer }, None);
@@ -267,12 +274,7 @@ impl Tiers {
     }
 
     /// Waits until an extent has gone, or stays after all. Returns the bytes that have gone.
-    fn await_gone(
-        &self,
-        table: &mut MutexGuard<'_, Table>,
-        id: ExtentId,
-        failure: &mut Option<TierError>,
-    ) -> u64 {
+    fn await_gone(&self, table: &mut MutexGuard<'_, Table>, id: ExtentId, failure: &mut Option<TierError>) -> u64 {
         loop {
             let extent = table.extent(id);
             let wait = match &extent.stage {

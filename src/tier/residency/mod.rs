@@ -54,8 +54,8 @@ pub use pins::PinGuard;
 pub use sleep::{SleepAction, SleepPlan};
 pub use stage::Residency;
 pub use stash::Stash;
-pub use stats::{TierStats, TierUse};
 use stats::Counts;
+pub use stats::{TierStats, TierUse};
 use table::{ExtentId, Table};
 
 /// Computes a block again: its pointer, its bytes, and the stream to submit the work to. The allocator may be called from it.

@@ -59,7 +59,9 @@ impl Tiers {
                 if !shared {
                     (id, addr)
                 } else {
-                    table.place(&manner, size, alignment.max(GRANULE), &mut |_| false).expect("it is empty, and aligned")
+                    table
+                        .place(&manner, size, alignment.max(GRANULE), &mut |_| false)
+                        .expect("it is empty, and aligned")
                 }
             }
         };

@@ -200,10 +200,8 @@ impl Tiers {
 pub(super) fn tier_error(error: Error) -> TierError {
     match error {
         Error::Driver(error) => TierError::Driver(error),
-        other => TierError::Driver(DriverError::new(
-            crate::driver::DriverErrorKind::Other,
-            "extent",
-            other.to_string(),
-        )),
+        other => {
+            TierError::Driver(DriverError::new(crate::driver::DriverErrorKind::Other, "extent", other.to_string()))
+        }
     }
 }

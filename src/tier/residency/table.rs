@@ -211,7 +211,14 @@ impl Table {
     }
 
     /// A new extent, whose memory is there.
-    pub(super) fn add_extent(&mut self, addr: u64, size: u64, manner: Manner, how: &Evictable, shared: bool) -> ExtentId {
+    pub(super) fn add_extent(
+        &mut self,
+        addr: u64,
+        size: u64,
+        manner: Manner,
+        how: &Evictable,
+        shared: bool,
+    ) -> ExtentId {
         let extent = Extent {
             addr,
             size,
@@ -307,8 +314,10 @@ impl Table {
     pub(super) fn set_stage(&mut self, id: ExtentId, stage: Stage, tier: Option<usize>) {
         let extent = self.extent_mut(id);
         assert!(extent.stage.may_become(&stage), "{:?} does not become {stage:?}", extent.stage);
-        let was_there = matches!(extent.stage, Stage::Resident | Stage::Leaving | Stage::Evicting { .. } | Stage::Dropping { .. });
-        let is_there = matches!(stage, Stage::Resident | Stage::Leaving | Stage::Evicting { .. } | Stage::Dropping { .. });
+        let was_there =
+            matches!(extent.stage, Stage::Resident | Stage::Leaving | Stage::Evicting { .. } | Stage::Dropping { .. });
+        let is_there =
+            matches!(stage, Stage::Resident | Stage::Leaving | Stage::Evicting { .. } | Stage::Dropping { .. });
         let parks = matches!(stage, Stage::Away { .. });
         let moves = stage.is_moving();
         extent.stage = stage;
@@ -327,7 +336,11 @@ impl Table {
             self.extent_mut(id).since = self.now;
             self.parked[tier].insert((self.now, id));
         }
-        if moves { self.moving.insert(id) } else { self.moving.remove(&id) };
+        if moves {
+            self.moving.insert(id)
+        } else {
+            self.moving.remove(&id)
+        };
         match (was_there, is_there) {
             (true, false) => self.policy.evicted(u64::from(id)),
             (false, true) => {

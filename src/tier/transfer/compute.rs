@@ -12,7 +12,7 @@ impl Shared {
     pub(super) fn compute(&self, mut piece: Piece) {
         let result = match piece.job.kind {
             Kind::Save { .. } => self.digest(&mut piece),
-            Kind::Load { .. } | Kind::Spill { .. } => check(&mut piece),
+            Kind::Load { .. } | Kind::Spill => check(&mut piece),
         };
         let next = match result {
             Err(error) => return self.finish(piece, Err(error)),
@@ -24,7 +24,7 @@ impl Shared {
                 self.queues.lock().line(Way::In).push(piece);
                 self.wake();
             }
-            (Kind::Save { .. } | Kind::Spill { .. }, _) => {
+            (Kind::Save { .. } | Kind::Spill, _) => {
                 piece.reading = false;
                 self.start(piece);
             }

@@ -1,7 +1,7 @@
 //! One transfer, cut into pieces.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::place::{Place, Stored};
 use super::staging::Buffer;
@@ -18,6 +18,15 @@ pub(super) const UNIT: u64 = 4096;
 /// How a transfer ended: where the bytes are now, for those that save or spill. The old place is as it was.
 pub type Outcome = Result<Option<Arc<Place>>, TierError>;
 
+/// [`Outcome`], as the job keeps it: no longer the place's owner once somebody else is.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Failed(TierError),
+    Loaded,
+    Saved(Arc<Place>),
+    Given(Weak<Place>),
+}
+
 /// Which stream copies go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -30,15 +39,17 @@ pub(super) enum Way {
 pub(super) enum Kind {
     /// From the device to the job's tier.
     Save { from: DevicePtr },
-    /// From a place to the device.
-    Load { place: Arc<Place>, to: DevicePtr },
-    /// From a place to the job's tier, by the host.
-    Spill { place: Arc<Place> },
+    /// From the source to the device.
+    Load { to: DevicePtr },
+    /// From the source to the job's tier, by the host.
+    Spill,
 }
 
 /// See the module's documentation. What does not change is here, all else in [`Progress`].
 pub(super) struct Job {
     pub(super) kind: Kind,
+    /// The place that is read, until the job has ended: whoever then drops the last reference gives its slot back at once.
+    pub(super) source: Mutex<Option<Arc<Place>>>,
     /// The tier that is written, or read by a load.
     pub(super) tier: Arc<dyn Tier>,
     pub(super) slot: Slot,
@@ -80,7 +91,7 @@ pub(super) struct Progress {
     /// Whether `event` stands for all copies, or they are done.
     pub(super) all_submitted: bool,
     pub(super) ended: bool,
-    pub(super) outcome: Option<Outcome>,
+    pub(super) outcome: Option<Ended>,
 }
 
 impl Progress {
@@ -96,27 +107,24 @@ impl Job {
     }
 
     /// The place that is read.
-    pub(super) fn source(&self) -> Option<&Arc<Place>> {
-        match &self.kind {
-            Kind::Save { .. } => None,
-            Kind::Load { place, .. } | Kind::Spill { place } => Some(place),
-        }
+    pub(super) fn source(&self) -> Option<Arc<Place>> {
+        self.source.lock().clone()
     }
 
     /// Where the device's bytes are.
     pub(super) fn device_ptr(&self) -> DevicePtr {
         match self.kind {
             Kind::Save { from } => from,
-            Kind::Load { to, .. } => to,
-            Kind::Spill { .. } => DevicePtr::NULL,
+            Kind::Load { to } => to,
+            Kind::Spill => DevicePtr::NULL,
         }
     }
 
     /// Where the device's copies leave the object: what [`Job::copy_sum`] is of.
     pub(super) fn copy_ptr(&self) -> DevicePtr {
         match self.kind {
-            Kind::Load { to, .. } => to,
-            Kind::Save { .. } | Kind::Spill { .. } => self.direct.unwrap_or_default(),
+            Kind::Load { to } => to,
+            Kind::Save { .. } | Kind::Spill => self.direct.unwrap_or_default(),
         }
     }
 
@@ -124,13 +132,34 @@ impl Job {
     pub(super) fn buffers(&self) -> usize {
         match &self.kind {
             _ if self.direct.is_some() => 0,
-            Kind::Spill { .. } => 1,
+            Kind::Spill => 1,
             _ => 1 + usize::from(self.codec.is_some()),
         }
     }
 
     pub(super) fn is_done(&self) -> bool {
         self.progress.lock().outcome.is_some()
+    }
+
+    /// How it ended. The first to ask gets the place that it made; later, who asks gets it as long as somebody has it.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        let outcome = &mut self.progress.lock().outcome;
+        Some(match outcome.as_mut()? {
+            Ended::Failed(error) => Err(error.clone()),
+            Ended::Loaded => Ok(None),
+            Ended::Saved(place) => {
+                let place = place.clone();
+                *outcome = Some(Ended::Given(Arc::downgrade(&place)));
+                Ok(Some(place))
+            }
+            Ended::Given(place) => match place.upgrade() {
+                Some(place) => Ok(Some(place)),
+                None => {
+                    let reason = "what was saved was given up".to_owned();
+                    Err(TierError::Unusable { tier: self.tier.name().to_owned(), reason })
+                }
+            },
+        })
     }
 }
 

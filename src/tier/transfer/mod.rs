@@ -34,7 +34,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 pub use self::job::Outcome;
-use self::job::{Job, Kind, Progress, UNIT, Way};
+use self::job::{Ended, Job, Kind, Progress, UNIT, Way};
 pub use self::place::Place;
 use self::place::Stored;
 use self::shared::Shared;
@@ -141,7 +141,8 @@ pub struct Engine {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// A transfer under way. Dropping it ends nothing: what it saves is given up when it is complete.
+/// A transfer under way. Dropping it ends nothing: what it saves is given up when it is complete. Who first asks how it ended owns the
+/// place that it made; the transfer itself does not keep it.
 #[derive(Debug, Clone)]
 pub struct Transfer {
     shared: Arc<Shared>,
@@ -273,7 +274,8 @@ impl Engine {
         let count = place.pieces.len() as u32;
         let progress = Progress { stored: vec![Stored::default(); count as usize], ..Progress::default() };
         let job = Job {
-            kind: Kind::Spill { place: place.clone() },
+            kind: Kind::Spill,
+            source: Mutex::new(Some(place.clone())),
             tier: tier.clone(),
             slot,
             direct,
@@ -301,8 +303,8 @@ impl Engine {
             let event = {
                 let progress = transfer.job.progress.lock();
                 match &progress.outcome {
-                    Some(Ok(_)) => return Ok(()),
-                    Some(Err(error)) => return Err(error.clone()),
+                    Some(Ended::Failed(error)) => return Err(error.clone()),
+                    Some(_) => return Ok(()),
                     None => (progress.all_submitted && !progress.is_stopped()).then_some(progress.event),
                 }
             };
@@ -400,6 +402,7 @@ impl Engine {
         let probe = tier.reserve(if codec.is_some() { whole } else { size })?;
         let mut job = Job {
             kind: Kind::Save { from },
+            source: Mutex::new(None),
             tier: tier.clone(),
             slot: probe,
             direct: tier.address(probe),
@@ -466,7 +469,8 @@ impl Engine {
                 self.check_piece(place)?;
             }
             let mut job = Job {
-                kind: Kind::Load { place: place.clone(), to: *to },
+                kind: Kind::Load { to: *to },
+                source: Mutex::new(Some(place.clone())),
                 tier: place.tier.clone(),
                 slot: place.slot,
                 direct,
@@ -617,7 +621,7 @@ impl Transfer {
         if self.shared.config.workers == 0 && self.shared.is_own() && !self.job.is_done() {
             self.shared.pump(true);
         }
-        self.job.progress.lock().outcome.clone()
+        self.job.outcome()
     }
 
     /// Waits until it has ended, on nothing but what transfers have submitted.
@@ -627,7 +631,7 @@ impl Transfer {
     /// [`Capturing`](DriverErrorKind::Capturing), and the transfer is still under way.
     pub fn wait(&self) -> Outcome {
         loop {
-            if let Some(outcome) = self.job.progress.lock().outcome.clone() {
+            if let Some(outcome) = self.job.outcome() {
                 return outcome;
             }
             self.shared.advance(Some(&self.job))?;

@@ -216,7 +216,7 @@ impl Queues {
 
     fn has_room_for(&mut self, job: &Job, class: Class) -> bool {
         match class {
-            _ if matches!(job.kind, Kind::Spill { .. }) && job.direct.is_some() => {
+            _ if matches!(job.kind, Kind::Spill) && job.direct.is_some() => {
                 self.compute.len() + self.io.len() + self.stalled.len() < SPILLED_PIECES
             }
             Class::DirectIn | Class::DirectOut => self.line(job.way()).has_room(),
@@ -236,8 +236,8 @@ impl Queues {
             // What the host can read is checked first.
             (Kind::Load { .. }, true) if piece.job.host => self.compute(piece),
             (Kind::Load { .. }, true) => self.line(Way::In).push(piece),
-            (Kind::Spill { .. }, true) => self.compute(piece),
-            (Kind::Load { .. } | Kind::Spill { .. }, _) => {
+            (Kind::Spill, true) => self.compute(piece),
+            (Kind::Load { .. } | Kind::Spill, _) => {
                 piece.reading = true;
                 return Begun::Step(Step::Start(piece));
             }

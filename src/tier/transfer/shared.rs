@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Condvar;
 
 use super::EngineConfig;
-use super::job::{Job, Kind, Outcome, Piece, UNIT, Way};
+use super::job::{Ended, Job, Kind, Outcome, Piece, UNIT, Way};
 use super::place::{Place, Stored};
 use super::queues::{Batch, Queues, Step};
 use super::sums::SumSlots;
@@ -492,14 +492,19 @@ impl Shared {
         let (bytes, of) = match job.kind {
             Kind::Save { .. } => (job.size, &counters.saved_bytes),
             Kind::Load { .. } => (job.size, &counters.loaded_bytes),
-            Kind::Spill { .. } => (job.size, &counters.spilled_bytes),
+            Kind::Spill => (job.size, &counters.spilled_bytes),
         };
         match outcome {
             Ok(_) => of.fetch_add(bytes, Relaxed),
             Err(_) => counters.failed.fetch_add(1, Relaxed),
         };
         counters.ended.fetch_add(1, Relaxed);
-        job.progress.lock().outcome = Some(outcome);
+        drop(job.source.lock().take());
+        job.progress.lock().outcome = Some(match outcome {
+            Err(error) => Ended::Failed(error),
+            Ok(None) => Ended::Loaded,
+            Ok(Some(place)) => Ended::Saved(place),
+        });
         self.queues.lock().under_way -= 1;
         self.changed.notify_all();
     }
@@ -507,7 +512,7 @@ impl Shared {
     /// Compares the device's sums, and makes the place of what was stored.
     fn close(&self, job: &Job, stored: Vec<Stored>, end: u32) -> Outcome {
         let source_sum = job.source_sum.map(|sum| sum.read());
-        let expected = source_sum.or(job.source().and_then(|place| place.device_sum));
+        let expected = source_sum.or_else(|| job.source().and_then(|place| place.device_sum));
         if let (Some(expected), Some(copy)) = (expected, job.copy_sum) {
             let found = copy.read();
             if found != expected {

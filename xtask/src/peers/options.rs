@@ -7,7 +7,11 @@ use super::questions;
 use crate::softcuda;
 
 /// Settings of this allocator that lie on the curve of memory against driver time, unless others are given.
-const SETTINGS: &str = "thrifty:true;chunk_max:8MiB;chunk_max:32MiB;chunk:8MiB";
+const SETTINGS: &str = "thrifty:true;cross_stream_wait:true;chunk_max:8MiB;chunk_max:32MiB;chunk:8MiB";
+
+/// Of these, those that are asked more than what they reserve and what that costs: (setting, whether about all that memory is, or
+/// about waiting for other streams only).
+pub(super) const ASKED_MORE: [(&str, bool); 2] = [("thrifty:true", true), ("cross_stream_wait:true", false)];
 
 /// What is measured.
 pub(crate) struct Options {
@@ -21,6 +25,10 @@ pub(crate) struct Options {
     pub(super) peers: Vec<String>,
     /// Values of STRATALLOC_CONF to ask as well.
     pub(super) settings: Vec<String>,
+    /// Whether nothing is asked, and the pages are written anew from the answers that there are.
+    pub(super) pages: bool,
+    /// Whether questions that have been answered in the folder of the answers are left out.
+    pub(super) resume: bool,
     rounds: Option<usize>,
     jobs: Option<usize>,
     /// Where every change of reserved memory is written down.
@@ -38,6 +46,8 @@ impl Options {
             only: Vec::new(),
             peers: Vec::new(),
             settings: list(SETTINGS, ';'),
+            pages: false,
+            resume: false,
             rounds: None,
             jobs: None,
             dump: None,
@@ -49,6 +59,8 @@ impl Options {
             let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
             match *word {
                 "--quick" => options.quick = true,
+                "--resume" => options.resume = true,
+                "--pages" => options.pages = true,
                 "--only" => options.only = list(value()?, ','),
                 "--peers" => options.peers = list(value()?, ','),
                 "--settings" => options.settings = list(value()?, ';'),
@@ -76,6 +88,16 @@ impl Options {
 
     pub(super) fn asks(&self, question: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|name| name == question)
+    }
+
+    /// Whether nobody named settings.
+    pub(super) fn has_usual_settings(&self) -> bool {
+        self.settings == list(SETTINGS, ';')
+    }
+
+    /// Whether answers of an earlier run are kept: those of questions that are not asked now.
+    pub(super) fn keeps_earlier(&self) -> bool {
+        self.resume || !self.only.is_empty()
     }
 
     /// Turns that each peer gets where time is taken.

@@ -1,6 +1,7 @@
 //! Which allocators there are.
 
-use super::options::Options;
+use super::options::{ASKED_MORE, Options};
+use super::questions::Answers;
 
 /// Where an allocator comes from: which program runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,19 @@ pub(super) enum Family {
     Floor,
 }
 
+/// What an allocator is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Everything.
+    All,
+    /// All about memory and driver time, nothing about its own time: settings of this allocator.
+    Memory,
+    /// What it does where other streams use its blocks.
+    Waits,
+    /// What it reserves with memory to spare, and what that costs: a point of the Pareto plot.
+    Curve,
+}
+
 /// One allocator with its settings.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
@@ -26,8 +40,8 @@ pub(super) struct Peer {
     pub(super) conf: String,
     /// Whether it reserves what it is told, not what it needs.
     pub(super) is_told: bool,
-    /// Whether it is one of `--settings`: asked about memory and driver time, not about its own time.
-    pub(super) is_variant: bool,
+    /// What it is asked.
+    pub(super) reach: Reach,
     /// Whether a replay takes minutes rather than a second.
     pub(super) is_slow: bool,
 }
@@ -40,9 +54,14 @@ impl Peer {
             setting: setting.to_string(),
             conf: conf.to_string(),
             is_told: false,
-            is_variant: false,
+            reach: Reach::All,
             is_slow: false,
         }
+    }
+
+    /// Whether it is asked about how little memory it gets by with.
+    pub(super) fn is_tight(&self) -> bool {
+        matches!(self.reach, Reach::All | Reach::Memory)
     }
 
     /// Whether it has a device beneath it.
@@ -51,12 +70,22 @@ impl Peer {
     }
 }
 
+/// This allocator with a setting. Those that are points of the curve by default are just that; what somebody asks for is asked all.
+fn variant(setting: &str, options: &Options) -> Peer {
+    let reach = match ASKED_MORE.iter().find(|(more, _)| *more == setting) {
+        Some((_, true)) => Reach::Memory,
+        Some((_, false)) => Reach::Waits,
+        None if options.has_usual_settings() => Reach::Curve,
+        None => Reach::Memory,
+    };
+    Peer { reach, ..Peer::new(&format!("stratalloc {setting}"), Family::Stratalloc, "", setting) }
+}
+
 /// All of them, this allocator first.
-fn all(options: &Options) -> Vec<Peer> {
+pub(super) fn all(options: &Options) -> Vec<Peer> {
     let mut peers = vec![Peer::new("stratalloc", Family::Stratalloc, "", "")];
     for setting in &options.settings {
-        let name = format!("stratalloc {setting}");
-        peers.push(Peer { is_variant: true, ..Peer::new(&name, Family::Stratalloc, "", setting) });
+        peers.push(variant(setting, options));
     }
     peers.push(Peer::new("native", Family::Torch, "", ""));
     peers.push(Peer::new("expandable", Family::Torch, "", "expandable_segments:True"));
@@ -73,6 +102,19 @@ fn all(options: &Options) -> Vec<Peer> {
     }
     for floor in ["mimalloc", "offset-allocator"] {
         peers.push(Peer { is_told: true, ..Peer::new(floor, Family::Floor, floor, "") });
+    }
+    peers
+}
+
+/// These, and those that an earlier run asked under settings of its own.
+pub(super) fn with_earlier(mut peers: Vec<Peer>, answers: &Answers) -> Vec<Peer> {
+    for answer in &answers.all {
+        if let Some(setting) = answer.peer.strip_prefix("stratalloc ")
+            && !peers.iter().any(|peer| peer.name == answer.peer)
+        {
+            let peer = Peer::new(&answer.peer, Family::Stratalloc, "", setting);
+            peers.push(Peer { reach: Reach::Curve, ..peer });
+        }
     }
     peers
 }

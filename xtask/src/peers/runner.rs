@@ -1,9 +1,12 @@
 //! One replay: a process of its own, and the figures that it prints.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+
+use serde_json::Value;
 
 use super::roster::{Family, Peer};
 use super::setup::Place;
@@ -29,8 +32,8 @@ pub(super) struct Replay {
     pub(super) event_lag_us: u64,
     /// What an operation takes of the host's virtual time.
     pub(super) op_ns: u64,
-    /// A kernel over each block that is allocated: how long it takes for each byte.
-    pub(super) kernel_ns_per_byte: f64,
+    /// A kernel over each block that is allocated or recorded: how many bytes it does in a nanosecond; 0 is no kernels.
+    pub(super) kernel_bytes_per_ns: u64,
     pub(super) passes: usize,
     pub(super) threads: usize,
     /// Whether each allocation is timed on its own.
@@ -91,8 +94,8 @@ impl<'a> Runner<'a> {
         if replay.op_ns > 0 {
             command.args(["--op-ns", &replay.op_ns.to_string()]);
         }
-        if replay.kernel_ns_per_byte > 0.0 {
-            command.args(["--kernel-ns-per-byte", &replay.kernel_ns_per_byte.to_string()]);
+        if replay.kernel_bytes_per_ns > 0 {
+            command.args(["--kernel-bytes-per-ns", &replay.kernel_bytes_per_ns.to_string()]);
         }
         if let Some(dump) = &replay.dump {
             command.arg("--dump").arg(dump);
@@ -117,20 +120,30 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// What `stratalloc replay` reserves at most for the same trace under the same settings, on a device of this many bytes.
-    pub(super) fn replay_command(&self, peer: &Peer, trace: &Path, memory: u64) -> Result<u64, String> {
-        let mut command = Command::new(&self.place.stratalloc);
-        command
-            .args(["replay", "--json", "--repeat", "1", "--config", &peer.conf, "--capacity", &format!("{memory}B")])
-            .arg(trace);
+    /// What the command `stratalloc` prints for a trace.
+    pub(super) fn command<'w>(
+        &self,
+        words: impl IntoIterator<Item = &'w str>,
+        config: &str,
+        trace: &Path,
+    ) -> Result<String, String> {
+        let mut command = Command::new("timeout");
+        command.arg(SECONDS_MAX.to_string()).arg(&self.place.stratalloc).args(words).arg(trace);
+        command.env("STRATALLOC_CONF", config);
         let output = command.output().map_err(|error| format!("cannot run {command:?}: {error}"))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let after = text.split_once("\"peak_reserved_bytes\":").map(|(_, after)| after.trim_start());
-        let digits = after.map(|after| after.chars().take_while(char::is_ascii_digit).collect::<String>());
-        let bytes = digits.and_then(|digits| digits.parse().ok());
-        bytes.ok_or_else(|| {
-            format!("{command:?} tells no peak_reserved_bytes: {}", String::from_utf8_lossy(&output.stderr))
-        })
+        // 1 is a trace that did not complete, of which the output tells.
+        match output.status.code() {
+            Some(0 | 1) if !output.stdout.is_empty() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            _ => Err(format!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr))),
+        }
+    }
+
+    /// What `stratalloc replay --json` says of a trace.
+    pub(super) fn replayed(&self, words: &[&str], config: &str, trace: &Path) -> Result<Value, String> {
+        let words = ["replay", "--json"].into_iter().chain(words.iter().copied());
+        let text = self.command(words, config, trace)?;
+        let rows: Value = serde_json::from_str(&text).map_err(|error| format!("stratalloc replay --json: {error}"))?;
+        rows.get(0).cloned().ok_or_else(|| "stratalloc replay --json printed no row".to_string())
     }
 
     fn environment(&self, peer: &Peer, replay: &Replay, command: &mut Command) {
@@ -158,6 +171,13 @@ impl<'a> Runner<'a> {
         if !peer.conf.is_empty() {
             command.env(variable, &peer.conf);
         }
+    }
+
+    /// A folder for what programs leave.
+    pub(super) fn folder(&self, name: &str) -> Result<PathBuf, String> {
+        let folder = self.place.ops.with_file_name("left").join(name);
+        fs::create_dir_all(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        Ok(folder)
     }
 
     /// Does something with each item, several at a time, and gives what came of it in order. The first error, if there is one.

@@ -56,6 +56,8 @@ static void handles(void) {
   stratalloc_block found = {.struct_size = sizeof found};
   stratalloc_request request = {.struct_size = sizeof request, .bytes = 512};
   stratalloc_checkpoint *checkpoint = NULL;
+  stratalloc_movable *movable = NULL;
+  size_t size = 0;
   static uint64_t garbage[64];
   stratalloc_allocator *wrong[] = {NULL, (stratalloc_allocator *)garbage, (stratalloc_allocator *)((char *)garbage + 1)};
   for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
@@ -96,9 +98,20 @@ static void handles(void) {
     INVALID(stratalloc_capture_begin(gpu, 0), words);
     INVALID(stratalloc_capture_end(gpu, 0), words);
     INVALID(stratalloc_pool_checkpoint(gpu, 0, POOL, &checkpoint), words);
+    INVALID(stratalloc_defragment(gpu, 0, NULL, NULL), words);
+    INVALID(stratalloc_compact(gpu, 0, NULL, NULL), words);
+    INVALID(stratalloc_alloc_movable(gpu, &request, &movable), words);
+    INVALID(stratalloc_export_plan(gpu, 0, NULL, 0, &size), words);
+    INVALID(stratalloc_import_plan(gpu, 0, "", 1, NULL), words);
     REQUIRE(stratalloc_device_count(gpu) == 0);
     stratalloc_destroy(gpu);
   }
+  INVALID(stratalloc_movable_pin(NULL, &block), "handle is null");
+  INVALID(stratalloc_movable_pin((stratalloc_movable *)garbage, &block), "is not one");
+  INVALID(stratalloc_movable_pin((stratalloc_movable *)garbage, NULL), "`out` is null");
+  INVALID(stratalloc_movable_unpin((stratalloc_movable *)((char *)garbage + 1)), "not one");
+  INVALID(stratalloc_movable_free((stratalloc_movable *)garbage), "is not one");
+  OK(stratalloc_movable_free(NULL));
   stratalloc_checkpoint_destroy(NULL);
   REQUIRE(stratalloc_segment_block(NULL, 0) == NULL);
   INVALID(stratalloc_create(NULL, NULL), "`out` is null");
@@ -404,6 +417,44 @@ static void captures_and_checkpoints(void) {
   FAILS(stratalloc_free(gpu, second), STRATALLOC_DOUBLE_FREE, "was freed already");
   OK(stratalloc_free(gpu, first));
   stratalloc_checkpoint_destroy(checkpoint);
+  stratalloc_destroy(gpu);
+}
+
+static void defragmentation_and_plans(void) {
+  stratalloc_allocator *gpu = make(256 * MIB, "plan:inline");
+  stratalloc_pass_limits limits = {.struct_size = 3};
+  stratalloc_defrag_report shared = {.struct_size = sizeof shared};
+  stratalloc_compact_report moved = {.struct_size = 0};
+  INVALID(stratalloc_defragment(gpu, 0, &limits, &shared), "struct_size of stratalloc_pass_limits is 3");
+  INVALID(stratalloc_compact(gpu, 0, NULL, &moved), "struct_size of stratalloc_compact_report is 0");
+  INVALID(stratalloc_defragment(gpu, 4, NULL, &shared), "no device 4");
+  INVALID(stratalloc_compact(gpu, -1, NULL, NULL), "no device -1");
+  limits.struct_size = sizeof limits;
+  limits.time_ns = 1;
+  OK(stratalloc_defragment(gpu, 0, &limits, &shared));
+  stratalloc_request request = {.struct_size = sizeof request, .bytes = 5 * MIB};
+  stratalloc_movable *block = NULL;
+  void *where = NULL;
+  INVALID(stratalloc_alloc_movable(gpu, &request, NULL), "`out` is null");
+  INVALID(stratalloc_alloc_movable(gpu, NULL, &block), "stratalloc_request is null");
+  OK(stratalloc_alloc_movable(gpu, &request, &block));
+  INVALID(stratalloc_movable_unpin(block), "is not pinned");
+  OK(stratalloc_movable_pin(block, &where));
+  memset(where, 1, 5 * MIB);
+  moved.struct_size = sizeof moved;
+  OK(stratalloc_compact(gpu, 0, &limits, &moved));
+  REQUIRE(moved.moved == 0);
+  OK(stratalloc_movable_free(block));
+  request.bytes = 300 * MIB;
+  REQUIRE(stratalloc_alloc_movable(gpu, &request, &block) != STRATALLOC_OK && block == NULL);
+  size_t size = 0;
+  char small[4];
+  OK(stratalloc_step(gpu));
+  INVALID(stratalloc_export_plan(gpu, 0, small, sizeof small, NULL), "`size` is null");
+  INVALID(stratalloc_export_plan(gpu, 0, NULL, 9, &size), "is to have 9 bytes");
+  OK(stratalloc_export_plan(gpu, 0, small, sizeof small, &size));
+  INVALID(stratalloc_import_plan(gpu, 0, "no plan", 7, NULL), "plan");
+  INVALID(stratalloc_import_plan(gpu, 0, NULL, 7, NULL), "null");
   stratalloc_destroy(gpu);
 }
 
@@ -721,6 +772,7 @@ int main(int argc, char **argv) {
   CASE(devices_and_limits);
   CASE(pools);
   CASE(captures_and_checkpoints);
+  CASE(defragmentation_and_plans);
   CASE(configurations);
   CASE(out_of_memory);
   CASE(errors_by_thread);

@@ -30,7 +30,7 @@ macro_rules! cases {
 
 cases! {
     handles pointers sizes_and_alignments struct_sizes requests devices_and_limits pools captures_and_checkpoints
-    configurations out_of_memory errors_by_thread threads observers_removed torch_without_cuda
+    defragmentation_and_plans configurations out_of_memory errors_by_thread threads observers_removed torch_without_cuda
 }
 
 #[test]

@@ -15,7 +15,7 @@ use stratalloc_models::{Machine, Settings, replay_with};
 
 use crate::engine::{Latency, Setup};
 use crate::replay::once::once;
-use crate::replay::{Options, seek};
+use crate::replay::{Options, second_half, seek};
 use crate::trace::Trace;
 use crate::{Failed, Finish};
 pub use report::Row;
@@ -81,6 +81,7 @@ fn row(trace: &Trace, policy: Policy, options: &Options, setup: &Setup, torch: &
                 row.set_needed(seen.peak_reserved_bytes);
                 let calls = &seen.spent.calls.0;
                 row.set_calls(calls.iter().map(|(&name, call)| (name, call.count)).collect(), seen.spent.driver_ns);
+                row.set_steady(seen.second_half.driver_ns, second_half(trace).1);
             }
             Err(stopped) if stopped.is_out_of_memory() => row.set_failure(trace, stopped.op, stopped.error.to_string()),
             Err(stopped) => return Err(stopped.error.into()),
@@ -101,6 +102,7 @@ fn row(trace: &Trace, policy: Policy, options: &Options, setup: &Setup, torch: &
     let machine = Machine {
         event_lag_ns: setup.event_lag_ns,
         skip_empty_cache: options.skip_empty_cache,
+        since: second_half(trace).0,
         cost: cost(setup.latency),
         ..Machine::new(setup.capacity)
     };
@@ -114,6 +116,7 @@ fn row(trace: &Trace, policy: Policy, options: &Options, setup: &Setup, torch: &
         None => {
             row.set_needed(outcome.peak_reserved);
             row.set_calls(outcome.calls.by_name().filter(|call| call.1 > 0).collect(), outcome.driver_ns);
+            row.set_steady(outcome.driver_ns_since, second_half(trace).1);
         }
         Some(oom) => row.set_failure(trace, Some(oom.op), report::words(&oom)),
     }

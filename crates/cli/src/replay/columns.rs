@@ -3,6 +3,7 @@
 use stratalloc::units::ByteSize;
 
 use super::Options;
+use super::fields::Smallest;
 use super::report::{Figures, Report};
 use crate::table::digits;
 
@@ -47,6 +48,11 @@ fn or_dash(number: Option<f64>, show: fn(f64) -> String) -> String {
     number.map_or("-".to_owned(), show)
 }
 
+/// One of the columns of the smallest device.
+fn smallest(row: &Report, column: usize) -> String {
+    Smallest::cells(row.smallest.as_ref())[column].clone()
+}
+
 /// All columns but the first, which name the trace and what it asks. Those that end in `2nd` are of the second pass, the others of
 /// the first.
 const COLUMNS: &[Column] = &[
@@ -69,11 +75,9 @@ const COLUMNS: &[Column] = &[
     column("waits", When::Plain, |_, f| f.stream_waits.to_string()),
     column("stall ms", When::Plain, |_, f| ms(f.stall_us)),
     column("stall 2nd", When::Never, |_, f| or_dash(f.second_pass.as_ref().map(|pass| pass.stall_us), ms)),
-    column("min capacity", When::MinCapacity, |row, _| {
-        row.min_capacity_bytes.map_or("-".to_owned(), |bytes| ByteSize(bytes).to_string())
-    }),
-    column("/ live", When::MinCapacity, |row, _| or_dash(row.min_capacity_ratio, |ratio| format!("{ratio:.4}"))),
-    column("robust", When::MinCapacity, |row, _| or_dash(row.robust_capacity_ratio, |ratio| format!("{ratio:.4}"))),
+    column("min capacity", When::MinCapacity, |row, _| smallest(row, 0)),
+    column("/ live", When::MinCapacity, |row, _| smallest(row, 1)),
+    column("robust", When::MinCapacity, |row, _| smallest(row, 2)),
     column("fail", When::Capacities, |row, _| {
         format!("{} of {}", row.fails_above().len(), row.capacities_tried.unwrap_or(0))
     }),

@@ -3,6 +3,7 @@
 mod bandwidth;
 mod columns;
 mod explained;
+mod fields;
 mod follow;
 mod min_capacity;
 pub(crate) mod once;
@@ -13,8 +14,10 @@ mod report;
 pub use bandwidth::Bandwidth;
 pub use columns::Columns;
 pub use explained::{Advice, Explained};
+pub use fields::{Smallest, Stop};
 pub use min_capacity::MinCapacity;
 pub(crate) use min_capacity::{seek, smallest};
+pub(crate) use passes::second_half;
 pub use percentiles::Percentiles;
 pub use report::Report;
 
@@ -117,7 +120,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub plan_in: Option<PathBuf>,
 
-    /// Where to write the plan at the end, for later replays
+    /// Where to write the plan at the end, for later replays; wants one trace, and plan:on or plan:inline among the settings
     #[arg(long, value_name = "FILE")]
     pub plan_out: Option<PathBuf>,
 
@@ -171,6 +174,16 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     let setup = options.setup()?;
     // All of them first: a bad file is known before minutes are spent on the good ones.
     let traces = import::load_all(&options.traces)?;
+    if options.plan_out.is_some() {
+        if options.policy != [Policy::Stratalloc] {
+            return Err(Failed::from("--plan-out is for --policy stratalloc alone".to_owned()));
+        }
+        if traces.len() > 1 {
+            return Err(Failed::from(
+                "--plan-out is for one trace: each would replace the plan of the one before".to_owned(),
+            ));
+        }
+    }
     if options.policy != [Policy::Stratalloc] {
         return policy::run(options, &setup, &traces, out);
     }
@@ -178,7 +191,16 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
         return Err(Failed::from("--changes and --torch-conf are for --policy native and expandable".to_owned()));
     }
     let progress = Progress::new(traces.len());
-    let rows: Vec<Report> = traces.iter().map(|trace| replay(trace, options, &setup, &progress)).collect();
+    // What was measured is printed even where the plan could not be written.
+    let mut unwritten = Ok(());
+    let rows: Vec<Report> = traces
+        .iter()
+        .map(|trace| {
+            let (report, written) = replay(trace, options, &setup, &progress);
+            unwritten = std::mem::replace(&mut unwritten, Ok(())).and(written);
+            report
+        })
+        .collect();
     progress.finish();
     if options.json {
         serde_json::to_writer_pretty(&mut *out, &rows)?;
@@ -186,11 +208,12 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     } else {
         report::for_people(&rows, options, out)?;
     }
+    unwritten?;
     Ok(if rows.iter().all(Report::is_good) { Finish::Good } else { Finish::Bad })
 }
 
-/// Replays one trace.
-fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) -> Report {
+/// Replays one trace. Tells whether its plan was written, if it was to be.
+fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) -> (Report, Result<(), Failed>) {
     let manner = match (options.checker, options.gpu_bandwidth, options.event_lag_us) {
         (true, ..) => Manner::Checked,
         (false, Some(_), _) => Manner::Busy,
@@ -208,13 +231,12 @@ fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) 
     };
     progress.say(format!("{}: {} passes", trace.name, plan.passes));
     let outcome = passes::measure(trace, setup, &plan);
-    let written = options.plan_out.as_deref().zip(outcome.as_ref().ok().and_then(|measured| measured.plan.as_deref()));
-    let mut report = Report::new(trace, &plan, outcome.clone());
-    if let Some((path, bytes)) = written
-        && let Err(error) = std::fs::write(path, bytes)
-    {
-        progress.say(format!("{}: {error}", path.display()));
-    }
+    let written = match (&options.plan_out, &outcome) {
+        (Some(path), Ok(measured)) => write_plan(path, measured.plan.as_deref()),
+        // A trace that fails has no plan, and says so by itself.
+        _ => Ok(()),
+    };
+    let mut report = Report::new(trace, &plan, outcome);
     if options.min_capacity && report.is_good() {
         let say = |doing| progress.say(format!("{}: {doing}", trace.name));
         match min_capacity::find(trace, setup, &plan, options.capacities, &say) {
@@ -223,7 +245,13 @@ fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) 
         }
     }
     progress.step();
-    report
+    (report, written)
+}
+
+fn write_plan(path: &Path, plan: Option<&[u8]>) -> Result<(), Failed> {
+    let plan =
+        plan.ok_or_else(|| Failed::from("--plan-out wants plan:on or plan:inline among the settings".to_owned()))?;
+    std::fs::write(path, plan).map_err(|error| Failed::from(format!("{}: cannot be written: {error}", path.display())))
 }
 
 /// A bar on stderr, which draws nothing where stderr is no terminal.

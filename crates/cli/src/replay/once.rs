@@ -12,6 +12,8 @@ use crate::trace::Trace;
 pub(crate) struct Once {
     pub(crate) peak_reserved_bytes: u64,
     pub(crate) spent: Spent,
+    /// In the steps of the second half.
+    pub(crate) second_half: Spent,
 }
 
 /// Why one pass did not complete: the operation, if it was one, and the allocator's words.
@@ -39,7 +41,11 @@ pub(crate) fn once(trace: &Trace, setup: &Setup, skip_empty_cache: bool) -> Resu
     let manner = if setup.event_lag_ns > 0 { Manner::Paced } else { Manner::Plain };
     let plan = Plan { threads: 1, passes: 1, skip_empty_cache, steps: false, manner, bandwidth: None };
     match measure_once(trace, setup, &plan) {
-        Ok(measured) => Ok(Once { peak_reserved_bytes: measured.peak_reserved_bytes, spent: measured.first }),
+        Ok(measured) => Ok(Once {
+            peak_reserved_bytes: measured.peak_reserved_bytes,
+            spent: measured.first,
+            second_half: measured.second_half,
+        }),
         Err(Failure { op, error }) => Err(Stopped { op, error }),
     }
 }

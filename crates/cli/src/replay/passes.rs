@@ -76,7 +76,7 @@ pub(super) fn measure(trace: &Trace, setup: &Setup, plan: &Plan) -> Result<Measu
 
 /// Where the second half of a trace's steps begins, as an index into its operations, and how many steps that is. Each marker
 /// begins a step, and the last ends with the trace. Without markers there are no steps.
-pub(super) fn second_half(trace: &Trace) -> (usize, usize) {
+pub(crate) fn second_half(trace: &Trace) -> (usize, usize) {
     let first = trace.labels.len() / 2;
     let is_marker = |op: &Op| *op == Op::Marker { label: first as u32 };
     let begins = trace.ops.iter().position(is_marker).unwrap_or(trace.ops.len());

@@ -8,6 +8,7 @@ use stratalloc::PlanStats;
 use stratalloc::units::ByteSize;
 
 use super::columns::{self, Column};
+use super::fields::{Smallest, Stop};
 use super::follow::{Failure, Manner};
 use super::passes::{Measured, Plan};
 use super::percentiles::{self, Percentiles};
@@ -35,15 +36,9 @@ pub struct Report {
     /// What was measured.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub figures: Option<Figures>,
-    /// The smallest device on which the trace completes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_capacity_bytes: Option<u64>,
-    /// That, over the peak of live bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_capacity_ratio: Option<f64>,
-    /// The smallest ratio from which on every larger capacity that was tried completes; `null` if the largest failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub robust_capacity_ratio: Option<f64>,
+    /// The smallest device on which the trace completes, if it was sought.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub smallest: Option<Smallest>,
     /// Multiples of the smallest capacity on which the trace fails all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fails_above_min_capacity: Option<Vec<f64>>,
@@ -53,18 +48,12 @@ pub struct Report {
     /// Whether failing on one of those is an error.
     #[serde(skip)]
     must_be_robust: bool,
-    /// Why the replay failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    /// Why and where the replay failed, if it did.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
     /// Why there was no room, and what to do, if that was it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Explained>,
-    /// The number of the operation at which it failed, from 0, markers counted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub op: Option<usize>,
-    /// The line of the trace on which that operation stands.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub line: Option<usize>,
 }
 
 /// What a completed replay measured.
@@ -226,16 +215,12 @@ impl Report {
             frees: trace.frees,
             peak_live_bytes: trace.peak_live_bytes,
             figures: None,
-            min_capacity_bytes: None,
-            min_capacity_ratio: None,
-            robust_capacity_ratio: None,
+            smallest: None,
             fails_above_min_capacity: None,
             capacities_tried: None,
             must_be_robust: false,
-            error: None,
+            stop: None,
             explanation: None,
-            op: None,
-            line: None,
         };
         match outcome {
             Ok(measured) => report.set_figures(trace, plan, measured),
@@ -301,23 +286,19 @@ impl Report {
     pub(super) fn set_min_capacity(&mut self, found: &MinCapacity, must_be_robust: bool) {
         self.must_be_robust = must_be_robust;
         self.capacities_tried = Some(found.tried_above);
-        self.min_capacity_bytes = Some(found.bytes);
-        self.min_capacity_ratio = Some(found.ratio);
-        self.robust_capacity_ratio = Some(found.robust_ratio);
+        self.smallest = Some(found.into());
         self.fails_above_min_capacity = Some(found.fails_above.clone());
     }
 
     pub(super) fn set_failure(&mut self, trace: &Trace, failure: &Failure) {
-        self.error = Some(failure.error.to_string());
+        self.stop = Some(Stop::new(trace, failure.op, failure.error.to_string()));
         self.explanation = Explained::of(&failure.error);
-        self.op = failure.op;
-        self.line = failure.op.map(|op| trace.line_of(op));
     }
 
     /// Whether the replay completed, on every capacity that it had to, and the checker found nothing.
     pub fn is_good(&self) -> bool {
         let robust = !self.must_be_robust || self.fails_above().is_empty();
-        self.error.is_none() && self.checker_reports().is_empty() && robust
+        self.stop.is_none() && self.checker_reports().is_empty() && robust
     }
 
     /// Multiples of the smallest capacity on which the trace fails.
@@ -331,11 +312,8 @@ impl Report {
 
     /// Why and where the replay failed, in words.
     fn failure(&self) -> Option<String> {
-        let error = self.error.as_ref()?;
-        Some(match (self.op, self.line) {
-            (Some(op), Some(line)) => format!("failed at operation {op} (line {line}): {error}"),
-            _ => format!("failed: {error}"),
-        })
+        let stop = self.stop.as_ref()?;
+        Some(format!("failed{}: {}", stop.place(), stop.error))
     }
 }
 
@@ -369,8 +347,9 @@ pub(super) fn for_people(rows: &[Report], options: &Options, out: &mut impl Writ
         if found.len() > SHOWN_REPORTS {
             writeln!(out, "{}: checker: and {} more; --json has them all", row.trace, found.len() - SHOWN_REPORTS)?;
         }
+        let smallest = row.smallest.as_ref().map_or(0, |found| found.min_capacity_bytes);
         for factor in row.fails_above() {
-            let bytes = ByteSize((row.min_capacity_bytes.unwrap_or(0) as f64 * factor).round() as u64);
+            let bytes = ByteSize((smallest as f64 * factor).round() as u64);
             writeln!(out, "{}: fails on {bytes}, {factor:.4} times the smallest capacity", row.trace)?;
         }
     }
@@ -380,7 +359,7 @@ pub(super) fn for_people(rows: &[Report], options: &Options, out: &mut impl Writ
 /// What is most worth a look.
 fn look_at(rows: &[Report], options: &Options) -> String {
     let good: Vec<(&Report, &Figures)> =
-        rows.iter().filter(|row| row.error.is_none()).filter_map(|row| Some((row, row.figures.as_ref()?))).collect();
+        rows.iter().filter(|row| row.stop.is_none()).filter_map(|row| Some((row, row.figures.as_ref()?))).collect();
     let failed = rows.len() - good.len();
     let mut words = Vec::new();
     if failed > 0 {

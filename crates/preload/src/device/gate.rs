@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use stratalloc::driver::cuda::CudaDriver;
+use stratalloc::driver::kernels::Quant;
 use stratalloc::driver::{
     CaptureStatus, ChunkHandle, CopyOp, DeviceProperties, Driver, DriverResult, EventId, EventStatus, HostPtr,
     Location, MemoryInfo,
@@ -349,6 +350,21 @@ impl Driver for Gate {
 
     fn checksum(&self, ptr: DevicePtr, size: u64, result: HostPtr, stream: StreamId) -> DriverResult<()> {
         self.cuda.checksum(ptr, size, result, stream)
+    }
+
+    fn quantize(&self, src: DevicePtr, dst: DevicePtr, size: u64, quant: Quant, stream: StreamId) -> DriverResult<()> {
+        self.cuda.quantize(src, dst, size, quant, stream)
+    }
+
+    fn dequantize(
+        &self,
+        src: DevicePtr,
+        dst: DevicePtr,
+        size: u64,
+        quant: Quant,
+        stream: StreamId,
+    ) -> DriverResult<()> {
+        self.cuda.dequantize(src, dst, size, quant, stream)
     }
 
     fn write(&self, dst: DevicePtr, src: &[u8], stream: StreamId) -> DriverResult<()> {

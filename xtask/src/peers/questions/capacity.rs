@@ -5,7 +5,7 @@ use crate::peers::roster::Family;
 use crate::peers::runner::Figures;
 
 /// How finely the smallest capacity is sought, as a part of the peak of live bytes.
-const STEP: f64 = 0.002;
+pub(in crate::peers) const STEP: f64 = 0.0005;
 
 /// A trace that needs more than so many times its peak is given up.
 const MOST: u64 = 8;
@@ -16,7 +16,8 @@ const ABOVE: f64 = 0.3;
 
 pub(super) fn ask(asking: &Asking<'_>, answers: &mut Answers) -> Result<(), String> {
     // mimalloc has no device that could be too small.
-    let asked = asking.pairs(|_, peer| peer.family != Family::Floor || peer.setting == "offset-allocator");
+    let asked =
+        asking.pairs(|_, peer| peer.is_tight() && (peer.family != Family::Floor || peer.setting == "offset-allocator"));
     let found = asking.runner.each(&asked, |(trace, peer)| {
         let completes =
             |memory: u64| asking.runner.replay(peer, &trace.plain(memory)).map(|figures| figures.completed());
@@ -30,6 +31,7 @@ pub(super) fn ask(asking: &Asking<'_>, answers: &mut Answers) -> Result<(), Stri
         if !asking.options.quick && !peer.is_slow {
             sweep(trace, smallest, completes, &mut figures)?;
         }
+        asking.say("capacity", trace, peer, &figures, "ratio");
         if peer.has_device() {
             // What it takes to get by with so little.
             let there = asking.runner.replay(peer, &trace.watched(smallest))?;
@@ -61,6 +63,7 @@ fn sweep(
             robust = Some(memory);
         }
     }
+    figures.set("robust", u8::from(robust == Some(smallest)));
     // Where the largest fails, no ratio is robust.
     if let Some(robust) = robust {
         figures.set("robust_ratio", robust as f64 / trace.peak_live as f64);
@@ -111,7 +114,8 @@ mod tests {
     #[test]
     fn a_failure_above_the_smallest_is_found() {
         let peak_live = 10 << 30;
-        let trace = Trace { name: String::new(), file: "".into(), ops: "".into(), peak_live, calls: 0, records: 0 };
+        let trace =
+            Trace { name: String::new(), file: "".into(), ops: "".into(), peak_live, calls: 0, records: 0, streams: 1 };
         let mut figures = Figures::default();
         sweep(&trace, peak_live, |memory| Ok(memory > peak_live / 10 * 12), &mut figures).unwrap();
         assert!(figures.number("robust_ratio").unwrap() > 1.2);

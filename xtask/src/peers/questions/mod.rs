@@ -1,15 +1,19 @@
 //! What is asked of each allocator on each trace.
 
 mod capacity;
+mod command;
+mod models;
 mod pressure;
 mod spare;
 mod time;
 
-pub(super) use capacity::STEPS_ABOVE;
+pub(super) use capacity::{STEP, STEPS_ABOVE};
+pub(super) use models::{DEVICES, models_question};
 pub(super) use pressure::{GPU_BYTES_PER_NS, LAGS_US, PRESSURE, lag_question};
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use super::options::Options;
 use super::roster::{Family, Peer};
@@ -19,10 +23,14 @@ use super::setup::Place;
 /// More than any peer takes: with memory to spare.
 const SPARE_MEMORY: u64 = 256 << 30;
 
+/// What the devices have that these programs were recorded on.
+const USUAL_MEMORY: u64 = 80 << 30;
+
 /// Physical memory comes in such pieces.
 const PAGE: u64 = 2 << 20;
 
 /// A recorded program.
+#[derive(Clone)]
 pub(super) struct Trace {
     pub(super) name: String,
     /// As it was recorded.
@@ -35,6 +43,7 @@ pub(super) struct Trace {
     pub(super) calls: u64,
     /// How often a block is recorded on a stream other than its own.
     pub(super) records: u64,
+    pub(super) streams: u64,
 }
 
 impl Trace {
@@ -51,8 +60,9 @@ impl Trace {
         let figures = Figures::parse(&String::from_utf8_lossy(&output.stdout));
         let number =
             |key: &str| figures.number(key).map(|value| value as u64).ok_or_else(|| format!("no {key} of {name}"));
-        let (peak_live, calls, records) = (number("peak_live")?, number("calls")?, number("records")?);
-        Ok(Trace { peak_live, calls, records, ops, file: file.to_path_buf(), name })
+        let (peak_live, calls) = (number("peak_live")?, number("calls")?);
+        let (records, streams) = (number("records")?, number("streams")?);
+        Ok(Trace { peak_live, calls, records, streams, ops, file: file.to_path_buf(), name })
     }
 
     /// A watched replay on a device with this memory.
@@ -69,7 +79,7 @@ impl Trace {
             latency: true,
             event_lag_us: 0,
             op_ns: 0,
-            kernel_ns_per_byte: 0.0,
+            kernel_bytes_per_ns: 0,
             passes: 1,
             threads: 1,
             each: false,
@@ -77,9 +87,9 @@ impl Trace {
         }
     }
 
-    /// A part of the peak of live bytes, in whole pages.
+    /// A part of the peak of live bytes, in whole pages, rounded as `stratalloc replay --pressure` does.
     fn part(&self, part: f64) -> u64 {
-        (self.peak_live as f64 * part) as u64 / PAGE * PAGE
+        ((self.peak_live as f64 * part).ceil() as u64).next_multiple_of(PAGE)
     }
 }
 
@@ -89,9 +99,24 @@ pub(super) struct Asking<'a> {
     pub(super) options: &'a Options,
     pub(super) traces: &'a [Trace],
     pub(super) peers: &'a [Peer],
+    pub(super) since: Instant,
 }
 
 impl<'a> Asking<'a> {
+    /// Says that something has been found out, and one figure of it.
+    fn say(&self, question: &str, trace: &Trace, peer: &Peer, figures: &Figures, name: &str) {
+        let seconds = self.since.elapsed().as_secs();
+        let found = match figures.0.iter().find(|(found, _)| found == name) {
+            _ if !figures.completed() => "no room".to_string(),
+            Some((name, value)) => match value.parse::<f64>() {
+                Ok(number) if number.fract() != 0.0 => format!("{name} {number:.4}"),
+                _ => format!("{name} {value}"),
+            },
+            None => "done".to_string(),
+        };
+        eprintln!("  {:02}:{:02} {question}: {}, {}: {found}", seconds / 60, seconds % 60, trace.name, peer.name);
+    }
+
     /// Each trace with each peer that is meant.
     fn pairs(&self, is_meant: impl Fn(&Trace, &Peer) -> bool) -> Vec<(&'a Trace, &'a Peer)> {
         let (traces, peers) = (self.traces, self.peers);
@@ -110,11 +135,20 @@ pub(super) struct Question {
 
 pub(super) const ALL: &[Question] = &[
     Question { name: "spare", what: "memory to spare: what is reserved, driver calls and time", ask: spare::ask },
+    Question { name: "steady", what: "driver time of a step, on 80 GiB", ask: spare::ask_steady },
+    Question { name: "models", what: "the models of PyTorch's policies beside PyTorch", ask: models::ask },
     Question { name: "pressure", what: "a tight device that lags its host", ask: pressure::ask_pressure },
     Question { name: "lag", what: "events that complete late", ask: pressure::ask_lag },
-    Question { name: "capacity", what: "the smallest device, and larger ones", ask: capacity::ask },
+    Question { name: "plans", what: "what plans add", ask: command::ask_plans },
+    Question { name: "mesh", what: "what sharing of memory gives", ask: command::ask_mesh },
+    Question {
+        name: "own",
+        what: "this allocator's own time, on a device whose calls do nothing",
+        ask: command::ask_own,
+    },
     Question { name: "time", what: "time an operation", ask: time::ask_passes },
     Question { name: "latency", what: "time of single allocations", ask: time::ask_each },
+    Question { name: "capacity", what: "the smallest device, and larger ones", ask: capacity::ask },
 ];
 
 /// What came of a question, for one peer and trace.
@@ -125,19 +159,53 @@ pub(super) struct Answer {
     pub(super) figures: Figures,
 }
 
+/// When a question was asked, and of what.
+pub(super) struct Asked {
+    pub(super) question: String,
+    pub(super) versions: String,
+    pub(super) seconds: u64,
+}
+
 /// All that was found out.
 #[derive(Default)]
-pub(super) struct Answers(pub(super) Vec<Answer>);
+pub(super) struct Answers {
+    pub(super) all: Vec<Answer>,
+    pub(super) asked: Vec<Asked>,
+}
 
 impl Answers {
     fn add(&mut self, question: &str, trace: &Trace, peer: &Peer, figures: Figures) {
-        let (trace, peer) = (trace.name.clone(), peer.name.clone());
-        self.0.push(Answer { question: question.to_string(), trace, peer, figures });
+        self.put(question, &trace.name, &peer.name, figures);
+    }
+
+    /// In the place of an earlier one, if there is one.
+    pub(super) fn put(&mut self, question: &str, trace: &str, peer: &str, figures: Figures) {
+        let is_it = |answer: &&mut Answer| answer.question == question && answer.trace == trace && answer.peer == peer;
+        match self.all.iter_mut().find(is_it) {
+            Some(answer) => answer.figures = figures,
+            None => self.all.push(Answer {
+                question: question.to_string(),
+                trace: trace.to_string(),
+                peer: peer.to_string(),
+                figures,
+            }),
+        }
+    }
+
+    /// A question was asked to its end.
+    pub(super) fn end(&mut self, question: &str, versions: &str, seconds: u64) {
+        self.asked.retain(|asked| asked.question != question);
+        let (question, versions) = (question.to_string(), versions.to_string());
+        self.asked.push(Asked { question, versions, seconds });
+    }
+
+    pub(super) fn has(&self, question: &str) -> bool {
+        self.asked.iter().any(|asked| asked.question == question)
     }
 
     pub(super) fn of(&self, question: &str, trace: &str, peer: &str) -> Option<&Figures> {
         let is_it = |answer: &&Answer| answer.question == question && answer.trace == trace && answer.peer == peer;
-        self.0.iter().find(is_it).map(|answer| &answer.figures)
+        self.all.iter().find(is_it).map(|answer| &answer.figures)
     }
 
     /// One number of a replay that completed.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Answers, Asking, SPARE_MEMORY};
+use super::{Answers, Asking, SPARE_MEMORY, USUAL_MEMORY};
 use crate::peers::roster::Family;
 
 /// The part of the peak that a device has for the second dump.
@@ -19,8 +19,12 @@ pub(super) fn ask(asking: &Asking<'_>, answers: &mut Answers) -> Result<(), Stri
         replay.passes = PASSES;
         let mut figures = asking.runner.replay(peer, &replay)?;
         if peer.family == Family::Stratalloc && figures.completed() {
-            figures.set("replay_reserved", asking.runner.replay_command(peer, &trace.file, SPARE_MEMORY)?);
+            let capacity = format!("{SPARE_MEMORY}B");
+            let words = ["--repeat", "1", "--capacity", &capacity];
+            let row = asking.runner.replayed(&words, &peer.conf, &trace.file)?;
+            figures.set("replay_reserved", row["peak_reserved_bytes"].as_u64().unwrap_or_default());
         }
+        asking.say("spare", trace, peer, &figures, "peak_reserved");
         Ok(figures)
     })?;
     for ((trace, peer), figures) in asked.into_iter().zip(found) {
@@ -29,6 +33,22 @@ pub(super) fn ask(asking: &Asking<'_>, answers: &mut Answers) -> Result<(), Stri
     if let Some(folder) = &asking.options.dump {
         fs::create_dir_all(folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         dump(asking, folder)?;
+    }
+    Ok(())
+}
+
+/// The same on the device that most programs have, which is no more than most of them need: what a step costs there.
+pub(super) fn ask_steady(asking: &Asking<'_>, answers: &mut Answers) -> Result<(), String> {
+    let asked = asking.pairs(|_, peer| peer.has_device() && peer.is_tight() && !peer.is_told);
+    let found = asking.runner.each(&asked, |(trace, peer)| {
+        let mut replay = trace.watched(USUAL_MEMORY);
+        replay.passes = PASSES;
+        let figures = asking.runner.replay(peer, &replay)?;
+        asking.say("steady", trace, peer, &figures, "driver_ns.steady");
+        Ok(figures)
+    })?;
+    for ((trace, peer), figures) in asked.into_iter().zip(found) {
+        answers.add("steady", trace, peer, figures);
     }
     Ok(())
 }

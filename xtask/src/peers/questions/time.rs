@@ -1,14 +1,14 @@
 //! Real time: what an operation costs, alone and with a second thread, and what single allocations do.
 
 use super::{Answers, Asking, Peer, SPARE_MEMORY};
-use crate::peers::roster::Family;
+use crate::peers::roster::{Family, Reach};
 use crate::peers::runner::Figures;
 
 /// The first pass of each process is cold and not counted.
 const PASSES: usize = 4;
 
 fn is_asked(peer: &Peer) -> bool {
-    !peer.is_variant
+    peer.reach == Reach::All
 }
 
 /// Peers take turns, round after round, so that whatever else the machine does falls on all of them.
@@ -38,7 +38,9 @@ pub(super) fn ask_passes(asking: &Asking<'_>, answers: &mut Answers) -> Result<(
                 if let (Some(least), Some(middle)) = (samples.first(), samples.get(samples.len() / 2)) {
                     figures.set("ns_min", format!("{least:.1}"));
                     figures.set("ns_median", format!("{middle:.1}"));
-                    answers.add(&format!("time {threads}"), trace, peer, figures);
+                    let question = format!("time {threads}");
+                    asking.say(&question, trace, peer, &figures, "ns_min");
+                    answers.add(&question, trace, peer, figures);
                 }
             }
         }
@@ -62,6 +64,7 @@ pub(super) fn ask_each(asking: &Asking<'_>, answers: &mut Answers) -> Result<(),
         let tail = |figures: &Figures| figures.number("alloc_ns.p999").unwrap_or(f64::INFINITY);
         rounds.sort_by(|one, other| tail(one).total_cmp(&tail(other)));
         let middle = rounds.len() / 2;
+        asking.say("latency", trace, peer, &rounds[middle], "alloc_ns.p999");
         answers.add("latency", trace, peer, rounds.swap_remove(middle));
     }
     Ok(())

@@ -6,22 +6,34 @@ use super::About;
 use crate::peers::questions::{Answers, Trace};
 
 /// One object: what was run, the traces, and an array with an object for each question, trace and peer.
-pub(in crate::peers) fn all(about: &About, traces: &[Trace], answers: &Answers) -> String {
+pub(super) fn all(about: &About, traces: &[Trace], answers: &Answers) -> String {
     let mut text = String::from("{\n");
     for (name, value) in [("command", &about.command), ("machine", &about.machine), ("versions", &about.versions)] {
         let _ = writeln!(text, "  {}: {},", quoted(name), quoted(value));
     }
+    let _ = writeln!(text, "  \"rounds\": {},", about.rounds);
     let traces: Vec<String> = traces
         .iter()
         .map(|trace| {
-            let Trace { name, peak_live, calls, records, .. } = trace;
+            let Trace { name, peak_live, calls, records, streams, .. } = trace;
             let name = quoted(name);
-            format!("    {{\"name\": {name}, \"peak_live\": {peak_live}, \"calls\": {calls}, \"records\": {records}}}")
+            format!(
+                "    {{\"name\": {name}, \"peak_live\": {peak_live}, \"calls\": {calls}, \"records\": {records}, \"streams\": {streams}}}"
+            )
         })
         .collect();
     let _ = writeln!(text, "  \"traces\": [\n{}\n  ],", traces.join(",\n"));
+    let asked: Vec<String> = answers
+        .asked
+        .iter()
+        .map(|asked| {
+            let (question, versions) = (quoted(&asked.question), quoted(&asked.versions));
+            format!("    {{\"question\": {question}, \"versions\": {versions}, \"seconds\": {}}}", asked.seconds)
+        })
+        .collect();
+    let _ = writeln!(text, "  \"asked\": [\n{}\n  ],", asked.join(",\n"));
     let answers: Vec<String> = answers
-        .0
+        .all
         .iter()
         .map(|answer| {
             let (question, trace, peer) = (quoted(&answer.question), quoted(&answer.trace), quoted(&answer.peer));

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::markdown::geometric_mean;
 use crate::peers::questions::{Answers, Trace};
-use crate::peers::roster::{Family, Peer};
+use crate::peers::roster::{Family, Peer, Reach};
 
 const WIDTH: f64 = 820.0;
 const LEFT: f64 = 220.0;
@@ -85,14 +85,14 @@ fn time(ms: f64) -> String {
 }
 
 /// For each trace a row, for each peer a dot: how much more is reserved than is live, with memory to spare.
-pub(in crate::peers) fn ratios(traces: &[Trace], peers: &[Peer], answers: &Answers) -> String {
+pub(super) fn ratios(traces: &[Trace], peers: &[Peer], answers: &Answers) -> String {
     let over = |trace: &Trace, peer: &Peer| {
         let reserved = answers.number("spare", &trace.name, &peer.name, "peak_reserved")?;
         Some((reserved / trace.peak_live as f64 - 1.0) * 100.0)
     };
     let shown: Vec<&Peer> = peers
         .iter()
-        .filter(|peer| !peer.is_variant && traces.iter().any(|trace| over(trace, peer).is_some()))
+        .filter(|peer| peer.reach == Reach::All && traces.iter().any(|trace| over(trace, peer).is_some()))
         .collect();
     if shown.is_empty() {
         return String::new();
@@ -168,7 +168,7 @@ pub(super) fn points(traces: &[Trace], peers: &[Peer], answers: &Answers) -> Vec
 }
 
 /// Memory against driver time, both on a scale of tens: low and left is better.
-pub(in crate::peers) fn pareto(traces: &[Trace], peers: &[Peer], answers: &Answers) -> String {
+pub(super) fn pareto(traces: &[Trace], peers: &[Peer], answers: &Answers) -> String {
     const HEIGHT: f64 = 460.0;
     let points = points(traces, peers, answers);
     if points.is_empty() {

@@ -1,0 +1,232 @@
+//! Every mapping by its address: for each reservation a table with a place for each unit of it, of which the host gives memory where chunks
+//! are. Chunks are many, and are looked up, mapped and unmapped in runs: a tree costs several times as much for that.
+
+use super::ChunkId;
+
+/// One reservation.
+#[derive(Debug)]
+struct Table {
+    start: u64,
+    end: u64,
+    /// By unit: the number of the chunk that begins there, plus 1.
+    chunks: Vec<u32>,
+    /// A bit for each unit: whether a chunk begins there.
+    begins: Vec<u64>,
+}
+
+impl Table {
+    /// The first unit from `from` on, below `to`, where a chunk begins.
+    fn next(&self, from: usize, to: usize) -> Option<usize> {
+        let mut word = from / 64;
+        let mut bits = self.begins.get(word)? & (!0 << (from % 64));
+        while bits == 0 {
+            word += 1;
+            if word * 64 >= to {
+                return None;
+            }
+            bits = self.begins[word];
+        }
+        Some(word * 64 + bits.trailing_zeros() as usize).filter(|&unit| unit < to)
+    }
+
+    /// The last unit below `to`, from `from` on, where a chunk begins.
+    fn last(&self, from: usize, to: usize) -> Option<usize> {
+        let mut word = to.checked_sub(1)? / 64;
+        let mut bits = self.begins[word] & (!0 >> (63 - (to - 1) % 64));
+        while bits == 0 {
+            if word * 64 <= from {
+                return None;
+            }
+            word -= 1;
+            bits = self.begins[word];
+        }
+        Some(word * 64 + 63 - bits.leading_zeros() as usize).filter(|&unit| unit >= from)
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Mappings {
+    /// As a power of two.
+    unit: u32,
+    /// By address.
+    tables: Vec<Table>,
+    count: usize,
+}
+
+impl Mappings {
+    /// No reservation yet; chunks begin at multiples of `unit`, a power of two.
+    pub(super) fn new(unit: u64) -> Mappings {
+        Mappings { unit: unit.trailing_zeros(), tables: Vec::new(), count: 0 }
+    }
+
+    /// Adds a reservation.
+    pub(super) fn add(&mut self, start: u64, size: u64) {
+        let units = (size >> self.unit) as usize;
+        let table = Table { start, end: start + size, chunks: vec![0; units], begins: vec![0; units.div_ceil(64)] };
+        let at = self.tables.partition_point(|other| other.start < start);
+        self.tables.insert(at, table);
+    }
+
+    /// Takes a reservation out in which nothing is mapped.
+    pub(super) fn take(&mut self, start: u64) {
+        self.tables.retain(|table| table.start != start);
+    }
+
+    /// The reservation that contains an address.
+    #[inline]
+    fn table(&self, addr: u64) -> Option<usize> {
+        let at = self.tables.partition_point(|table| table.start <= addr).checked_sub(1)?;
+        (addr < self.tables[at].end).then_some(at)
+    }
+
+    #[inline]
+    fn place(&self, addr: u64) -> Option<(usize, usize)> {
+        let at = self.table(addr)?;
+        let offset = addr - self.tables[at].start;
+        offset.is_multiple_of(1 << self.unit).then_some((at, (offset >> self.unit) as usize))
+    }
+
+    /// The chunk whose mapping begins at an address.
+    pub(super) fn get(&self, addr: u64) -> Option<ChunkId> {
+        let (table, unit) = self.place(addr)?;
+        self.tables[table].chunks[unit].checked_sub(1).map(ChunkId)
+    }
+
+    /// A chunk is mapped at an address of a reservation: another one than was there, if one was.
+    pub(super) fn insert(&mut self, addr: u64, chunk: ChunkId) {
+        let (table, unit) = self.place(addr).expect("mappings lie in reservations");
+        let table = &mut self.tables[table];
+        self.count += usize::from(table.chunks[unit] == 0);
+        table.chunks[unit] = chunk.0 + 1;
+        table.begins[unit / 64] |= 1 << (unit % 64);
+    }
+
+    /// Nothing begins at this address any more.
+    pub(super) fn remove(&mut self, addr: u64) {
+        let Some((table, unit)) = self.place(addr) else { return };
+        let table = &mut self.tables[table];
+        self.count -= usize::from(table.chunks[unit] != 0);
+        table.chunks[unit] = 0;
+        table.begins[unit / 64] &= !(1 << (unit % 64));
+    }
+
+    /// The mappings that begin from one address on, below another, in ascending order.
+    pub(super) fn range(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = (u64, ChunkId)> + '_ {
+        let tables = &self.tables[self.tables.partition_point(|table| table.end <= from)..];
+        let tables = &tables[..tables.partition_point(|table| table.start < to)];
+        tables.iter().flat_map(move |table| {
+            let offset = |addr: u64| addr.clamp(table.start, table.end) - table.start;
+            let unit = |offset: u64| offset.div_ceil(1 << self.unit) as usize;
+            Begun { table, shift: self.unit, from: unit(offset(from)), to: unit(offset(to)) }
+        })
+    }
+
+    /// All mappings, in ascending order.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (u64, ChunkId)> + '_ {
+        self.range(0, u64::MAX)
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+}
+
+/// The mappings that begin in some units of a reservation.
+struct Begun<'a> {
+    table: &'a Table,
+    shift: u32,
+    from: usize,
+    to: usize,
+}
+
+impl Begun<'_> {
+    fn at(&self, unit: usize) -> (u64, ChunkId) {
+        (self.table.start + ((unit as u64) << self.shift), ChunkId(self.table.chunks[unit] - 1))
+    }
+}
+
+impl Iterator for Begun<'_> {
+    type Item = (u64, ChunkId);
+
+    #[inline]
+    fn next(&mut self) -> Option<(u64, ChunkId)> {
+        let unit = self.table.next(self.from, self.to)?;
+        self.from = unit + 1;
+        Some(self.at(unit))
+    }
+}
+
+impl DoubleEndedIterator for Begun<'_> {
+    fn next_back(&mut self) -> Option<(u64, ChunkId)> {
+        let unit = self.table.last(self.from, self.to)?;
+        self.to = unit;
+        Some(self.at(unit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const UNIT: u64 = 1 << 21;
+
+    #[test]
+    fn reservations_come_and_go() {
+        let mut mappings = Mappings::new(UNIT);
+        mappings.add(640 * UNIT, 2 * UNIT);
+        mappings.add(0, 130 * UNIT);
+        mappings.insert(641 * UNIT, ChunkId(7));
+        assert_eq!(mappings.get(641 * UNIT), Some(ChunkId(7)));
+        assert_eq!(
+            (mappings.get(640 * UNIT), mappings.get(641 * UNIT + 512), mappings.get(642 * UNIT)),
+            (None, None, None)
+        );
+        mappings.remove(641 * UNIT);
+        mappings.take(640 * UNIT);
+        assert_eq!((mappings.len(), mappings.iter().count(), mappings.get(641 * UNIT)), (0, 0, None));
+    }
+
+    proptest! {
+        /// As a tree does it.
+        #[test]
+        fn ranges_are_those_of_a_tree(
+            steps in prop::collection::vec((0u64..200, any::<bool>()), 0..120),
+            ranges in prop::collection::vec((0u64..210 * 4, 0u64..210 * 4), 8),
+        ) {
+            // Two reservations side by side, a gap, and a third.
+            let mut mappings = Mappings::new(UNIT);
+            for (start, units) in [(70, 60), (0, 70), (140, 60)] {
+                mappings.add(start * UNIT, units * UNIT);
+            }
+            let mut tree = BTreeMap::new();
+            for (number, (unit, insert)) in (0..).zip(steps) {
+                let addr = unit * UNIT;
+                if (130..140).contains(&unit) {
+                    prop_assert_eq!(mappings.get(addr), None);
+                } else if insert {
+                    mappings.insert(addr, ChunkId(number));
+                    tree.insert(addr, ChunkId(number));
+                } else {
+                    mappings.remove(addr);
+                    tree.remove(&addr);
+                }
+                prop_assert_eq!(mappings.get(addr), tree.get(&addr).copied());
+            }
+            prop_assert_eq!(mappings.len(), tree.len());
+            for (from, to) in ranges {
+                // Quarters of units, too.
+                let (from, to) = (from * UNIT / 4, to * UNIT / 4);
+                let expected: Vec<_> = tree.range(from..to.max(from)).map(|(&addr, &id)| (addr, id)).collect();
+                prop_assert_eq!(mappings.range(from, to).collect::<Vec<_>>(), expected.clone());
+                let backwards: Vec<_> = expected.into_iter().rev().collect();
+                prop_assert_eq!(mappings.range(from, to).rev().collect::<Vec<_>>(), backwards);
+            }
+        }
+    }
+}
