@@ -12,6 +12,7 @@
 //! | [`doctor`] | what this machine has and what the allocator would use |
 //! | [`defrag`] | what letting pages of small blocks share memory gives on traces |
 //! | [`run`] | a program started with the preload library in front of its CUDA driver |
+//! | [`tiers`] | memory beyond the device: victim policies on traces, codecs |
 //! | [`engine`] | the one place that touches the allocator's API |
 //! | [`table`] | aligned columns |
 
@@ -26,6 +27,7 @@ pub mod policy;
 pub mod replay;
 pub mod run;
 pub mod table;
+pub mod tiers;
 pub mod tune;
 
 pub use stratalloc_trace as trace;
@@ -66,6 +68,8 @@ enum Command {
     Import(import::Options),
     /// Search for the settings that suit a trace
     Tune(tune::Options),
+    /// Look at the parts of tiers: memory beyond the device
+    Tiers(tiers::Options),
 }
 
 /// What is printed when nothing is asked.
@@ -85,6 +89,7 @@ stratalloc: one allocator for GPU memory. What this command can do:
   stratalloc tune step.trace.zst                  search for the settings that suit a trace
   stratalloc plan-trace step.trace.zst -o plan.svg
                                                   find the steps that repeat, lay them out, draw one
+  stratalloc tiers policies requests.jsonl.zst    compare victim policies on a trace
   stratalloc bench --seconds 20                   time it beside mimalloc and offset-allocator
   stratalloc run --limit 0.8 -- python train.py   start a CUDA program on this allocator, with a limit
 
@@ -164,6 +169,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Run(options)) => run::run(options, &mut out),
         Some(Command::Import(options)) => import::run(options, &mut out),
         Some(Command::Tune(options)) => tune::run(options, &mut out),
+        Some(Command::Tiers(options)) => tiers::run(options, &mut out),
         None => out.write_all(OVERVIEW.as_bytes()).map(|()| Finish::Good).map_err(Failed::from),
     };
     match finish.and_then(|finish| Ok(out.flush().map(|()| finish)?)) {
