@@ -34,6 +34,7 @@ pub(super) struct Counters {
     pub(super) spilled_bytes: AtomicU64,
     pub(super) ended: AtomicU64,
     pub(super) failed: AtomicU64,
+    pub(super) abandoned: AtomicU64,
     pub(super) stall_ns: AtomicU64,
 }
 
@@ -499,6 +500,7 @@ impl Shared {
             Err(_) => counters.failed.fetch_add(1, Relaxed),
         };
         counters.ended.fetch_add(1, Relaxed);
+        counters.abandoned.fetch_add(u64::from(abandoned), Relaxed);
         drop(job.source.lock().take());
         job.progress.lock().outcome = Some(match outcome {
             Err(error) => Ended::Failed(error),
