@@ -145,6 +145,28 @@ typedef enum stratalloc_event_kind {
   STRATALLOC_EVENT_FREE_DEFERRED = 8,
 } stratalloc_event_kind;
 
+// Where the bytes of an evictable block are.
+typedef enum stratalloc_residency_state {
+  // On the device.
+  STRATALLOC_RESIDENT = 0,
+  // On the device, and on their way to a tier.
+  STRATALLOC_EVICTING = 1,
+  // In pinned memory of the host.
+  STRATALLOC_ON_HOST = 2,
+  // In pinned memory of the host, and on their way to a slower tier.
+  STRATALLOC_SPILLING = 3,
+  // In files.
+  STRATALLOC_ON_DISK = 4,
+  // In the memory of another device.
+  STRATALLOC_ON_PEER = 5,
+  // In a tier of another kind.
+  STRATALLOC_ELSEWHERE = 6,
+  // In a tier, and on their way back.
+  STRATALLOC_RESTORING = 7,
+  // Nowhere: they are computed again when they are wanted, or are not wanted.
+  STRATALLOC_DROPPED = 8,
+} stratalloc_residency_state;
+
 // An allocator over one or several devices. All functions may be called from any thread, but not from a signal handler.
 //
 // A handle that was destroyed, or that never came from here, is noticed where its memory happens to tell, and must not be counted on to be.
@@ -153,13 +175,14 @@ typedef struct stratalloc_allocator stratalloc_allocator;
 // Which blocks of a private pool were live at one time.
 typedef struct stratalloc_checkpoint stratalloc_checkpoint;
 
+// A block that `stratalloc_compact` may move while it is not pinned. Free it before its allocator is destroyed.
+typedef struct stratalloc_movable stratalloc_movable;
+
 // Holds an evictable block on its device.
 typedef struct stratalloc_pinned stratalloc_pinned;
 
 // Bytes in a tier.
 typedef struct stratalloc_stashed stratalloc_stashed;
-// A block that `stratalloc_compact` may move while it is not pinned. Free it before its allocator is destroyed.
-typedef struct stratalloc_movable stratalloc_movable;
 
 // A stream: a `CUstream`, which is a `cudaStream_t`. Null is the default stream.
 typedef void *stratalloc_stream;
