@@ -94,10 +94,11 @@ def a_model_sleeps_and_wakes(cycles):
         assert stratalloc.residency(model[2].weight).state in ("host", "disk")
         stratalloc.wake()
         assert addresses(model) == where
-        if cycle % 10 == 0 or cycle == cycles - 1:
+        # Comparing makes copies on the host: often enough before the figures are taken that it changes them no more.
+        if cycle % max(1, cycles // 10) == 0 or cycle == cycles - 1:
             assert same(model, reference), cycle
             assert stratalloc.residency(model[2].weight).state == "resident"
-        if cycle == 2:
+        if cycle == cycles // 2:
             gc.collect()
             settled = device_used(), host_used(), files_open()
     assert torch.equal(other.cpu(), torch.arange(1000))
