@@ -89,12 +89,7 @@ impl HostTier {
             Err(error) => return refuse(format!("no addresses for {}: {error}", ByteSize(capacity))),
         };
         let node = driver.properties().host_node.filter(|&node| bind(base, capacity, node));
-        let state = State {
-            room: Room::new(capacity),
-            growing: config.background,
-            stop: false,
-            failed: None,
-        };
+        let state = State { room: Room::new(capacity), growing: config.background, stop: false, failed: None };
         let shared = Shared {
             driver,
             base,

@@ -26,7 +26,7 @@ fn more_transfers_than_may_be_are_busy_or_wait() {
     let (soft, driver, tier) = timed();
     let engine = Engine::new(driver.clone(), small(0)).unwrap();
     let busy = driver.create_stream().unwrap();
-    soft.keep_busy(busy, &[], 1_000_000).unwrap();
+    soft.keep_busy(busy, &[], 5_000_000).unwrap();
     let at = device_memory(&*driver, SIZE);
     let transfers: Vec<_> = (0..8).map(|_| engine.try_save(at, SIZE, &tier, None, &[busy]).unwrap()).collect();
     let error = engine.try_save(at, SIZE, &tier, None, &[busy]).unwrap_err();
@@ -36,12 +36,12 @@ fn more_transfers_than_may_be_are_busy_or_wait() {
     let ninth = engine.save(at, SIZE, &tier, None, &[busy]).unwrap();
     assert!(transfers[0].poll().is_some_and(|outcome| outcome.is_ok()));
     ninth.wait().unwrap();
-    assert!(engine.stats().stall_ns >= 900_000);
+    assert!(engine.stats().stall_ns >= 3_000_000);
 }
 
 #[test]
 fn progress_grows_and_cancelling_stops() {
-    let (_, driver, _) = timed();
+    let (soft, driver, _) = timed();
     let ram = RamTier::new(4 << 20, 1);
     ram.trouble(Trouble { late: 1, ..Trouble::default() });
     let tier: Arc<dyn Tier> = ram;
@@ -51,7 +51,7 @@ fn progress_grows_and_cancelling_stops() {
     let mut seen = vec![save.progress().0];
     while save.poll().is_none() && seen.len() < 100_000 {
         seen.push(save.progress().0);
-        driver.query_event(driver.create_event().unwrap()).unwrap();
+        soft.advance_clock(10_000);
     }
     assert!(seen.is_sorted() && seen.iter().any(|&moved| 0 < moved && moved < 1 << 20), "{seen:?}");
     assert_eq!(save.progress(), (1 << 20, 1 << 20));

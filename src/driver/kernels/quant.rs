@@ -200,32 +200,30 @@ pub fn dequantize(src: &[u8], dst: &mut [u8], quant: Quant) -> Result<(), NotQua
 
 /// The numbers of a group as bits of 32-bit floats.
 fn widen_all<'a>(element: Element, group: &[u8], wide: &'a mut [u32; GROUP_MAX]) -> &'a [u32] {
-    let halves = |group: &[u8], wide: &mut [u32], widen: fn(u16) -> u32| {
-        wide.iter_mut().zip(group.as_chunks().0).for_each(|(wide, raw)| *wide = widen(u16::from_le_bytes(*raw)));
-    };
-    let count = group.len() / element.width();
-    match element {
-        Element::Bf16 => {
-            for (wide, raw) in wide.iter_mut().zip(group.as_chunks().0) {
-                *wide = u32::from(u16::from_le_bytes(*raw)) << 16;
-            }
-        }
-        Element::F16 => halves(group, wide, widen_half),
-        Element::F32 => {
-            wide.iter_mut().zip(group.as_chunks().0).for_each(|(wide, raw)| *wide = u32::from_le_bytes(*raw));
-        }
+    fn each<const WIDTH: usize>(group: &[u8], wide: &mut [u32], widen: impl Fn([u8; WIDTH]) -> u32) {
+        wide.iter_mut().zip(group.as_chunks().0).for_each(|(wide, raw)| *wide = widen(*raw));
     }
-    &wide[..count]
+    match element {
+        Element::Bf16 => each(group, wide, |raw| u32::from(u16::from_le_bytes(raw)) << 16),
+        Element::F16 => each(group, wide, |raw| widen_half(u16::from_le_bytes(raw))),
+        Element::F32 => each(group, wide, u32::from_le_bytes),
+    }
+    &wide[..group.len() / element.width()]
 }
 
+/// Without a branch, so that several are made at once; so for the others.
 fn widen_half(raw: u16) -> u32 {
     let raw = u32::from(raw);
-    let (sign, exponent, digits) = ((raw & 0x8000) << 16, raw >> 10 & 31, raw & 0x3ff);
-    match exponent {
-        31 => sign | INFINITY | digits << 13,
-        // Times 2^-24, which is exact.
-        0 => sign | (digits as f32 * 5.960_464_5e-8).to_bits(),
-        _ => sign | (exponent + 112) << 23 | digits << 13,
+    let (sign, size) = ((raw & 0x8000) << 16, raw & 0x7fff);
+    let normal = (size << 13) + (112 << 23);
+    // Times 2^-24, which is exact.
+    let small = ((size & 0x3ff) as f32 * 5.960_464_5e-8).to_bits();
+    sign | if size >= 0x7c00 {
+        INFINITY | size << 13
+    } else if size >= 0x400 {
+        normal
+    } else {
+        small
     }
 }
 
@@ -282,35 +280,35 @@ fn decode_group(codes: &[u8], group: &mut [u8], scale: u32, quant: Quant) {
     let (special, scale) = (scale >> 31 == 1, f32::from_bits(scale & !(1 << 31)));
     let top = quant.top() as i8;
     let product = |code: i8| (f32::from(code) * scale).to_bits();
-    let number = |code: i8, narrow: fn(u32) -> u32, narrow_special: fn(u32) -> u32| match code {
-        _ if !special => narrow(product(code)),
-        _ if code == -top - 1 => narrow_special(NAN),
-        _ if code == top => narrow_special(INFINITY),
-        _ if code == -top => narrow_special(INFINITY | 1 << 31),
-        _ => narrow(product(code)),
+    if !special {
+        return match quant.element {
+            Element::Bf16 => put_all(&signed, group, |code| (narrow_bf16(product(code)) as u16).to_le_bytes()),
+            Element::F16 => put_all(&signed, group, |code| (narrow_half(product(code)) as u16).to_le_bytes()),
+            Element::F32 => put_all(&signed, group, |code| narrow_f32(product(code)).to_le_bytes()),
+        };
+    }
+    let special = |code: i8| match code {
+        _ if code == -top - 1 => Some(NAN),
+        _ if code == top => Some(INFINITY),
+        _ if code == -top => Some(INFINITY | 1 << 31),
+        _ => None,
     };
+    let half = |bits: u32| bits >> 16 & 0x8000 | if bits == NAN { 0x7e00 } else { 0x7c00 };
     match quant.element {
-        Element::Bf16 if !special => {
-            for (raw, &code) in group.as_chunks_mut().0.iter_mut().zip(&signed) {
-                *raw = (narrow_bf16(product(code)) as u16).to_le_bytes();
-            }
-        }
-        Element::Bf16 => {
-            for (raw, &code) in group.as_chunks_mut().0.iter_mut().zip(&signed) {
-                *raw = (number(code, narrow_bf16, |bits| bits >> 16) as u16).to_le_bytes();
-            }
-        }
-        Element::F16 => {
-            for (raw, &code) in group.as_chunks_mut().0.iter_mut().zip(&signed) {
-                *raw = (number(code, narrow_half, narrow_half_special) as u16).to_le_bytes();
-            }
-        }
+        Element::Bf16 => put_all(&signed, group, |code| {
+            (special(code).map_or_else(|| narrow_bf16(product(code)), |bits| bits >> 16) as u16).to_le_bytes()
+        }),
+        Element::F16 => put_all(&signed, group, |code| {
+            (special(code).map_or_else(|| narrow_half(product(code)), half) as u16).to_le_bytes()
+        }),
         Element::F32 => {
-            for (raw, &code) in group.as_chunks_mut().0.iter_mut().zip(&signed) {
-                *raw = number(code, narrow_f32, |bits| bits).to_le_bytes();
-            }
+            put_all(&signed, group, |code| special(code).unwrap_or_else(|| narrow_f32(product(code))).to_le_bytes())
         }
     }
+}
+
+fn put_all<const WIDTH: usize>(codes: &[i8], group: &mut [u8], number: impl Fn(i8) -> [u8; WIDTH]) {
+    group.as_chunks_mut().0.iter_mut().zip(codes).for_each(|(place, &code)| *place = number(code));
 }
 
 /// The nearest to a number, ties to even; the largest finite one where it is too large. So for the others.
@@ -324,22 +322,10 @@ fn narrow_f32(bits: u32) -> u32 {
 }
 
 fn narrow_half(bits: u32) -> u32 {
-    let (sign, size) = (bits >> 31 << 15, bits & !(1 << 31));
-    sign | match size {
-        // 65520, which is nearer to infinity than to 65504.
-        0x477f_f000.. => 0x7bff,
-        // 2^-14, the least normal number.
-        0x3880_0000.. => (size + 0xfff + (size >> 13 & 1) - (112 << 23)) >> 13,
-        // Half of the least number.
-        ..=0x3300_0000 => 0,
-        _ => {
-            let (shift, digits) = (126 - (size >> 23), size & 0x7f_ffff | 0x80_0000);
-            let (whole, part, half) = (digits >> shift, digits & ((1 << shift) - 1), 1 << (shift - 1));
-            whole + u32::from(part > half || part == half && whole & 1 == 1)
-        }
-    }
-}
-
-fn narrow_half_special(bits: u32) -> u32 {
-    bits >> 16 & 0x8000 | if bits & 0x7f_ffff == 0 { 0x7c00 } else { 0x7e00 }
+    // 65504 is the largest.
+    let (sign, size) = (bits >> 31 << 15, (bits & !(1 << 31)).min(0x477f_e000));
+    let normal = (size + 0xfff + (size >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
+    // Below 2^-14, the least normal number, the sum with a half is rounded to a multiple of the least of all.
+    let small = (f32::from_bits(size) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    sign | if size >= 0x3880_0000 { normal } else { small }
 }

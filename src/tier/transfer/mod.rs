@@ -7,7 +7,7 @@
 //! |---|---|
 //! | device, pinned host memory | copy; CRC-32C |
 //! | pinned host memory, device | CRC-32C; copy |
-//! | device, a tier read and written by the host | copy to a staging buffer; codec; CRC-32C; write |
+//! | device, a tier read and written by the host | copy to a staging buffer; codec, by the device where it can; CRC-32C; write |
 //! | such a tier, device | read into a staging buffer; CRC-32C; codec; copy |
 //! | tier, tier | read, where the host does not see it already; CRC-32C; write |
 //! | device, peer device | copy; the device's own sums of both |
@@ -18,8 +18,9 @@
 //!
 //! **What a failure leaves.** The source of a transfer is only read, and the destination becomes a [`Place`] when all of it is complete, so
 //! an error at any time leaves the bytes where they were. Where the driver cannot say any more whether a copy is done, the memory that it may
-//! still write is not used again ([`EngineStats::lost_buffers`]).
+//! still write is not used again ([`EngineStats::abandoned`]).
 
+mod coded;
 mod compute;
 mod job;
 mod place;
@@ -39,7 +40,6 @@ pub use self::place::Place;
 use self::place::Stored;
 use self::shared::Shared;
 use self::staging::{LEAST, Staging};
-use self::sums::SumAt;
 use super::codec::Codec;
 use super::{Slot, Tier, TierError};
 use crate::driver::{CaptureStatus, Driver, DriverError, DriverErrorKind};
@@ -128,10 +128,11 @@ pub struct EngineStats {
     pub under_way: u64,
     /// How long callers have waited, on the driver's clock.
     pub stall_ns: u64,
-    /// Staging buffers, and those of them that are lost to copies of which nobody can say whether they are done.
+    /// Transfers that failed such that nobody can say whether the device still writes what they took: staging buffers, and what was
+    /// reserved in a tier, are then not used again.
+    pub abandoned: u64,
+    /// Staging buffers.
     pub buffers: u64,
-    /// See [`EngineStats::buffers`].
-    pub lost_buffers: u64,
 }
 
 /// Moves bytes. Dropping it ends its workers; what is under way goes on if somebody waits for it.
@@ -362,7 +363,7 @@ impl Engine {
             under_way: queues.under_way as u64,
             stall_ns: counters.stall_ns.load(Relaxed),
             buffers: queues.staging.total() as u64,
-            lost_buffers: queues.staging.lost() as u64,
+            abandoned: counters.abandoned.load(Relaxed),
         }
     }
 
@@ -377,14 +378,16 @@ impl Engine {
         self.check_own()?;
         check_tier(tier)?;
         self.check_capture(after)?;
-        let mut jobs = Reserved { engine: self, jobs: Vec::with_capacity(saves.len()) };
+        let mut jobs = Reserved { engine: self, jobs: Vec::with_capacity(saves.len()), summing: false };
         for save in saves {
             let job = self.save_job(save, tier)?;
             jobs.jobs.push(job);
         }
         self.come_after(Way::Out, after)?;
-        for job in &jobs.jobs {
+        for at in 0..jobs.jobs.len() {
+            let job = &jobs.jobs[at];
             if let Some(sum) = job.source_sum {
+                jobs.summing = true;
                 self.shared.driver.checksum(job.device_ptr(), job.size, sum.ptr(), self.shared.stream(Way::Out)?)?;
             }
         }
@@ -422,9 +425,11 @@ impl Engine {
             Some(_) => job.direct = None,
             None => {}
         }
-        let prepared = self.prepare(&mut job, device_only || self.shared.config.check_device, device_only);
+        // What comes back from a lossy codec has another sum.
+        let check_device = self.shared.config.check_device && job.codec.as_ref().is_none_or(|codec| codec.lossless());
+        let prepared = self.prepare(&mut job, device_only || check_device, device_only);
         if let Err(error) = prepared {
-            self.give_up(&job);
+            self.give_up(&job, false);
             return Err(error);
         }
         if !device_only {
@@ -461,7 +466,7 @@ impl Engine {
     fn begin_loads(&self, loads: &[(Arc<Place>, DevicePtr)], after: &[StreamId]) -> Result<Vec<Transfer>, TierError> {
         self.check_own()?;
         self.check_capture(after)?;
-        let mut jobs = Reserved { engine: self, jobs: Vec::with_capacity(loads.len()) };
+        let mut jobs = Reserved { engine: self, jobs: Vec::with_capacity(loads.len()), summing: false };
         for (place, to) in loads {
             let host = place.tier.is_host_memory();
             let direct = place.tier.address(place.slot).filter(|_| place.codec.is_none());
@@ -505,15 +510,12 @@ impl Engine {
         jobs.into_iter().map(|job| Transfer { shared: self.shared.clone(), job }).collect()
     }
 
-    /// A job that was never begun gives back what it has.
-    fn give_up(&self, job: &Job) {
-        let mut sums = self.shared.sums.lock();
-        let taken: Vec<SumAt> = [job.source_sum, job.copy_sum].into_iter().flatten().collect();
-        // A sum that the device may be adding to already is lost: eight bytes.
-        if !matches!(job.kind, Kind::Save { .. }) {
-            taken.into_iter().for_each(|sum| sums.give(sum));
+    /// A job that was never begun gives back what it has. A sum that the device may be adding to already is lost: eight bytes.
+    fn give_up(&self, job: &Job, summing: bool) {
+        if !summing {
+            let mut sums = self.shared.sums.lock();
+            [job.source_sum, job.copy_sum].into_iter().flatten().for_each(|sum| sums.give(sum));
         }
-        drop(sums);
         if !matches!(job.kind, Kind::Load { .. }) {
             job.tier.release(job.slot);
         }
@@ -589,11 +591,13 @@ impl Drop for Engine {
 struct Reserved<'a> {
     engine: &'a Engine,
     jobs: Vec<Job>,
+    /// Whether the device may be adding to their sums.
+    summing: bool,
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        self.jobs.iter().for_each(|job| self.engine.give_up(job));
+        self.jobs.iter().for_each(|job| self.engine.give_up(job, self.summing));
     }
 }
 

@@ -42,7 +42,6 @@ pub(super) struct Staging {
     memory: Option<HostPtr>,
     free: Vec<Buffer>,
     total: usize,
-    lost: usize,
 }
 
 impl Staging {
@@ -98,11 +97,6 @@ impl Staging {
     pub(super) fn lose(&mut self, buffer: Buffer) {
         let Buffer(_) = buffer;
         self.total -= 1;
-        self.lost += 1;
-    }
-
-    pub(super) fn lost(&self) -> usize {
-        self.lost
     }
 
     /// Frees the memory.

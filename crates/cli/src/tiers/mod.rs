@@ -1,6 +1,8 @@
 //! Memory beyond the device, apart from any program: what its parts do, and how fast.
 
+pub mod bench;
 pub mod codecs;
+mod device;
 pub mod policies;
 
 use std::io::Write;
@@ -18,13 +20,19 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Bytes a second of every way, beside plain copies in the same run
+    Bench(bench::Options),
     /// Compare victim policies on recorded traces
     Policies(policies::Options),
+    /// Say what codecs make of numbers, and how fast
+    Codecs(codecs::Options),
 }
 
 /// Runs one of them.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     match &options.command {
+        Command::Bench(options) => bench::run(options, out),
         Command::Policies(options) => policies::run(options, out),
+        Command::Codecs(options) => codecs::run(options, out),
     }
 }
