@@ -337,11 +337,12 @@ impl Tiers {
                 self.let_go(table, id);
                 Ok(())
             }
-            // How it ended is found by whoever settles it.
-            Wait::Transfer(transfer) => {
-                self.without_lock(table, id, || _ = transfer.wait());
-                Ok(())
-            }
+            // How it ended is found by whoever settles it: until then, what comes of it is kept here.
+            Wait::Transfer(transfer) => match self.without_lock(table, id, || transfer.wait()) {
+                // A capture, during which nobody can say.
+                Err(error) if transfer.poll().is_none() => Err(error.into()),
+                _ => Ok(()),
+            },
             Wait::Streams(stamps) => self.without_lock(table, id, || self.device.have_passed(&stamps, true)).map(drop),
         }
     }

@@ -156,7 +156,7 @@ impl Tiers {
                 return Err(ResidencyError::Asleep.into());
             }
             match &extent.stage {
-                Stage::Resident => return Ok(()),
+                Stage::Resident => return self.after_readers(table, id, terms.goal),
                 Stage::Leaving | Stage::Recomputing => self.wait_for(table, id, Wait::Others)?,
                 Stage::Evicting { transfer } => {
                     let transfer = transfer.clone();
@@ -198,6 +198,25 @@ impl Tiers {
                 }
             }
         }
+    }
+
+    /// Lets a stream that is to use an extent come after copies out of it that have failed, of which nobody can say whether they are done.
+    fn after_readers(&self, table: &mut Table, id: ExtentId, goal: Goal) -> Result<()> {
+        let Goal::Usable(stream) = goal else { return Ok(()) };
+        let extent = table.extent(id);
+        let home = extent.manner.stream;
+        if !extent.is_read && (stream == home || extent.users.is_empty()) {
+            return Ok(());
+        }
+        let outward = self.engine.stream(false)?;
+        if table.extent(id).is_read {
+            self.device.order_streams(home, outward)?;
+            table.extent_mut(id).is_read = false;
+        }
+        if stream != home && table.extent(id).users.contains(&outward) {
+            self.device.order_streams(stream, outward)?;
+        }
+        Ok(())
     }
 
     /// Gives an extent memory, for which others may have to go.

@@ -39,6 +39,7 @@ impl Tiers {
                 }
                 Some(ended) => {
                     self.stays(table, id, Stage::Resident, ended.err());
+                    self.let_read(table, id);
                     true
                 }
             },
@@ -118,6 +119,16 @@ impl Tiers {
         if is_there {
             self.came_back(table, id);
         }
+    }
+
+    /// A transfer out of an extent has failed: its copies may read the memory still. The home stream comes after them.
+    fn let_read(&self, table: &mut Table, id: ExtentId) {
+        let Ok(outward) = self.engine.stream(false) else { return };
+        let extent = table.extent_mut(id);
+        extent.used_by(outward);
+        let home = extent.manner.stream;
+        // Where not even that works, whoever pins it next tries again.
+        extent.is_read = self.device.order_streams(home, outward).is_err();
     }
 
     /// What failed to spill is not the next one to be tried.

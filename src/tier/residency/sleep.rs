@@ -162,7 +162,8 @@ impl Tiers {
             .collect();
         let ids: Vec<ExtentId> = sleeping.iter().filter(|&&(_, was_there)| was_there).map(|&(id, _)| id).collect();
         sleeping.iter().for_each(|&(id, _)| table.extent_mut(id).held += 1);
-        let back = self.bring_all(table, &ids, true, &|_| true);
+        // What came meanwhile may have to go; of what wakes, nothing goes for another.
+        let back = self.bring_all(table, &ids, true, &|extent| extent.slept.is_some());
         for &(id, was_there) in &sleeping {
             let extent = table.extent_mut(id);
             if !was_there || extent.stage.is_mapped() {

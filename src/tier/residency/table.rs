@@ -72,6 +72,8 @@ pub(super) struct Extent {
     pub(super) pins: u32,
     /// Streams besides the home stream that have used it since its memory came.
     pub(super) users: Vec<StreamId>,
+    /// A transfer out of it has failed, and nobody can say whether its copies still read it: streams that use it next come after them.
+    pub(super) is_read: bool,
     /// Calls under way that come back to it.
     pub(super) held: u32,
     /// Whether sleep has put it away, and whether it had been resident.
@@ -231,6 +233,7 @@ impl Table {
             objects: 0,
             pins: 0,
             users: Vec::new(),
+            is_read: false,
             held: 0,
             slept: None,
             failure: None,
@@ -323,6 +326,7 @@ impl Table {
         extent.stage = stage;
         if !extent.stage.is_mapped() {
             extent.users.clear();
+            extent.is_read = false;
             // No stream touches what has been taken away.
             let (freed, gaps) = (std::mem::take(&mut extent.freed), &mut extent.gaps);
             if let Some(gaps) = gaps {
