@@ -23,12 +23,14 @@ thread_local! {
 
 // SAFETY: all of it is the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: as the trait says.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = LIVE.try_with(|live| live.set(live.get() + layout.size() as isize));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: as the trait says.
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         let _ = LIVE.try_with(|live| live.set(live.get() - layout.size() as isize));
         // SAFETY: as above.

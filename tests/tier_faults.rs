@@ -45,7 +45,8 @@ struct Schedule {
 impl Schedule {
     fn new(seed: u64) -> Schedule {
         let mut rng = Rng(seed);
-        let device = SoftDevice::builder(12 * MIB).seed(rng.pick(&[0, seed])).checker(true).event_lag_ns(rng.pick(&[0, 5000]));
+        let device =
+            SoftDevice::builder(12 * MIB).seed(rng.pick(&[0, seed])).checker(true).event_lag_ns(rng.pick(&[0, 5000]));
         let device = device.build().unwrap();
         let driver = Arc::new(FaultDriver::new(device.clone()));
         let sizes = rng.pick(&[[24, 0], [6, 24], [4, 6]]);
@@ -165,8 +166,12 @@ impl Schedule {
             10 => _ = self.pins.pop(),
             11 => {
                 let block = self.block().unwrap_or(DevicePtr(1 << 40));
-                let select =
-                    self.rng.pick(&[Select::All, Select::Tag(self.tag.number()), Select::Ptr(block), Select::Ptr(block)]);
+                let select = self.rng.pick(&[
+                    Select::All,
+                    Select::Tag(self.tag.number()),
+                    Select::Ptr(block),
+                    Select::Ptr(block),
+                ]);
                 if !(self.rig.blocks.is_empty() && select == Select::Ptr(block)) {
                     let gone = self.rig.allocator.offload(select);
                     self.accept(gone);
@@ -184,7 +189,8 @@ impl Schedule {
                 }
             }
             14 => {
-                let plan = SleepPlan::new(SleepAction::Save).tag(self.tag, self.rng.pick(&[SleepAction::Keep, SleepAction::Save]));
+                let plan = SleepPlan::new(SleepAction::Save)
+                    .tag(self.tag, self.rng.pick(&[SleepAction::Keep, SleepAction::Save]));
                 let slept = self.rig.allocator.sleep(&plan);
                 self.accept(slept);
             }

@@ -146,7 +146,11 @@ impl TierRig {
         // A slow tier is looked at more than once before what was given up there has ended.
         (0..8).for_each(|_| _ = self.allocator.tier_stats(0));
         let stats = self.allocator.tier_stats(0).unwrap();
-        assert_eq!((stats.blocks, stats.extents, stats.resident, stats.away, stats.pinned), (0, 0, 0, 0, 0), "{stats:#?}");
+        assert_eq!(
+            (stats.blocks, stats.extents, stats.resident, stats.away, stats.pinned),
+            (0, 0, 0, 0, 0),
+            "{stats:#?}"
+        );
         assert!(stats.tiers.iter().all(|tier| tier.used == 0), "{stats:#?}");
         self.allocator.empty_cache(0).unwrap();
         let stats = self.allocator.stats(0).unwrap();

@@ -42,7 +42,7 @@ use self::shared::Shared;
 use self::staging::{LEAST, Staging};
 use super::codec::Codec;
 use super::{Slot, Tier, TierError};
-use crate::driver::{CaptureStatus, Driver, DriverError, DriverErrorKind};
+use crate::driver::{CaptureStatus, Driver, DriverError, DriverErrorKind, EventId};
 use crate::sync::Mutex;
 use crate::units::{ByteSize, DevicePtr, StreamId};
 
@@ -269,8 +269,9 @@ impl Engine {
         let direct = direct.filter(|_| place.slot.size.is_multiple_of(UNIT));
         if direct.is_none() {
             self.check_piece(place)?;
-            self.ensure_staging()?;
+            self.ensure_staging(&place.tier)?;
         }
+        self.shared.attach(tier);
         let slot = tier.reserve(place.slot.size)?;
         let count = place.pieces.len() as u32;
         let progress = Progress { stored: vec![Stored::default(); count as usize], ..Progress::default() };
@@ -299,22 +300,10 @@ impl Engine {
     /// # Errors
     /// How the transfer failed.
     pub fn order(&self, transfer: &Transfer, stream: StreamId) -> Result<(), TierError> {
-        let shared = &*self.shared;
-        loop {
-            let event = {
-                let progress = transfer.job.progress.lock();
-                match &progress.outcome {
-                    Some(Ended::Failed(error)) => return Err(error.clone()),
-                    Some(_) => return Ok(()),
-                    None => (progress.all_submitted && !progress.is_stopped()).then_some(progress.event),
-                }
-            };
-            match event {
-                // All are done already, as the host knows.
-                Some(None) => return Ok(()),
-                Some(Some(event)) => return Ok(shared.driver.wait_event(stream, event)?),
-                None => shared.advance(Some(&transfer.job))?,
-            }
+        match self.last_event(transfer)? {
+            Some(event) => Ok(self.shared.driver.wait_event(stream, event)?),
+            // All are done already, as the host knows.
+            None => Ok(()),
         }
     }
 
@@ -323,13 +312,18 @@ impl Engine {
     /// # Errors
     /// How the transfer failed.
     pub fn submitted(&self, transfer: &Transfer) -> Result<(), TierError> {
+        self.last_event(transfer).map(|_| ())
+    }
+
+    /// Waits until all copies are submitted, and says which event stands for them, unless they are done.
+    fn last_event(&self, transfer: &Transfer) -> Result<Option<EventId>, TierError> {
         loop {
             {
                 let progress = transfer.job.progress.lock();
                 match &progress.outcome {
                     Some(Ended::Failed(error)) => return Err(error.clone()),
-                    Some(_) => return Ok(()),
-                    None if progress.all_submitted && !progress.is_stopped() => return Ok(()),
+                    Some(_) => return Ok(None),
+                    None if progress.all_submitted && !progress.is_stopped() => return Ok(progress.event),
                     None => {}
                 }
             }
@@ -451,7 +445,7 @@ impl Engine {
             }
         }
         if job.direct.is_none() {
-            self.ensure_staging()?;
+            self.ensure_staging(&job.tier)?;
         }
         let driver = &*self.shared.driver;
         if source_sum {
@@ -526,14 +520,16 @@ impl Engine {
         Ok(self.shared.come_after(way, after)?)
     }
 
-    fn ensure_staging(&self) -> Result<(), TierError> {
-        let _making = self.shared.making.lock();
-        if self.shared.queues.lock().staging.is_made() {
-            return Ok(());
+    /// Staging memory, of which the tier knows.
+    fn ensure_staging(&self, tier: &Arc<dyn Tier>) -> Result<(), TierError> {
+        let shared = &*self.shared;
+        let _making = shared.making.lock();
+        if !shared.queues.lock().staging.is_made() {
+            let bytes = shared.config.buffer_bytes();
+            let (memory, count) = Staging::pin(&*shared.driver, bytes, shared.config.buffers())?;
+            shared.queues.lock().staging.fill(memory, bytes, count);
         }
-        let bytes = self.shared.config.buffer_bytes();
-        let (memory, count) = Staging::pin(&*self.shared.driver, bytes, self.shared.config.buffers())?;
-        self.shared.queues.lock().staging.fill(memory, bytes, count);
+        shared.attach(tier);
         Ok(())
     }
 

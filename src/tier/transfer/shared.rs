@@ -3,8 +3,8 @@
 //! Locks, in the order in which they are taken: a stream's, the queues', a job's progress. Driver calls are made under a stream's lock at most,
 //! so that the order of its batches is that of the stream; tiers are called under none.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Condvar;
@@ -17,7 +17,7 @@ use super::sums::SumSlots;
 use crate::driver::{Driver, DriverError, DriverErrorKind, DriverResult, EventId, EventStatus};
 use crate::stream::EventPool;
 use crate::sync::Mutex;
-use crate::tier::{Direction, Io, TierError};
+use crate::tier::{Direction, Io, Tier, TierError};
 use crate::units::StreamId;
 
 /// How often an event may fail to say whether it has passed before it is waited for.
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     events: Mutex<EventPool>,
     pub(super) sums: Mutex<SumSlots>,
     pub(super) queues: Mutex<Queues>,
+    /// The tiers that know of the staging memory.
+    attached: Mutex<Vec<Weak<dyn Tier>>>,
     /// Held while staging memory is pinned.
     pub(super) making: Mutex<()>,
     /// Told when there is something to do, and when a transfer has ended.
@@ -66,6 +68,7 @@ impl Shared {
             events: Mutex::new(EventPool::default()),
             sums: Mutex::new(SumSlots::default()),
             queues: Mutex::new(Queues::default()),
+            attached: Mutex::default(),
             making: Mutex::new(()),
             changed: Condvar::new(),
             counters: Counters::default(),
@@ -100,6 +103,18 @@ impl Shared {
             ordered?;
         }
         Ok(())
+    }
+
+    /// Tells a tier of the staging memory, where there is any, unless it knows.
+    pub(super) fn attach(&self, tier: &Arc<dyn Tier>) {
+        let Some((memory, size)) = self.queues.lock().staging.memory(self.config.buffer_bytes()) else { return };
+        let mut attached = self.attached.lock();
+        attached.retain(|known| known.strong_count() > 0);
+        if !attached.iter().any(|known| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(tier))) {
+            // SAFETY: the memory is freed when the engine ends, which detaches it first.
+            unsafe { tier.attach(memory.0 as *mut u8, size) };
+            attached.push(Arc::downgrade(tier));
+        }
     }
 
     // ---- one step -----------------------------------------------------------------------------------------------------
@@ -626,6 +641,11 @@ impl Drop for Shared {
         }
         self.events.get_mut().clear(driver);
         self.sums.get_mut().clear(driver);
+        if let Some((memory, _)) = self.queues.get_mut().staging.memory(0) {
+            for tier in self.attached.get_mut().drain(..).filter_map(|tier| tier.upgrade()) {
+                tier.detach(memory.0 as *mut u8);
+            }
+        }
         if drained {
             self.queues.get_mut().staging.clear(driver);
         }

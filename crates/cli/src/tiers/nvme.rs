@@ -1,9 +1,10 @@
 //! How fast the tier of files writes and reads, beside `fio` on the very same file.
 //!
 //! Both keep as many pieces of one size under way, unbuffered and from registered buffers, and take turns; what is told are medians. The file has
-//! been written once before the first round, so that no run finds it fresh. Disks vary from run to run, twofold and more: only the ratio counts.
+//! been written once before the first round, so that no run finds it fresh. The memory of both is in huge pages, as pinned memory mostly is: it
+//! matters more than anything else here, since a disk is told of each piece of memory that lies apart. Disks vary from run to run, twofold and
+//! more: only the ratio counts.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,10 +52,36 @@ impl Workload {
 
 const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Write, "write"), (Direction::Read, "read")];
 
-/// A page, for memory that begins at a multiple of it.
-#[repr(C, align(4096))]
-#[derive(Clone, Copy)]
-struct Page([u8; 4096]);
+/// Memory in huge pages, where the system has them.
+struct Memory {
+    start: *mut u8,
+    size: usize,
+}
+
+impl Memory {
+    fn new(size: usize) -> Option<Memory> {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory, at an address that the kernel chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let memory = Memory { start: start.cast(), size };
+        // SAFETY: so many bytes have just been mapped there; advice changes nothing that can be seen. They are written so that they are there.
+        unsafe {
+            libc::madvise(start, size, libc::MADV_HUGEPAGE);
+            memory.start.write_bytes(0x5A, size);
+        }
+        Some(memory)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped with this size, and nothing is under way with it: `carry` returns when all has ended.
+        unsafe { libc::munmap(self.start.cast(), self.size) };
+    }
+}
 
 /// Measures it.
 ///
@@ -63,24 +90,28 @@ struct Page([u8; 4096]);
 pub fn rows(work: &Workload) -> Result<Vec<Row>, TierError> {
     let mut rows = Vec::new();
     for encrypt in [false, true] {
+        let Some(memory) = Memory::new(work.piece as usize * work.depth) else {
+            let reason = "there is no memory for buffers".to_string();
+            return Err(TierError::Unusable { tier: "nvme".to_string(), reason });
+        };
         let spec = NvmeSpec { encrypt, depth: work.depth, ..NvmeSpec::new([(&work.folder, work.bytes)]) };
         let tier = open(&spec)?;
         let slot = tier.reserve(work.bytes)?;
-        let mut pages = vec![Page([0; 4096]); (work.piece as usize / 4096) * work.depth];
-        let (start, length) = (pages.as_mut_ptr().cast::<u8>(), (pages.len() * 4096) as u64);
-        for (index, page) in pages.iter_mut().enumerate() {
-            page.0.fill(index as u8);
-        }
-        // SAFETY: the pages are there as long as the tier is used.
-        unsafe { tier.attach(start, length) };
+        let start = memory.start;
+        // SAFETY: the memory was made before the tier, and is there for longer.
+        unsafe { tier.attach(start, memory.size as u64) };
         carry(&*tier, Direction::Write, slot, start, work)?;
         // What is encrypted costs the processor; fio has nothing like it.
         let fio = if encrypt { Err("fio does not encrypt".to_string()) } else { file_of(&work.folder) };
         let mut note = fio.clone().err();
         for (direction, verb) in DIRECTIONS {
             let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-            for _ in 0..work.rounds {
-                ours.push(carry(&*tier, direction, slot, start, work)?);
+            for round in 0..2 * work.rounds {
+                // Each is as often first as second: what the disk has read once it may find faster.
+                if [0, 3].contains(&(round % 4)) {
+                    ours.push(carry(&*tier, direction, slot, start, work)?);
+                    continue;
+                }
                 match fio.as_ref().map_err(Clone::clone).and_then(|file| run_fio(file, verb, slot, work)) {
                     Ok(speed) => theirs.push(speed),
                     Err(reason) => note = Some(reason),
@@ -109,32 +140,36 @@ fn carry(
     work: &Workload,
 ) -> Result<f64, TierError> {
     let begin = Instant::now();
-    let mut under_way: VecDeque<Ticket> = VecDeque::new();
-    let end = |ticket| tier.finish(ticket, true).unwrap_or(Ok(()));
-    let mut result = Ok(());
-    for (index, offset) in (0..slot.size).step_by(work.piece as usize).enumerate() {
-        if under_way.len() == work.depth
-            && let Some(oldest) = under_way.pop_front()
-        {
-            result = end(oldest);
-        }
-        let buffer = start.wrapping_add(index % work.depth * work.piece as usize);
-        let size = work.piece.min(slot.size - offset);
-        // SAFETY: the piece that used this buffer has ended, and the buffer is not touched before this one has.
-        match result.and_then(|()| unsafe { tier.start(Io { direction, slot, offset, buffer, size }) }) {
-            Ok(ticket) => under_way.push_back(ticket),
-            Err(error) => {
-                result = Err(error);
-                break;
+    // By buffer.
+    let mut under_way: Vec<Option<Ticket>> = vec![None; work.depth];
+    let (mut next, mut failed) = (0, None);
+    while failed.is_none() && next < slot.size || under_way.iter().any(Option::is_some) {
+        let mut any = false;
+        for (index, ticket) in under_way.iter_mut().enumerate() {
+            if let Some(result) = ticket.and_then(|ticket| tier.finish(ticket, false)) {
+                (*ticket, any) = (None, true);
+                failed = failed.or(result.err());
+            }
+            if ticket.is_none() && failed.is_none() && next < slot.size {
+                let buffer = start.wrapping_add(index * work.piece as usize);
+                let io = Io { direction, slot, offset: next, buffer, size: work.piece.min(slot.size - next) };
+                // SAFETY: nothing is under way with this buffer, and it is not touched before this has ended. All end before the caller, whose
+                // buffers they are, gets on.
+                match unsafe { tier.start(io) } {
+                    Ok(started) => *ticket = Some(started),
+                    Err(error) => failed = Some(error),
+                }
+                next += work.piece;
+                any = true;
             }
         }
-        result = Ok(());
+        // Nothing to do: wait for one.
+        if !any && let Some(ticket) = under_way.iter_mut().find(|ticket| ticket.is_some()) {
+            let result = ticket.take().and_then(|ticket| tier.finish(ticket, true));
+            failed = failed.or(result.and_then(Result::err));
+        }
     }
-    // All end, whatever happened: the buffers are the caller's.
-    for ticket in under_way {
-        result = result.and(end(ticket));
-    }
-    result.map(|()| slot.size as f64 / begin.elapsed().as_secs_f64())
+    failed.map_or(Ok(slot.size as f64 / begin.elapsed().as_secs_f64()), Err)
 }
 
 /// The tier's file, by the only name that it has: that of this process's descriptor.
@@ -160,6 +195,8 @@ fn run_fio(file: &Path, verb: &str, slot: Slot, work: &Workload) -> Result<f64, 
     command.arg(format!("--filename={}", file.display()));
     command.arg(format!("--rw={verb}")).arg(format!("--iodepth={}", work.depth)).arg(format!("--bs={}", work.piece));
     command.arg(format!("--offset={}", slot.offset)).arg(format!("--size={}", slot.size));
+    // What has malloc use huge pages.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     let output = command.output().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "no fio here to compare with".to_string(),
         _ => format!("fio: {error}"),
