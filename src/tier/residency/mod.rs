@@ -253,11 +253,6 @@ impl Tiers {
         &self.engine
     }
 
-    /// The tiers, the fastest first.
-    pub(crate) fn stores(&self) -> &[Store] {
-        &self.stores
-    }
-
     #[cold]
     fn no_such_tier(&self, name: &str) -> TierError {
         let known: Vec<&str> = self.stores.iter().map(|store| store.tier.name()).collect();

@@ -79,6 +79,8 @@ pub(super) struct Extent {
     pub(super) computing: Option<ThreadId>,
     /// What the home stream had been given to do when it had been computed again.
     pub(super) computed: Vec<Stamp>,
+    /// What has to pass before memory that was filled in vain may go.
+    pub(super) busy: Vec<Stamp>,
     /// Calls under way that come back to it.
     pub(super) held: u32,
     /// Whether sleep has put it away, and whether it had been resident.
@@ -246,6 +248,7 @@ impl Table {
             is_read: false,
             computing: None,
             computed: Vec::new(),
+            busy: Vec::new(),
             held: 0,
             slept: None,
             failure: None,

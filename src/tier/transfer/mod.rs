@@ -665,6 +665,13 @@ impl Transfer {
         }
     }
 
+    /// Whether nobody can say any more whether the device is done with it: its copies may read their source still, or write where they go.
+    pub fn is_abandoned(&self) -> bool {
+        let progress = self.job.progress.lock();
+        // The sum of the source is taken before the first copy: nothing that came after it is known to be done.
+        progress.abandoned || (self.job.source_sum.is_some() && progress.submitted == 0)
+    }
+
     /// Begins nothing more of it, and submits no more of its copies to the device: what the engine's stream is given afterwards comes after all
     /// of them. What is submitted ends first, then it is [`TierError::Cancelled`], unless that was all.
     pub fn cancel(&self) {
