@@ -76,7 +76,8 @@ fn configured(index: usize, devices: &[Arc<DeviceCache>], config: &Config) -> Re
         }
     }
     if !paths.is_empty() {
-        let tier = nvme::open(&nvme::NvmeSpec::new(paths))?;
+        let spec = nvme::NvmeSpec { encrypt: config.tier_encrypt, ..nvme::NvmeSpec::new(paths) };
+        let tier = nvme::open(&spec)?;
         stores.push(Store { tier, kind: TierKind::Disk });
     }
     Ok(stores)

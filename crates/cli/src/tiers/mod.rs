@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod codecs;
 mod device;
+mod nvme;
 pub mod policies;
 
 use std::io::Write;

@@ -11,43 +11,32 @@ use std::process::Command;
 use std::time::Instant;
 
 use stratalloc::tier::nvme::{NvmeSpec, open};
-use stratalloc::tier::{Direction, Io, Slot, Tier, TierError, Ticket};
+use stratalloc::tier::{Direction, Io, Slot, Ticket, Tier, TierError};
 
+use super::bench::{Figure, Options};
+use crate::Failed;
 use crate::table::median;
-
-/// The tier in one direction.
-#[derive(Debug, Clone)]
-pub struct Row {
-    /// `nvme/write`, `nvme/read`, and the same with `/encrypted`.
-    pub name: String,
-    /// The median over the rounds.
-    pub bytes_per_s: f64,
-    /// To fio's median. `None`: there is no fio, or it has no such mode.
-    pub ratio: Option<f64>,
-    /// By which means, or why there is no ratio.
-    pub note: String,
-}
 
 /// What is measured.
 #[derive(Debug, Clone)]
-pub struct Workload {
+struct Workload {
     /// Where the file is made.
-    pub folder: PathBuf,
+    folder: PathBuf,
     /// Bytes written and read in each round.
-    pub bytes: u64,
-    /// Bytes of a piece: what the transfer engine reads and writes at a time.
-    pub piece: u64,
+    bytes: u64,
+    /// Bytes of a piece.
+    piece: u64,
     /// How many of them are under way.
-    pub depth: usize,
-    /// How often each of the four takes its turn.
-    pub rounds: usize,
+    depth: usize,
+    rounds: u32,
 }
 
-impl Workload {
-    /// 512 MiB five times, in pieces of 1 MiB, of which 32 are under way.
-    pub fn new(folder: impl Into<PathBuf>) -> Workload {
-        Workload { folder: folder.into(), bytes: 512 << 20, piece: 1 << 20, depth: 32, rounds: 5 }
-    }
+/// The rows, in pieces of 1 MiB, of which 32 are under way.
+pub(super) fn rows(options: &Options) -> Result<Vec<Figure>, Failed> {
+    let folder = options.folder.clone().unwrap_or_else(std::env::temp_dir);
+    let bytes = options.size.0.max(64 << 10);
+    let work = Workload { folder, bytes, piece: 1 << 20, depth: 32, rounds: options.rounds };
+    measure(&work).map_err(|error| Failed::from(error.to_string()))
 }
 
 const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Write, "write"), (Direction::Read, "read")];
@@ -83,11 +72,7 @@ impl Drop for Memory {
     }
 }
 
-/// Measures it.
-///
-/// # Errors
-/// What the tier says.
-pub fn rows(work: &Workload) -> Result<Vec<Row>, TierError> {
+fn measure(work: &Workload) -> Result<Vec<Figure>, TierError> {
     let mut rows = Vec::new();
     for encrypt in [false, true] {
         let Some(memory) = Memory::new(work.piece as usize * work.depth) else {
@@ -122,8 +107,8 @@ pub fn rows(work: &Workload) -> Result<Vec<Row>, TierError> {
             let bytes_per_s = median(&ours);
             let ratio = (theirs.len() == ours.len()).then(|| bytes_per_s / median(&theirs));
             let name = format!("nvme/{verb}{}", if encrypt { "/encrypted" } else { "" });
-            let note = note.clone().unwrap_or_else(|| tier.describe());
-            rows.push(Row { name, bytes_per_s, ratio, note });
+            let to = note.clone().unwrap_or_else(|| format!("fio, same file; {}", tier.describe()));
+            rows.push(Figure { name, bytes_per_s, ratio, to });
         }
         tier.detach(start);
         tier.release(slot);
@@ -132,13 +117,7 @@ pub fn rows(work: &Workload) -> Result<Vec<Row>, TierError> {
 }
 
 /// Writes or reads the whole slot, `depth` pieces at a time, each from a buffer of its own. Returns bytes a second.
-fn carry(
-    tier: &dyn Tier,
-    direction: Direction,
-    slot: Slot,
-    start: *mut u8,
-    work: &Workload,
-) -> Result<f64, TierError> {
+fn carry(tier: &dyn Tier, direction: Direction, slot: Slot, start: *mut u8, work: &Workload) -> Result<f64, TierError> {
     let begin = Instant::now();
     // By buffer.
     let mut under_way: Vec<Option<Ticket>> = vec![None; work.depth];
@@ -204,5 +183,34 @@ fn run_fio(file: &Path, verb: &str, slot: Slot, work: &Workload) -> Result<f64, 
     let text = String::from_utf8_lossy(&output.stdout);
     let report = text.find('{').and_then(|at| serde_json::from_str::<serde_json::Value>(&text[at..]).ok());
     let speed = report.and_then(|report| report["jobs"][0][verb]["bw_bytes"].as_f64()).filter(|&speed| speed > 0.0);
-    speed.ok_or_else(|| format!("fio: {}", String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("no result")))
+    speed.ok_or_else(|| {
+        format!("fio: {}", String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("no result"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_is_measured_and_leaves_nothing() {
+        let folder = std::env::temp_dir().join(format!("stratalloc-bench-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let work = Workload { folder: folder.clone(), bytes: 3 << 20, piece: 1 << 18, depth: 4, rounds: 2 };
+        let figures = measure(&work).unwrap();
+        let names: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
+        assert_eq!(names, ["nvme/write", "nvme/read", "nvme/write/encrypted", "nvme/read/encrypted"]);
+        assert!(figures.iter().all(|figure| figure.bytes_per_s > 0.0));
+        let has_fio = Command::new("fio").arg("--version").output().is_ok_and(|output| output.status.success());
+        assert_eq!(figures[0].ratio.is_some(), has_fio, "{}", figures[0].to);
+        assert_eq!(figures[0].to.contains("no fio"), !has_fio, "{}", figures[0].to);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_is_none_is_said_to_be() {
+        let work = Workload { folder: "/nowhere".into(), bytes: 1 << 20, piece: 1 << 18, depth: 4, rounds: 1 };
+        assert!(measure(&work).unwrap_err().to_string().contains("/nowhere: there is no such folder"));
+    }
 }
