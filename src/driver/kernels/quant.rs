@@ -230,33 +230,32 @@ fn widen_half(raw: u16) -> u32 {
 /// Writes a group's codes; returns its scale, with the sign bit set where there are infinities or what is no number.
 fn encode_group(wide: &[u32], codes: &mut [u8], quant: Quant) -> u32 {
     let top = quant.top();
-    let finite = |size: u32| if size < INFINITY { size } else { 0 };
-    let largest = wide.iter().fold(0, |most, bits| most.max(finite(bits & !(1 << 31))));
-    let special = wide.iter().any(|bits| bits & INFINITY == INFINITY);
+    let (mut largest, special) = largest_of(wide);
+    if special {
+        let sizes = wide.iter().map(|bits| bits & !(1 << 31)).filter(|size| *size < INFINITY);
+        largest = f32::from_bits(sizes.max().unwrap_or(0));
+    }
     let limit = top - i32::from(special);
-    let mut scale = f32::from_bits(largest) / limit as f32;
-    if largest != 0 {
+    let mut scale = largest / limit as f32;
+    if largest > 0.0 {
         scale = scale.max(f32::MIN_POSITIVE);
     }
     let mut bytes = [0u8; GROUP_MAX];
-    let code_of = |bits: u32| {
-        let rounded = f32::from_bits(bits) / scale + ROUNDER;
-        (rounded.to_bits().wrapping_sub(ROUNDER.to_bits()) as i32).clamp(-limit, limit)
-    };
+    // No quotient is above the limit by more than its rounding, so that none is rounded beyond it. The last byte of the sum is the code.
+    let code_of = |bits: u32| (f32::from_bits(bits) / scale + ROUNDER).to_bits() as u8;
     if special {
         for (byte, &bits) in bytes.iter_mut().zip(wide) {
             let size = bits & !(1 << 31);
-            let code = match () {
-                () if size > INFINITY => -top - 1,
-                () if bits == INFINITY => top,
-                () if size == INFINITY => -top,
-                () if largest == 0 => 0,
+            *byte = match () {
+                () if size > INFINITY => (-top - 1) as u8,
+                () if bits == INFINITY => top as u8,
+                () if size == INFINITY => -top as u8,
+                () if largest == 0.0 => 0,
                 () => code_of(bits),
             };
-            *byte = code as u8;
         }
-    } else if largest != 0 {
-        bytes.iter_mut().zip(wide).for_each(|(byte, &bits)| *byte = code_of(bits) as u8);
+    } else if largest > 0.0 {
+        bytes.iter_mut().zip(wide).for_each(|(byte, &bits)| *byte = code_of(bits));
     }
     if quant.bits == 8 {
         codes.copy_from_slice(&bytes[..wide.len()]);
@@ -265,6 +264,24 @@ fn encode_group(wide: &[u32], codes: &mut [u8], quant: Quant) -> u32 {
         codes.iter_mut().zip(pairs).for_each(|(code, [low, high])| *code = low & 15 | high << 4);
     }
     scale.to_bits() | u32::from(special) << 31
+}
+
+/// The largest magnitude, and whether there are infinities or what is no number; where there are, the first means nothing. Several
+/// numbers are looked at at once.
+fn largest_of(wide: &[u32]) -> (f32, bool) {
+    let mut lanes = [0.0_f32; 8];
+    let mut special = [0; 8];
+    let mut look = |numbers: &[u32]| {
+        for ((lane, special), bits) in lanes.iter_mut().zip(&mut special).zip(numbers) {
+            let size = f32::from_bits(bits & !(1 << 31));
+            *lane = if size > *lane { size } else { *lane };
+            *special |= u32::from(bits & INFINITY == INFINITY);
+        }
+    };
+    let (eights, rest) = wide.as_chunks::<8>();
+    eights.iter().for_each(|numbers| look(numbers));
+    look(rest);
+    (lanes.into_iter().fold(0.0, f32::max), special.into_iter().any(|found| found != 0))
 }
 
 fn decode_group(codes: &[u8], group: &mut [u8], scale: u32, quant: Quant) {
