@@ -277,7 +277,7 @@ fn a_block_asked_for_zeroed_is_zero() {
     let old = rig.allocator.raw_alloc(request(2 * MIB, HOME)).unwrap();
     rig.device.fill(old, 2 * MIB, 7, HOME).unwrap();
     rig.allocator.raw_free(old).unwrap();
-    let zeroed = AllocRequest { flags: AllocFlags::ZEROED, ..request(2 * MIB, HOME) };
+    let zeroed = request(2 * MIB, HOME).flags(AllocFlags::ZEROED);
     let ptr = rig.allocator.alloc_evictable(zeroed, Evictable::default()).unwrap();
     assert_eq!(rig.allocator.tier_stats(0).unwrap().pinned, 0);
     let mut found = vec![1; 2 * MIB as usize];
