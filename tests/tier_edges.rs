@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use stratalloc::driver::Driver;
 use stratalloc::driver::fault::When;
 use stratalloc::driver::soft::{Access, SoftDevice};
+use stratalloc::tier::codec::by_name;
 use stratalloc::tier::fault::{FaultTier, TierFault, TierFaultKind};
 use stratalloc::tier::{Evictable, MemoryChange, Residency, Select, TierKind};
 use stratalloc::{AllocFlags, AllocRequest, Allocator, DevicePtr, Error, ResidencyError, StreamId};
@@ -284,5 +285,44 @@ fn a_block_asked_for_zeroed_is_zero() {
     rig.device.read(&mut found, ptr, HOME).unwrap();
     assert!(found.iter().all(|&byte| byte == 0));
     rig.allocator.raw_free(ptr).unwrap();
+    rig.finish();
+}
+
+#[test]
+fn what_lies_beside_a_block_costs_its_numbers_no_digits() {
+    let rig = rig(64 * MIB, "tiers:host=64MiB");
+    let allocator = &rig.allocator;
+    let fill = |ptr: DevicePtr, count: usize, value: f32| {
+        let bytes: Vec<u8> = std::iter::repeat_n(value.to_le_bytes(), count).flatten().collect();
+        rig.device.write(ptr, &bytes, HOME).unwrap();
+    };
+    // What was there before is as large as numbers are.
+    let old = allocator.raw_alloc(request(4 * MIB, HOME)).unwrap();
+    fill(old, MIB as usize, 3e38);
+    allocator.raw_free(old).unwrap();
+    allocator.empty_cache(0).unwrap();
+    for name in ["int8-f32", "int8-f32-g256"] {
+        let how = Evictable::default().codec(by_name(name).unwrap().unwrap());
+        // One of its own, and two that share; none ends where a group does.
+        let counts = [500_010, 130, 130];
+        let ptrs = counts.map(|count| {
+            let ptr = allocator.alloc_evictable(request(count * 4, HOME), how.clone()).unwrap();
+            drop(allocator.pin(ptr, HOME).unwrap());
+            ptr
+        });
+        for (at, ptr) in ptrs.into_iter().enumerate() {
+            fill(ptr, counts[at] as usize, if at == 1 { 1e30 } else { 1.5 });
+        }
+        allocator.offload(Select::All).unwrap();
+        for (at, ptr) in ptrs.into_iter().enumerate() {
+            drop(allocator.pin(ptr, HOME).unwrap());
+            let mut found = vec![0; counts[at] as usize * 4];
+            rig.device.read(&mut found, ptr, HOME).unwrap();
+            let wanted = if at == 1 { 1e30 } else { 1.5 };
+            let near = |number: f32| (number - wanted).abs() <= wanted / 200.0;
+            assert!(found.as_chunks().0.iter().all(|&bytes| near(f32::from_le_bytes(bytes))), "{name} {at}");
+            allocator.raw_free(ptr).unwrap();
+        }
+    }
     rig.finish();
 }

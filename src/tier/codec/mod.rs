@@ -57,6 +57,12 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
         0.0
     }
 
+    /// Bytes that are not apart by a multiple of this have to do with each other: what lies beside a number in memory decides how exact it
+    /// comes back. 1 where it does not matter.
+    fn grain(&self) -> u64 {
+        1
+    }
+
     /// How a device makes the same bytes by itself ([`Driver::quantize`](crate::driver::Driver::quantize)), where it can.
     fn on_device(&self) -> Option<Quant> {
         None

@@ -48,6 +48,10 @@ impl Codec for Quantized {
         false
     }
 
+    fn grain(&self) -> u64 {
+        (self.quant.group() * self.quant.element().width()) as u64
+    }
+
     fn error_bound(&self) -> f64 {
         self.quant.error_bound()
     }

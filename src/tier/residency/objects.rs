@@ -2,9 +2,10 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::table::Manner;
+use super::table::{ExtentId, Manner, Table};
 use super::{Evictable, Tiers, not_evictable};
 use crate::cache::Request;
+use crate::driver::Driver;
 use crate::error::{ResidencyError, Result};
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind};
 use crate::units::{DevicePtr, GRANULE, StreamId, align_up};
@@ -64,11 +65,27 @@ impl Tiers {
             }
         };
         table.add_object(id, ptr, size, how);
+        let cleared = self.clear_behind(&table, id, ptr, size);
         self.blocks.fetch_add(1, Relaxed);
         self.device.count_in_extent(DevicePtr(table.extent(id).addr), size as i64, tag);
         self.unlock(table);
         self.device.note(Event::new(EventKind::Alloc, ptr, size).on(stream, None).tag(tag));
+        if let Err(error) = cleared {
+            self.free(ptr);
+            return Err(error);
+        }
         Ok(Some(ptr))
+    }
+
+    /// What lies behind a block and is encoded with it is zero: anything else could cost the block's own numbers their digits. In a capture it
+    /// would be part of the graph.
+    fn clear_behind(&self, table: &Table, id: ExtentId, ptr: DevicePtr, size: u64) -> Result<()> {
+        let extent = table.extent(id);
+        let behind = size.next_multiple_of(extent.grain()) - size;
+        if behind == 0 || self.device.is_capturing() {
+            return Ok(());
+        }
+        Ok(self.device.pool.driver.fill(ptr.add(size), behind, 0, extent.manner.stream)?)
     }
 
     /// Frees a block, in the order of its home stream and of those that have used it. `None` where it is none of these.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::stage::Stage;
 use super::table::{Extent, ExtentId, Table};
 use super::{Recompute, Select, Tiers, Transfer, Wait, words_of};
+use crate::driver::Driver;
 use crate::error::{ResidencyError, Result};
 use crate::sync::MutexGuard;
 use crate::tier::transfer::is_busy;
@@ -252,7 +253,13 @@ impl Tiers {
                 Stage::Dropped => Stage::Recomputing,
                 _ => Stage::Resident,
             };
-            table.extent_mut(id).busy.clear();
+            let extent = table.extent_mut(id);
+            extent.busy.clear();
+            if matches!(next, Stage::Recomputing | Stage::Resident) && extent.grain() > 1 {
+                // Of what nobody writes nothing is to be found beside what is written. Where that fails, some numbers are less exact.
+                let cleared = self.device.pool.driver.fill(addr, size, 0, extent.manner.stream);
+                cleared.unwrap_or_else(|_| self.counts.failed());
+            }
             table.set_stage(id, next, None);
             self.came_back(table, id);
             return Ok(());

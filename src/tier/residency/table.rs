@@ -94,6 +94,16 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    /// What its codec takes together.
+    pub(super) fn grain(&self) -> u64 {
+        self.codec.as_ref().map_or(1, |codec| codec.grain())
+    }
+
+    /// Granules that a block of so many bytes takes here.
+    fn taken(&self, size: u64) -> u32 {
+        granules(size).next_multiple_of(granules(self.grain()))
+    }
+
     /// Work on a stream uses it from now on. Where its memory is not there, nothing does.
     pub(super) fn used_by(&mut self, stream: StreamId) {
         if self.stage.is_mapped() && self.manner.stream != stream && !self.users.contains(&stream) {
@@ -173,8 +183,8 @@ impl Table {
         alignment: u64,
         passed: &mut dyn FnMut(&[Stamp]) -> bool,
     ) -> Option<(ExtentId, DevicePtr)> {
-        let wanted = granules(size);
         let set = self.open.get(manner)?;
+        let wanted = set.first().map_or(0, |&(_, id)| self.extent(id).taken(size));
         let fits: Vec<ExtentId> = set.range((wanted, 0)..).map(|&(_, id)| id).take(8).collect();
         fits.into_iter().find_map(|id| {
             self.collect_freed(id, passed);
@@ -184,8 +194,9 @@ impl Table {
 
     /// A place for a block in this extent.
     pub(super) fn place_in(&mut self, id: ExtentId, size: u64, alignment: u64) -> Option<DevicePtr> {
-        let (wanted, alignment) = (granules(size), (alignment / GRANULE).max(1) as u32);
         let extent = self.extent_mut(id);
+        let (wanted, grain) = (extent.taken(size), granules(extent.grain()));
+        let alignment = ((alignment / GRANULE) as u32).max(grain);
         let before = extent.gaps.as_ref().map_or(0, Gaps::largest);
         let at = extent.gaps.as_mut()?.take(wanted, alignment)?;
         let ptr = DevicePtr(extent.addr + u64::from(at) * GRANULE);
@@ -312,7 +323,7 @@ impl Table {
         let id = object.extent;
         let extent = self.extent_mut(id);
         extent.objects -= 1;
-        let (start, size) = (granules(ptr.0 - extent.addr), granules(object.requested));
+        let (start, size) = (granules(ptr.0 - extent.addr), extent.taken(object.requested));
         if let Some(gaps) = &mut extent.gaps {
             let before = gaps.largest();
             if stamps.is_empty() {
@@ -328,7 +339,7 @@ impl Table {
     /// The bytes that may be used at a block's pointer.
     pub(super) fn usable(&self, object: &Object) -> u64 {
         let extent = self.extent(object.extent);
-        if extent.gaps.is_none() { extent.size } else { u64::from(granules(object.requested)) * GRANULE }
+        if extent.gaps.is_none() { extent.size } else { u64::from(extent.taken(object.requested)) * GRANULE }
     }
 
     /// An extent's bytes are elsewhere now, or on their way.
@@ -396,7 +407,7 @@ impl Table {
     pub(super) fn metadata_bytes(&self) -> u64 {
         // A node of a B-tree is at least half full.
         let object = (size_of::<u64>() + size_of::<Object>()) * 3 / 2;
-        let extent = size_of::<Option<Extent>>() + 8 * size_of::<u64>();
+        let extent = size_of::<Option<Extent>>() + size_of::<[u64; 8]>();
         (self.objects.len() * object + self.extents.len() * extent) as u64
     }
 
