@@ -68,7 +68,9 @@ impl Engine {
             Some(_) => job.direct = None,
             None => {}
         }
-        let prepared = self.prepare(&mut job, device_only || self.shared.config.check_device, device_only);
+        // What comes back from a lossy codec has another sum.
+        let check_device = self.shared.config.check_device && job.codec.as_ref().is_none_or(|codec| codec.lossless());
+        let prepared = self.prepare(&mut job, device_only || check_device, device_only);
         if let Err(error) = prepared {
             self.give_up(&job, false);
             return Err(error);
@@ -186,7 +188,7 @@ impl Engine {
 
     // ---- what is refused ----------------------------------------------------------------------------------------------
 
-    fn check_own(&self) -> Result<(), TierError> {
+    pub(super) fn check_own(&self) -> Result<(), TierError> {
         self.shared.check_own()
     }
 
@@ -197,13 +199,14 @@ impl Engine {
         Err(TierError::Busy { tier: ENGINE.to_owned(), depth: self.shared.config.depth })
     }
 
-    pub(super) fn wait_for_room(&self, count: usize) -> Result<(), TierError> {
+    /// Waits until as many more may be under way.
+    pub(crate) fn wait_for_room(&self, count: usize) -> Result<(), TierError> {
         self.check_own()?;
         Ok(self.shared.wait_for_room(count)?)
     }
 
     /// An event recorded on a stream that is being captured is part of the graph, and what waits for it as well.
-    fn check_capture(&self, streams: &[StreamId]) -> Result<(), TierError> {
+    pub(super) fn check_capture(&self, streams: &[StreamId]) -> Result<(), TierError> {
         for &stream in streams {
             if self.shared.driver.capture_status(stream)? != CaptureStatus::None {
                 let detail = format!("{stream} is being captured, which transfers cannot be");
@@ -223,6 +226,7 @@ impl Engine {
     }
 
     pub(super) fn begin_spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
+        self.check_own()?;
         check_tier(tier)?;
         for tier in [&place.tier, tier] {
             if reached_by_device_only(&**tier, place.slot) {

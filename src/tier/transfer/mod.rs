@@ -7,7 +7,7 @@
 //! |---|---|
 //! | device, pinned host memory | copy; CRC-32C |
 //! | pinned host memory, device | CRC-32C; copy |
-//! | device, a tier read and written by the host | copy to a staging buffer; codec; CRC-32C; write |
+//! | device, a tier read and written by the host | copy to a staging buffer; codec, by the device where it can; CRC-32C; write |
 //! | such a tier, device | read into a staging buffer; CRC-32C; codec; copy |
 //! | tier, tier | read, where the host does not see it already; CRC-32C; write |
 //! | device, peer device | copy; the device's own sums of both |
@@ -21,6 +21,7 @@
 //! still write is not used again ([`EngineStats::abandoned`]).
 
 mod begin;
+mod coded;
 mod compute;
 mod io;
 mod job;
@@ -156,6 +157,11 @@ fn unusable(reason: String) -> TierError {
     TierError::Unusable { tier: ENGINE.to_owned(), reason }
 }
 
+/// Whether as many transfers are under way as may be.
+pub(crate) fn is_busy(error: &TierError) -> bool {
+    matches!(error, TierError::Busy { tier, .. } if tier == ENGINE)
+}
+
 impl Engine {
     /// An engine for a device. Streams, events and staging memory are taken when they are needed.
     ///
@@ -257,6 +263,15 @@ impl Engine {
     /// Why nothing was begun.
     pub fn spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
         self.wait_for_room(1)?;
+        self.try_spill(place, tier)
+    }
+
+    /// [`Engine::spill`], which does not wait.
+    ///
+    /// # Errors
+    /// [`TierError::Busy`] too.
+    pub fn try_spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
+        self.check_room(1)?;
         self.begin_spill(place, tier)
     }
 
@@ -267,7 +282,10 @@ impl Engine {
     /// How the transfer failed.
     pub fn order(&self, transfer: &Transfer, stream: StreamId) -> Result<(), TierError> {
         match self.last_event(transfer)? {
-            Some(event) => Ok(self.shared.driver.wait_event(stream, event)?),
+            Some(event) => {
+                self.check_capture(&[stream])?;
+                Ok(self.shared.driver.wait_event(stream, event)?)
+            }
             // All are done already, as the host knows.
             None => Ok(()),
         }
@@ -283,6 +301,7 @@ impl Engine {
 
     /// Waits until all copies are submitted, and says which event stands for them, unless they are done.
     fn last_event(&self, transfer: &Transfer) -> Result<Option<EventId>, TierError> {
+        self.check_own()?;
         loop {
             {
                 let progress = transfer.job.progress.lock();
@@ -293,7 +312,6 @@ impl Engine {
                     None => {}
                 }
             }
-            self.shared.check_own()?;
             self.shared.advance(Some(&transfer.job))?;
         }
     }
@@ -363,13 +381,16 @@ impl Transfer {
 
     /// Whether nobody can say any more whether the device is done with it: its copies may read their source still, or write where they go.
     pub fn is_abandoned(&self) -> bool {
-        self.job.progress.lock().abandoned
+        let progress = self.job.progress.lock();
+        // The sum of the source is taken before the first copy: nothing that came after it is known to be done.
+        progress.abandoned || (self.job.source_sum.is_some() && progress.submitted == 0)
     }
 
-    /// Begins nothing more of it. What is under way ends first, then it is [`TierError::Cancelled`], unless all was under way already.
+    /// Begins nothing more of it, and submits no more of its copies to the device: what the engine's stream is given afterwards comes after all
+    /// of them. What is submitted ends first, then it is [`TierError::Cancelled`], unless that was all.
     pub fn cancel(&self) {
-        self.job.progress.lock().cancelled = true;
         if self.shared.is_own() {
+            self.shared.stop(&self.job);
             self.shared.pump(false);
         }
     }
