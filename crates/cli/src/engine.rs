@@ -13,6 +13,7 @@ use stratalloc::driver::metered::{CallKind, Tally};
 use stratalloc::driver::soft::{Access, Backing, LatencyModel, SoftDevice};
 use stratalloc::driver::{DeviceProperties, Driver};
 use stratalloc::error::{ConfigError, DriverError, Result};
+use stratalloc::tier::{Evictable, PinGuard, TierStats};
 use stratalloc::units::{DevicePtr, StreamId};
 use stratalloc::{AllocRequest, Allocator, BlockState, DefragReport, DeviceSpec, PassLimits, PlanStats};
 
@@ -50,6 +51,8 @@ pub struct Setup {
     pub seed: u64,
     /// Whether the calls that the allocator makes do nothing, so that its own time can be taken.
     pub bare: bool,
+    /// Whether its memory has contents, which takes memory of the host.
+    pub contents: bool,
     /// The allocator's configuration, as from [`configuration`].
     pub config: String,
     /// A plan from an earlier run.
@@ -171,7 +174,7 @@ impl Engine {
     /// A fresh device and an allocator on it.
     pub fn open(setup: &Setup) -> Result<Engine> {
         let soft = SoftDevice::builder(setup.capacity)
-            .backing(Backing::AddressesOnly)
+            .backing(if setup.contents { Backing::Memfd } else { Backing::AddressesOnly })
             .latency(match setup.latency {
                 Latency::A100 => LatencyModel::A100,
                 Latency::StudyA => LatencyModel::StudyA,
@@ -226,6 +229,33 @@ impl Engine {
     #[inline]
     pub fn record_stream(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
         self.allocator.record_stream(ptr, stream)
+    }
+
+    /// Allocates a block that may leave the device.
+    pub fn alloc_evictable(&self, bytes: u64, stream: StreamId) -> Result<DevicePtr> {
+        self.allocator.alloc_evictable(AllocRequest::new(bytes).stream(stream), Evictable::default())
+    }
+
+    /// Has such a block there for a stream, and keeps it there.
+    pub fn pin(&self, ptr: DevicePtr, stream: StreamId) -> Result<PinGuard> {
+        self.allocator.pin(ptr, stream)
+    }
+
+    /// What tiers have done.
+    pub fn tier_stats(&self) -> Result<TierStats> {
+        self.allocator.tier_stats(DEVICE)
+    }
+
+    /// Writes contents, in the order of a stream.
+    pub fn write(&self, ptr: DevicePtr, bytes: &[u8], stream: StreamId) -> Result<()> {
+        Ok(self.soft.write(ptr, bytes, stream)?)
+    }
+
+    /// Reads contents, in the order of a stream.
+    pub fn read(&self, ptr: DevicePtr, len: u64, stream: StreamId) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len as usize];
+        self.soft.read(&mut bytes, ptr, stream)?;
+        Ok(bytes)
     }
 
     /// Gives cached memory back to the driver.

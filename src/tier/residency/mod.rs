@@ -251,11 +251,6 @@ impl Tiers {
         &self.engine
     }
 
-    /// The tiers, the fastest first.
-    pub(crate) fn stores(&self) -> &[Store] {
-        &self.stores
-    }
-
     #[cold]
     fn no_such_tier(&self, name: &str) -> TierError {
         let known: Vec<&str> = self.stores.iter().map(|store| store.tier.name()).collect();
@@ -337,11 +332,12 @@ impl Tiers {
                 self.let_go(table, id);
                 Ok(())
             }
-            // How it ended is found by whoever settles it.
-            Wait::Transfer(transfer) => {
-                self.without_lock(table, id, || _ = transfer.wait());
-                Ok(())
-            }
+            // How it ended is found by whoever settles it: until then, what comes of it is kept here.
+            Wait::Transfer(transfer) => match self.without_lock(table, id, || transfer.wait()) {
+                // A capture, during which nobody can say.
+                Err(error) if transfer.poll().is_none() => Err(error.into()),
+                _ => Ok(()),
+            },
             Wait::Streams(stamps) => self.without_lock(table, id, || self.device.have_passed(&stamps, true)).map(drop),
         }
     }

@@ -239,6 +239,7 @@ impl Tiers {
                 Stage::Dropped => Stage::Recomputing,
                 _ => Stage::Resident,
             };
+            table.extent_mut(id).busy.clear();
             table.set_stage(id, next, None);
             self.came_back(table, id);
             return Ok(());

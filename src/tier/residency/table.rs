@@ -74,6 +74,8 @@ pub(super) struct Extent {
     pub(super) users: Vec<StreamId>,
     /// A transfer out of it has failed, and nobody can say whether its copies still read it: streams that use it next come after them.
     pub(super) is_read: bool,
+    /// What has to pass before memory that was filled in vain may go.
+    pub(super) busy: Vec<Stamp>,
     /// Calls under way that come back to it.
     pub(super) held: u32,
     /// Whether sleep has put it away, and whether it had been resident.
@@ -234,6 +236,7 @@ impl Table {
             pins: 0,
             users: Vec::new(),
             is_read: false,
+            busy: Vec::new(),
             held: 0,
             slept: None,
             failure: None,

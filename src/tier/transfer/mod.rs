@@ -7,7 +7,7 @@
 //! |---|---|
 //! | device, pinned host memory | copy; CRC-32C |
 //! | pinned host memory, device | CRC-32C; copy |
-//! | device, a tier read and written by the host | copy to a staging buffer; codec; CRC-32C; write |
+//! | device, a tier read and written by the host | copy to a staging buffer; codec, by the device where it can; CRC-32C; write |
 //! | such a tier, device | read into a staging buffer; CRC-32C; codec; copy |
 //! | tier, tier | read, where the host does not see it already; CRC-32C; write |
 //! | device, peer device | copy; the device's own sums of both |
@@ -20,6 +20,7 @@
 //! an error at any time leaves the bytes where they were. Where the driver cannot say any more whether a copy is done, the memory that it may
 //! still write is not used again ([`EngineStats::abandoned`]).
 
+mod coded;
 mod compute;
 mod job;
 mod place;
@@ -418,7 +419,9 @@ impl Engine {
             Some(_) => job.direct = None,
             None => {}
         }
-        let prepared = self.prepare(&mut job, device_only || self.shared.config.check_device, device_only);
+        // What comes back from a lossy codec has another sum.
+        let check_device = self.shared.config.check_device && job.codec.as_ref().is_none_or(|codec| codec.lossless());
+        let prepared = self.prepare(&mut job, device_only || check_device, device_only);
         if let Err(error) = prepared {
             self.give_up(&job, false);
             return Err(error);
@@ -633,6 +636,11 @@ impl Transfer {
             }
             self.shared.advance(Some(&self.job))?;
         }
+    }
+
+    /// Whether nobody can say any more whether the device is done with it: its copies may read their source still, or write where they go.
+    pub fn is_abandoned(&self) -> bool {
+        self.job.progress.lock().abandoned
     }
 
     /// Begins nothing more of it. What is under way ends first, then it is [`TierError::Cancelled`], unless all was under way already.

@@ -228,7 +228,7 @@ impl Queues {
     /// Puts a new piece where it begins, with its buffers.
     fn route(&mut self, job: Arc<Job>, index: u32) -> Begun {
         let count = job.buffers();
-        let mut piece = Piece { job, index, raw: None, coded: None, reading: false };
+        let mut piece = Piece { job, index, raw: None, coded: None, on_device: false, reading: false };
         piece.raw = if count > 0 { self.staging.take() } else { None };
         piece.coded = if count > 1 { self.staging.take() } else { None };
         match (&piece.job.kind, piece.job.direct.is_some()) {

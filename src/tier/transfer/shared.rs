@@ -151,9 +151,11 @@ impl Shared {
         let guard = self.streams[way as usize].lock();
         // There is a stream since the job began.
         let stream = guard.unwrap_or(StreamId::DEFAULT);
+        let (coded, pieces) = self.requantize(pieces, stream);
         let mut ops = Vec::with_capacity(pieces.len());
         pieces.iter().for_each(|piece| piece.add_ops(&mut ops));
-        let mut pieces: Vec<(Piece, Option<TierError>)> = match driver.copy(&ops, stream) {
+        let copied = if ops.is_empty() { Ok(()) } else { driver.copy(&ops, stream) };
+        let mut pieces: Vec<(Piece, Option<TierError>)> = match copied {
             Ok(()) => pieces.into_iter().map(|piece| (piece, None)).collect(),
             Err(error) if pieces.len() == 1 => {
                 pieces.into_iter().map(|piece| (piece, Some(error.clone().into()))).collect()
@@ -161,6 +163,7 @@ impl Shared {
             // One that cannot be copied keeps nothing else from it. What was submitted already is copied twice.
             Err(_) => pieces.into_iter().map(|piece| self.copy_alone(piece, stream)).collect(),
         };
+        pieces.extend(coded);
         let mut last_of: Vec<Arc<Job>> = Vec::new();
         for (piece, failed) in &mut pieces {
             let job = &piece.job;

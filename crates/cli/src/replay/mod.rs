@@ -10,6 +10,7 @@ pub(crate) mod once;
 mod passes;
 mod percentiles;
 mod report;
+mod tiers;
 
 pub use bandwidth::Bandwidth;
 pub use columns::Columns;
@@ -124,6 +125,19 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub plan_out: Option<PathBuf>,
 
+    /// Where evictable memory goes that the device has no room for: host:32GiB,nvme:/path:200GiB. All blocks are evictable then; they are used
+    /// when they are allocated, recorded and freed, under the eyes of the checker. Beside it runs a device with room for all
+    #[arg(long, value_name = "TIERS", conflicts_with_all = ["min_capacity", "plan_in", "plan_out"])]
+    pub tiers: Option<tiers::Tiers>,
+
+    /// With tiers: give the device real memory, write to each block and compare before it is freed
+    #[arg(long, requires = "tiers")]
+    pub contents: bool,
+
+    /// With tiers: divide all sizes by this, so that contents fit into the host's memory
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "tiers", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub shrink: u32,
+
     /// Print JSON: an array with one object a trace
     #[arg(long)]
     pub json: bool,
@@ -141,6 +155,7 @@ impl Options {
             checker: self.checker,
             seed: self.seed,
             config: configuration(self.config.as_deref())?,
+            contents: false,
             plan: self.plan_in.as_deref().map(read_plan).transpose()?,
         })
     }
@@ -174,6 +189,9 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     let setup = options.setup()?;
     // All of them first: a bad file is known before minutes are spent on the good ones.
     let traces = import::load_all(&options.traces)?;
+    if let Some(list) = &options.tiers {
+        return tiers::run(options, list, &setup, &traces, out);
+    }
     if options.plan_out.is_some() {
         if options.policy != [Policy::Stratalloc] {
             return Err(Failed::from("--plan-out is for --policy stratalloc alone".to_owned()));
