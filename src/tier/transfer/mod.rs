@@ -155,6 +155,16 @@ fn unusable(reason: String) -> TierError {
     TierError::Unusable { tier: ENGINE.to_owned(), reason }
 }
 
+#[cold]
+fn not_own() -> TierError {
+    unusable("the engine belongs to the process that forked this one".to_owned())
+}
+
+/// Whether as many transfers are under way as may be.
+pub(crate) fn is_busy(error: &TierError) -> bool {
+    matches!(error, TierError::Busy { tier, .. } if tier == ENGINE)
+}
+
 impl Engine {
     /// An engine for a device. Streams, events and staging memory are taken when they are needed.
     ///
@@ -255,8 +265,17 @@ impl Engine {
     /// # Errors
     /// Why nothing was begun.
     pub fn spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
-        self.check_own()?;
         self.wait_for_room(1)?;
+        self.try_spill(place, tier)
+    }
+
+    /// [`Engine::spill`], which does not wait.
+    ///
+    /// # Errors
+    /// [`TierError::Busy`] too.
+    pub fn try_spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
+        self.check_own()?;
+        self.check_room(1)?;
         check_tier(tier)?;
         for tier in [&place.tier, tier] {
             if reached_by_device_only(&**tier, place.slot) {
@@ -301,7 +320,10 @@ impl Engine {
     /// How the transfer failed.
     pub fn order(&self, transfer: &Transfer, stream: StreamId) -> Result<(), TierError> {
         match self.last_event(transfer)? {
-            Some(event) => Ok(self.shared.driver.wait_event(stream, event)?),
+            Some(event) => {
+                self.check_capture(&[stream])?;
+                Ok(self.shared.driver.wait_event(stream, event)?)
+            }
             // All are done already, as the host knows.
             None => Ok(()),
         }
@@ -317,6 +339,7 @@ impl Engine {
 
     /// Waits until all copies are submitted, and says which event stands for them, unless they are done.
     fn last_event(&self, transfer: &Transfer) -> Result<Option<EventId>, TierError> {
+        self.check_own()?;
         loop {
             {
                 let progress = transfer.job.progress.lock();
@@ -539,7 +562,7 @@ impl Engine {
         if self.shared.is_own() {
             return Ok(());
         }
-        Err(unusable("the engine belongs to the process that forked this one".to_owned()))
+        Err(not_own())
     }
 
     fn check_room(&self, count: usize) -> Result<(), TierError> {
@@ -549,7 +572,8 @@ impl Engine {
         Err(TierError::Busy { tier: ENGINE.to_owned(), depth: self.shared.config.depth })
     }
 
-    fn wait_for_room(&self, count: usize) -> Result<(), TierError> {
+    /// Waits until as many more may be under way.
+    pub(crate) fn wait_for_room(&self, count: usize) -> Result<(), TierError> {
         self.check_own()?;
         Ok(self.shared.wait_for_room(count)?)
     }
@@ -634,19 +658,25 @@ impl Transfer {
             if let Some(outcome) = self.job.outcome() {
                 return outcome;
             }
+            if !self.shared.is_own() {
+                return Err(not_own());
+            }
             self.shared.advance(Some(&self.job))?;
         }
     }
 
     /// Whether nobody can say any more whether the device is done with it: its copies may read their source still, or write where they go.
     pub fn is_abandoned(&self) -> bool {
-        self.job.progress.lock().abandoned
+        let progress = self.job.progress.lock();
+        // The sum of the source is taken before the first copy: nothing that came after it is known to be done.
+        progress.abandoned || (self.job.source_sum.is_some() && progress.submitted == 0)
     }
 
-    /// Begins nothing more of it. What is under way ends first, then it is [`TierError::Cancelled`], unless all was under way already.
+    /// Begins nothing more of it, and submits no more of its copies to the device: what the engine's stream is given afterwards comes after all
+    /// of them. What is submitted ends first, then it is [`TierError::Cancelled`], unless that was all.
     pub fn cancel(&self) {
-        self.job.progress.lock().cancelled = true;
         if self.shared.is_own() {
+            self.shared.stop(&self.job);
             self.shared.pump(false);
         }
     }

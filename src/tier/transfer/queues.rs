@@ -219,7 +219,7 @@ impl Queues {
             _ if matches!(job.kind, Kind::Spill) && job.direct.is_some() => {
                 self.compute.len() + self.io.len() + self.stalled.len() < SPILLED_PIECES
             }
-            Class::DirectIn | Class::DirectOut => self.line(job.way()).has_room(),
+            Class::DirectIn | Class::DirectOut => self.compute.len() < FLYING_PIECES && self.line(job.way()).has_room(),
             Class::StagedIn => self.staging.has(job.buffers(), 0),
             Class::StagedOut => self.staging.has(job.buffers(), LEFT_FOR_LOADS),
         }

@@ -151,6 +151,12 @@ impl Shared {
         let guard = self.streams[way as usize].lock();
         // There is a stream since the job began.
         let stream = guard.unwrap_or(StreamId::DEFAULT);
+        let stopped = |piece: &Piece| piece.job.progress.lock().is_stopped();
+        let (stopped, pieces): (Vec<Piece>, Vec<Piece>) = pieces.into_iter().partition(stopped);
+        if pieces.is_empty() {
+            drop(guard);
+            return self.drop_stopped(stopped);
+        }
         let (coded, pieces) = self.requantize(pieces, stream);
         let mut ops = Vec::with_capacity(pieces.len());
         pieces.iter().for_each(|piece| piece.add_ops(&mut ops));
@@ -189,13 +195,15 @@ impl Shared {
                 Err(error)
             }
         });
-        for job in last_of {
-            let mut progress = job.progress.lock();
-            progress.event = recorded.as_ref().ok().copied();
-            progress.all_submitted = true;
-        }
+        let all_submitted = |event: Option<EventId>| {
+            for job in &last_of {
+                let mut progress = job.progress.lock();
+                (progress.event, progress.all_submitted) = (event, true);
+            }
+        };
         match recorded {
             Ok(event) => {
+                all_submitted(Some(event));
                 let mut queues = self.queues.lock();
                 let line = queues.line(way);
                 line.flying_pieces += pieces.len();
@@ -205,11 +213,30 @@ impl Shared {
                 self.poll_line(way);
             }
             // Nothing says when the copies are done, but that the whole stream is.
-            Err(error) => match driver.synchronize_stream(stream) {
-                Ok(()) => pieces.into_iter().for_each(|(piece, failed)| self.copied(piece, failed)),
-                Err(_) => self.abandon(pieces, &error),
-            },
+            Err(error) => {
+                drop(guard);
+                match driver.synchronize_stream(stream) {
+                    Ok(()) => {
+                        all_submitted(None);
+                        pieces.into_iter().for_each(|(piece, failed)| self.copied(piece, failed));
+                    }
+                    Err(_) => self.abandon(pieces, &error),
+                }
+            }
         }
+        self.drop_stopped(stopped);
+    }
+
+    /// Pieces of jobs that were stopped before they were submitted.
+    fn drop_stopped(&self, pieces: Vec<Piece>) {
+        pieces.into_iter().for_each(|piece| self.finish(piece, Err(TierError::Cancelled)));
+    }
+
+    /// Stops a job. What it has submitted goes on; nothing more of it is submitted once this has returned, so that what its stream is given
+    /// afterwards comes after all that it does.
+    pub(super) fn stop(&self, job: &Job) {
+        let _submitting = self.streams[job.way() as usize].lock();
+        job.progress.lock().cancelled = true;
     }
 
     fn copy_alone(&self, piece: Piece, stream: StreamId) -> (Piece, Option<TierError>) {
@@ -491,10 +518,12 @@ impl Shared {
 
     /// All of a job is done, or nothing more of it will be.
     fn end(&self, job: &Arc<Job>) {
-        let (failed, abandoned, stored, end) = {
+        let (failed, abandoned, summing, stored, end) = {
             let mut progress = job.progress.lock();
             let stored = std::mem::take(&mut progress.stored);
-            (progress.failed.clone(), progress.abandoned, stored, progress.end)
+            // Nothing came after that kernel that is known to be done.
+            let summing = job.source_sum.is_some() && progress.submitted == 0;
+            (progress.failed.clone(), progress.abandoned, summing, stored, progress.end)
         };
         let outcome = match failed {
             Some(error) => Err(error),
@@ -503,7 +532,7 @@ impl Shared {
         if outcome.is_err() && !abandoned && !matches!(job.kind, Kind::Load { .. }) {
             job.tier.release(job.slot);
         }
-        if !abandoned {
+        if !abandoned && !summing {
             let mut sums = self.sums.lock();
             [job.source_sum, job.copy_sum].into_iter().flatten().for_each(|sum| sums.give(sum));
         }
