@@ -45,7 +45,8 @@ struct Schedule {
 impl Schedule {
     fn new(seed: u64) -> Schedule {
         let mut rng = Rng(seed);
-        let device = SoftDevice::builder(12 * MIB).seed(rng.pick(&[0, seed])).checker(true).event_lag_ns(rng.pick(&[0, 5000]));
+        let device =
+            SoftDevice::builder(12 * MIB).seed(rng.pick(&[0, seed])).checker(true).event_lag_ns(rng.pick(&[0, 5000]));
         let device = device.build().unwrap();
         let driver = Arc::new(FaultDriver::new(device.clone()));
         let sizes = rng.pick(&[[24, 0], [6, 24], [4, 6]]);
@@ -165,8 +166,12 @@ impl Schedule {
             10 => _ = self.pins.pop(),
             11 => {
                 let block = self.block().unwrap_or(DevicePtr(1 << 40));
-                let select =
-                    self.rng.pick(&[Select::All, Select::Tag(self.tag.number()), Select::Ptr(block), Select::Ptr(block)]);
+                let select = self.rng.pick(&[
+                    Select::All,
+                    Select::Tag(self.tag.number()),
+                    Select::Ptr(block),
+                    Select::Ptr(block),
+                ]);
                 if !(self.rig.blocks.is_empty() && select == Select::Ptr(block)) {
                     let gone = self.rig.allocator.offload(select);
                     self.accept(gone);
@@ -184,7 +189,8 @@ impl Schedule {
                 }
             }
             14 => {
-                let plan = SleepPlan::new(SleepAction::Save).tag(self.tag, self.rng.pick(&[SleepAction::Keep, SleepAction::Save]));
+                let plan = SleepPlan::new(SleepAction::Save)
+                    .tag(self.tag, self.rng.pick(&[SleepAction::Keep, SleepAction::Save]));
                 let slept = self.rig.allocator.sleep(&plan);
                 self.accept(slept);
             }
@@ -249,7 +255,11 @@ impl Schedule {
                 self.rig.check();
             }
         }
-        // All is well again: everything is there.
+        self.end(seed)
+    }
+
+    /// All is well again: everything is there. Returns how many faults there were, and how many errors.
+    fn end(mut self, seed: u64) -> (u64, u64) {
         self.driver.clear();
         self.tiers.iter().for_each(|tier| tier.clear());
         self.pins.clear();
@@ -257,16 +267,18 @@ impl Schedule {
             self.rig.allocator.raw_free(ptr).unwrap();
         }
         self.stashes.clear();
-        if self.rig.allocator.tier_stats(0).unwrap().asleep {
-            self.rig.allocator.wake(None).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        }
         // Tiers and device may be full to the last byte: what has been found good makes room for the rest.
         while !self.rig.blocks.is_empty() {
             let before = self.rig.blocks.len();
+            if self.rig.allocator.tier_stats(0).unwrap().asleep
+                && let Err(error) = self.rig.allocator.wake(None)
+            {
+                assert!(matches!(error, Error::Residency(ResidencyError::NoRoom { .. })), "seed {seed}: {error}");
+            }
             for ptr in self.rig.blocks.keys().copied().map(DevicePtr).collect::<Vec<_>>() {
                 match self.rig.verify(ptr) {
                     Ok(()) => self.rig.free(ptr),
-                    Err(Error::Residency(ResidencyError::NoRoom { .. })) => {}
+                    Err(Error::Residency(ResidencyError::NoRoom { .. } | ResidencyError::Asleep)) => {}
                     Err(error) => panic!("seed {seed}: {error}"),
                 }
             }
@@ -289,22 +301,74 @@ impl Schedule {
 
 #[test]
 fn every_byte_is_in_one_place_whatever_fails() {
-    let wanted = std::env::var("STRATALLOC_TEST_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
-    let (mut injected, mut errors, mut last) = (0, 0, 0);
-    for seed in 1..=wanted {
-        if let Err(panic) = std::panic::catch_unwind(|| {
-            let (faults, met) = Schedule::new(seed).run(seed);
-            (faults, met)
-        })
-        .map(|(faults, met)| {
-            injected += faults;
-            errors += met;
-            last = seed;
-        }) {
-            println!("schedule {seed} failed");
-            std::panic::resume_unwind(panic);
+    let wanted: u64 = std::env::var("STRATALLOC_TEST_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64).min(8);
+    let some = |first: u64| {
+        move || {
+            let (mut injected, mut errors) = (0, 0);
+            for seed in (first..=wanted).step_by(threads as usize) {
+                let outcome = std::panic::catch_unwind(|| Schedule::new(seed).run(seed));
+                let (faults, met) = outcome.unwrap_or_else(|panic| {
+                    println!("schedule {seed} failed");
+                    std::panic::resume_unwind(panic)
+                });
+                injected += faults;
+                errors += met;
+            }
+            (injected, errors)
+        }
+    };
+    let running: Vec<_> = (1..=threads).map(|first| std::thread::spawn(some(first))).collect();
+    let sums: Vec<(u64, u64)> = running.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let injected: u64 = sums.iter().map(|&(injected, _)| injected).sum();
+    let errors: u64 = sums.iter().map(|&(_, errors)| errors).sum();
+    assert!(injected > wanted * 2 && errors > wanted / 4, "{injected} faults and {errors} errors are hardly a test");
+}
+
+/// A short program in which every kind of move happens once.
+fn fixed(schedule: &mut Schedule) {
+    let other = schedule.streams[1];
+    for (size, stream) in [(4 * MIB, StreamId::DEFAULT), (9 * KIB, other), (2 * MIB, other)] {
+        let made = schedule.rig.alloc(request(size, stream), Evictable::default());
+        schedule.accept(made);
+    }
+    let gone = schedule.rig.allocator.offload(Select::All);
+    schedule.accept(gone);
+    let got = schedule.rig.allocator.raw_alloc(AllocRequest::new(6 * MIB));
+    let got = schedule.accept(got);
+    for ptr in schedule.rig.blocks.keys().copied().map(DevicePtr).collect::<Vec<_>>() {
+        let verified = schedule.rig.verify(ptr);
+        schedule.accept(verified);
+    }
+    if let Some(ptr) = got {
+        schedule.rig.allocator.raw_free(ptr).unwrap();
+    }
+    let slept = schedule.rig.allocator.sleep(&SleepPlan::default());
+    schedule.accept(slept);
+    let woken = schedule.rig.allocator.wake(None);
+    schedule.accept(woken);
+    if let Some(ptr) = schedule.block() {
+        schedule.rig.free(ptr);
+    }
+    let emptied = schedule.rig.allocator.empty_cache(0);
+    schedule.accept(emptied);
+}
+
+#[test]
+fn any_one_driver_call_may_fail() {
+    let mut schedule = Schedule::new(4);
+    let before = schedule.driver.calls();
+    fixed(&mut schedule);
+    let calls = schedule.driver.calls() - before;
+    schedule.end(4);
+    assert!(calls > 60, "{calls} calls are hardly a program");
+    for kind in [DriverErrorKind::OutOfMemory, DriverErrorKind::Other] {
+        // All of them take long: in steps that meet each over the runs of two kinds.
+        for n in (1..=calls).step_by(if kind == DriverErrorKind::Other { 1 } else { 3 }) {
+            let mut schedule = Schedule::new(4);
+            schedule.driver.inject(Fault { when: When::Nth(n), kind, only: None });
+            fixed(&mut schedule);
+            schedule.end(n);
         }
     }
-    assert_eq!(last, wanted);
-    assert!(injected > wanted * 2 && errors > wanted / 4, "{injected} faults and {errors} errors are hardly a test");
 }

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use common::rig::{KIB, MIB, request};
 use common::tiers::{TierRig, host_tier};
 use parking_lot::Mutex;
+use stratalloc::driver::Driver;
 use stratalloc::driver::fault::When;
 use stratalloc::driver::soft::SoftDevice;
-use stratalloc::driver::Driver;
 use stratalloc::tier::fault::{FaultTier, TierFault, TierFaultKind};
 use stratalloc::tier::{Evictable, MemoryChange, Residency, Select, SleepAction, SleepPlan, TierKind};
 use stratalloc::{
@@ -82,7 +82,11 @@ fn blocks_of_twice_the_device_are_used_in_turn() {
     assert!(stats.evictions > 20 && stats.restores > 20, "{stats:#?}");
     assert!(stats.resident <= 64 * MIB, "{stats:#?}");
     let waits = rig.allocator.driver(0).unwrap().calls();
-    assert_eq!(waits.of(stratalloc::driver::metered::CallKind::SynchronizeDevice).count, 0, "nothing waits for the device");
+    assert_eq!(
+        waits.of(stratalloc::driver::metered::CallKind::SynchronizeDevice).count,
+        0,
+        "nothing waits for the device"
+    );
     rig.finish();
 }
 
@@ -107,11 +111,13 @@ fn other_requests_take_the_memory_of_evictable_blocks() {
     assert!(shortage.explanation.to_string().contains("8 MiB pinned"), "{}", shortage.explanation);
     assert_eq!(rig.allocator.last_oom(0).unwrap().unwrap().tiers, shortage.explanation.tiers);
     // And a block that is away cannot come back.
-    let away = rig.blocks.keys().copied().map(DevicePtr).find(|&ptr| {
-        rig.allocator.residency(ptr).unwrap() == Residency::Host
-    });
+    let away =
+        rig.blocks.keys().copied().map(DevicePtr).find(|&ptr| rig.allocator.residency(ptr).unwrap() == Residency::Host);
     let error = rig.allocator.pin(away.unwrap(), HOME).unwrap_err();
-    assert!(matches!(error, Error::Residency(ResidencyError::NoRoom { size, pinned, .. }) if (size, pinned) == (8 * MIB, 8 * MIB)), "{error}");
+    assert!(
+        matches!(error, Error::Residency(ResidencyError::NoRoom { size, pinned, .. }) if (size, pinned) == (8 * MIB, 8 * MIB)),
+        "{error}"
+    );
     drop(pins);
     rig.allocator.raw_free(large).unwrap();
     rig.allocator.raw_free(small).unwrap();
@@ -264,7 +270,13 @@ fn dropped_blocks_are_computed_again() {
 
 #[test]
 fn failing_tiers_lose_nothing() {
-    for kind in [TierFaultKind::Full, TierFaultKind::Refused(5), TierFaultKind::Failed(5), TierFaultKind::Short, TierFaultKind::Failed(28)] {
+    for kind in [
+        TierFaultKind::Full,
+        TierFaultKind::Refused(5),
+        TierFaultKind::Failed(5),
+        TierFaultKind::Short,
+        TierFaultKind::Failed(28),
+    ] {
         let (mut rig, tier) = faulty(64 * MIB, 64 * MIB);
         let ptrs: Vec<DevicePtr> =
             (0..3).map(|_| rig.alloc(request(6 * MIB, HOME), Evictable::default()).unwrap()).collect();
@@ -329,7 +341,11 @@ fn what_does_not_fit_into_the_first_tier_goes_on_to_the_next() {
     }
     let at: Vec<Residency> = ptrs.iter().map(|&ptr| rig.allocator.residency(ptr).unwrap()).collect();
     let on_disk = at.iter().filter(|&&at| at == Residency::Disk).count();
-    assert_eq!((on_disk, &at[6..]), (6, &[Residency::Host; 2][..]), "what went last is the quickest to have back: {at:?}");
+    assert_eq!(
+        (on_disk, &at[6..]),
+        (6, &[Residency::Host; 2][..]),
+        "what went last is the quickest to have back: {at:?}"
+    );
     assert_eq!(rig.allocator.tier_stats(0).unwrap().spills, 6);
     rig.verify_all();
     // Where the slow tier fails, what is in the fast one stays there, and what is to go stays on the device.
@@ -447,7 +463,7 @@ fn bytes_are_stashed_and_fetched() {
     let mut found = vec![0; bytes.len()];
     rig.device.read(&mut found, to, other).unwrap();
     assert!(found == bytes);
-    assert!(stash.is_stored().unwrap());
+    assert!(stash.may_free(true).unwrap());
     drop(stash);
     assert_eq!(allocator.tier_stats(0).unwrap().tiers[0].used, 0);
     let error = allocator.stash(to, MIB, other, Some("tape")).unwrap_err();
@@ -461,7 +477,10 @@ fn bytes_are_stashed_and_fetched() {
 
 #[test]
 fn what_cannot_be_is_refused() {
-    let plain = Allocator::builder().device(DeviceSpec::Driver(SoftDevice::builder(64 * MIB).build().unwrap())).build().unwrap();
+    let plain = Allocator::builder()
+        .device(DeviceSpec::Driver(SoftDevice::builder(64 * MIB).build().unwrap()))
+        .build()
+        .unwrap();
     let error = |result: Result<DevicePtr, Error>| result.unwrap_err();
     let ask = request(MIB, HOME);
     let none = |error: &Error| matches!(error, Error::Residency(ResidencyError::NoTiers));

@@ -208,6 +208,12 @@ impl Arena {
         Some(self.take_from(id, size, alignment))
     }
 
+    /// The free node of `owner` that [`Arena::take`] would take from, for any address.
+    #[inline]
+    pub fn best_fit(&self, owner: Owner, size: u64) -> Option<NodeId> {
+        self.bins.get(owner.0 as usize)?.best_fit(&self.nodes, size)
+    }
+
     /// Takes a free node of `owner` of exactly this size.
     pub fn take_whole(&mut self, owner: Owner, size: u64) -> Option<NodeId> {
         let id = self.bins.get(owner.0 as usize)?.best_fit(&self.nodes, size)?;

@@ -20,12 +20,12 @@ const BUCKETS: usize = 512;
 /// Large blocks keep to the last so many, which can be looked through in a moment.
 const LARGE_BUCKETS: usize = 64;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
-/// Large blocks that are freed to the stacks in a round. The request that takes them back while memory is tight bears it for all of them.
-const LARGE_FREES: i32 = 32;
+/// Large blocks that are freed to the stacks between looks at what is in use.
+const LARGE_FREES: i32 = 128;
+/// The same while memory is tight, between times that they are taken back: the request that does it bears it for all of them.
+const TIGHT_FREES: i32 = 32;
 /// Slots that the first refill brings at most, which doubles with each one.
 const REFILL_LEAST: u64 = 4;
-/// Rounds between looks at what is in use.
-const ROUNDS: i32 = 4;
 /// A change of what is in use by this part of the device is a change of phase: 1/64.
 const PHASE_SHIFT: u32 = 6;
 /// Buckets that a key may be in.
@@ -111,8 +111,12 @@ pub(crate) struct ThreadCache {
     drift_max: AtomicI64,
     /// Large blocks that may still be freed to the stacks in this round.
     large_frees: AtomicI32,
-    /// Rounds before this one since the last look at what is in use.
-    rounds: AtomicI32,
+    /// How many the round began with.
+    round: AtomicI32,
+    /// Freed in rounds before this one since the last look at what is in use.
+    freed: AtomicI32,
+    /// Whether memory was tight when that was last known.
+    tight: AtomicBool,
     /// Whether a round has ended since the stacks were last emptied of large blocks.
     counted: AtomicBool,
     /// Whether the phase has changed since then.
@@ -147,7 +151,9 @@ impl ThreadCache {
             held_max: AtomicI64::new(0),
             drift_max: AtomicI64::new(0),
             large_frees: AtomicI32::new(LARGE_FREES),
-            rounds: AtomicI32::new(0),
+            round: AtomicI32::new(LARGE_FREES),
+            freed: AtomicI32::new(0),
+            tight: AtomicBool::new(false),
             counted: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             refills: AtomicU32::new(0),
@@ -354,13 +360,15 @@ impl ThreadCache {
         }
         // No more than were freed since there were none can be there now.
         let mut left = match (large_only, self.counted.load(Relaxed)) {
-            (true, false) => LARGE_FREES - self.large_frees.load(Relaxed),
+            (true, false) => self.round.load(Relaxed) - self.large_frees.load(Relaxed),
             _ => i32::MAX,
         };
         if !large_only {
             self.refills.store(0, Relaxed);
         }
-        self.begin_rounds();
+        self.counted.store(false, Relaxed);
+        self.freed.store(0, Relaxed);
+        self.begin_round();
         // Buckets without a key have never had a block; those of large blocks are the last ones.
         let first = if large_only { FIRST_LARGE } else { 0 };
         let mut bytes = 0;
@@ -383,15 +391,20 @@ impl ThreadCache {
         bytes
     }
 
-    fn begin_rounds(&self) {
-        self.large_frees.store(LARGE_FREES, Relaxed);
-        self.rounds.store(0, Relaxed);
-        self.counted.store(false, Relaxed);
+    fn begin_round(&self) {
+        let round = if self.tight.load(Relaxed) { TIGHT_FREES } else { LARGE_FREES };
+        self.round.store(round, Relaxed);
+        self.large_frees.store(round, Relaxed);
+    }
+
+    /// Says whether memory is tight.
+    pub(crate) fn set_tight(&self, tight: bool) {
+        self.tight.store(tight, Relaxed);
     }
 
     /// Whether a large block has come to the stacks since they were last emptied of such.
     fn may_hold_large(&self) -> bool {
-        self.counted.load(Relaxed) || self.large_frees.load(Relaxed) < LARGE_FREES
+        self.counted.load(Relaxed) || self.large_frees.load(Relaxed) < self.round.load(Relaxed)
     }
 
     /// Whether blocks of this key have been freed here lately: since the last look at the phase but one.
@@ -405,17 +418,17 @@ impl ThreadCache {
         self.stale.load(Relaxed)
     }
 
-    /// Every so many rounds: looks whether what is in use has changed so much that the program is in another phase, for which
+    /// Every so many large frees: looks whether what is in use has changed so much that the program is in another phase, for which
     /// the stacks hold the wrong sizes. Returns whether a round is over.
     pub(crate) fn note_phase(&self, pool: &Pool) -> bool {
         if self.large_frees.load(Relaxed) > 0 {
             return false;
         }
-        self.large_frees.store(LARGE_FREES, Relaxed);
+        let freed = self.freed.load(Relaxed) + self.round.load(Relaxed);
+        self.begin_round();
         self.counted.store(true, Relaxed);
-        let rounds = self.rounds.load(Relaxed) + 1;
-        self.rounds.store(rounds % ROUNDS, Relaxed);
-        if rounds < ROUNDS {
+        self.freed.store(freed % LARGE_FREES, Relaxed);
+        if freed < LARGE_FREES {
             return true;
         }
         for bucket in &self.buckets[FIRST_LARGE..] {
@@ -549,7 +562,10 @@ impl ThreadCache {
         let sizes = self.sizes.iter().flat_map(|size| [&size.allocs, &size.frees, &size.allocated, &size.freed]);
         sizes.chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
         self.claimed.iter().for_each(|word| word.store(0, Relaxed));
-        self.begin_rounds();
+        self.tight.store(false, Relaxed);
+        self.counted.store(false, Relaxed);
+        self.freed.store(0, Relaxed);
+        self.begin_round();
         self.stale.store(false, Relaxed);
         self.refills.store(0, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);

@@ -229,7 +229,9 @@ impl DeviceCache {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
                 let packs = |cache: &ThreadCache| {
-                    cache.is_stale() || !cache.knows(key) || pool.is_tight(&state, cache.active_bytes())
+                    let tight = pool.is_tight(&state, cache.active_bytes());
+                    cache.set_tight(tight);
+                    tight || cache.is_stale() || !cache.knows(key)
                 };
                 // By plan, nothing is packed: what is large is not in magazines either.
                 if !is_slot && !pool.plans_for(block_size) && cache.is_some_and(packs) {
@@ -309,7 +311,9 @@ impl DeviceCache {
         let alone = alone || pool.is_watched(&state);
         let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
-            if cache.note_phase(pool) && pool.is_tight(&state, cache.active_bytes()) {
+            let tight = pool.is_tight(&state, cache.active_bytes());
+            cache.set_tight(tight);
+            if cache.note_phase(pool) && tight {
                 // The next request that misses would take them back, and bear it for all of them.
                 cache.drain(true, &pool.directory, |cached| pool.put_back(&mut state, cached));
             }

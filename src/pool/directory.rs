@@ -5,8 +5,8 @@
 //! what to multiply an offset by to get the slot. The headers are out of band: nodes of the arenas first, then 4096 slots for
 //! each slab that may exist.
 //!
-//! Entries are written when a block or slab comes into being and never cleared: a stale entry, or none, leads to a header that is
-//! free or bears another address, and callers check both.
+//! Entries are written when a block or slab comes into being, headers of slots when these are first taken. Neither is ever cleared: a
+//! stale entry, or none, leads to a header that is free or bears another address, and callers check both.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -351,7 +351,7 @@ pub(crate) struct Directory {
 impl Directory {
     /// For a device with so much memory.
     pub(super) fn new(capacity: u64) -> Result<Directory, DriverError> {
-        // Twice as many as there are pages: those whose pages share memory count too.
+        // Twice as many as there are pages: those whose pages share memory count too, of which there are never more than pages.
         let slabs = (capacity / PAGE * 2).clamp(1, u64::from(SLABS_MAX)) as u32;
         Ok(Directory {
             headers: LazyTable::new(FIRST_SLOT as usize + slabs as usize * SLOTS as usize + 1)?,

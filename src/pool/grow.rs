@@ -15,11 +15,15 @@ use crate::vm::ChunkId;
 /// The first lanes get address space for many times the device's memory at once: 16.
 const WIDE_LANES: LaneId = 16;
 
-/// What may be held beyond the most that was needed before new chunks get half as large, and half as large again. Measured on the
+/// From which part of the most that was needed on is held besides it, how large new chunks are, in 64ths of the largest. Measured on the
 /// recorded traces; DESIGN.md has the curve.
-const EXCESS: [f64; 2] = [0.001, 0.0025];
+const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.001, 32), (0.0025, 22), (0.01, 10)];
+/// The last of these only where so many 64ths of the largest chunk are held besides: two or three chunks say little.
+const EXCESS_LEAST: u64 = 160;
 /// The part of the limit beyond which all new chunks are small: what is left has to do.
-const ROOMY: f64 = 0.35;
+const ROOMY: f64 = 0.3;
+/// The part beyond which that is so for programs as well that give memory back and take it again.
+const SCARCE: f64 = 0.75;
 /// New chunks get twice as large when memory has been given back, so many times: 4 x.
 const REGROWTH_MAX: u32 = 2;
 /// No chunk is larger: 1 GiB.
@@ -207,8 +211,8 @@ impl Pool {
     /// Picks free chunks for a growth: those in the reserve, and those that lie free elsewhere. Returns whether they suffice.
     fn pick(&self, state: &PoolState, want: Want, growth: Growth, whose: Whose, picked: &mut Picked) -> bool {
         let unit = state.space.unit();
-        // Of those that are too large, the first of each size.
-        let mut left = [None::<Donor>; u32::BITS as usize];
+        // Of those that are too large, the first of the smallest and of the largest size of each doubling.
+        let mut left = [None::<[Donor; 2]>; u32::BITS as usize];
         let found = self.donors(state, want.lane, growth, whose).try_for_each(|donor| {
             if picked.stays && donor.from.is_some() {
                 return ControlFlow::Break(false);
@@ -219,7 +223,12 @@ impl Pool {
                     return ControlFlow::Break(true);
                 }
             } else {
-                left[(donor.size / unit).ilog2() as usize].get_or_insert(donor);
+                let [least, most] = left[(donor.size / unit).ilog2() as usize].get_or_insert([donor; 2]);
+                if donor.size < least.size {
+                    *least = donor;
+                } else if donor.size > most.size {
+                    *most = donor;
+                }
             }
             ControlFlow::Continue(())
         });
@@ -227,7 +236,7 @@ impl Pool {
             return true;
         }
         let missing = growth.bytes - picked.bytes;
-        let mut rest = left.into_iter().flatten();
+        let mut rest = left.into_iter().flatten().flatten();
         let fits = |donor: &Donor| donor.size >= missing && picked.bytes + donor.size <= growth.room;
         let Some(rest) = rest.find(fits) else { return false };
         picked.add(rest);
@@ -258,14 +267,18 @@ impl Pool {
         let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
         state.needed = state.needed.max(used + size);
         let held = state.space.physical_bytes() + missing;
-        let excess = held.saturating_sub(state.needed) as f64 / state.needed as f64;
+        let besides = held.saturating_sub(state.needed);
+        let excess = besides as f64 / state.needed as f64;
         let regrowth = state.emptied.min(REGROWTH_MAX);
         if held as f64 > state.limit as f64 * ROOMY {
+            let regrowth = if held as f64 > state.limit as f64 * SCARCE { 0 } else { regrowth };
             return (unit << regrowth, unit);
         }
-        let shrink = EXCESS.iter().filter(|&&bound| excess >= bound).count();
-        let largest = largest << regrowth >> shrink;
-        (largest.clamp(unit, CHUNK_LIMIT), (2 * unit).min(largest))
+        let few = besides < largest / 64 * EXCESS_LEAST || regrowth > 0;
+        let steps = if few { &EXCESS[..EXCESS.len() - 1] } else { &EXCESS[..] };
+        let (_, part) = steps.iter().rfind(|&&(bound, _)| excess >= bound).unwrap_or(&EXCESS[0]);
+        let largest = ((largest << regrowth) / 64 * part / unit * unit).clamp(unit, CHUNK_LIMIT);
+        (largest, (2 * unit).min(largest))
     }
 
     /// Creates chunks of `missing` bytes together, or as much as the limit and the device allow. Returns whether that is all.
@@ -285,7 +298,7 @@ impl Pool {
         }
         while missing > 0 {
             let allowed = state.limit.saturating_sub(state.space.physical_bytes());
-            let size = largest.min(1 << missing.ilog2()).min(if allowed > 0 { 1 << allowed.ilog2() } else { 0 });
+            let size = largest.min(missing).min(allowed) / unit * unit;
             if size < unit {
                 return Ok(false);
             }

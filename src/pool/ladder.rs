@@ -7,9 +7,12 @@ use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner};
 use crate::config::StreamWait;
-use crate::driver::DriverError;
+use crate::driver::{Driver, DriverError};
 use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{GRANULE, PAGE};
+
+/// Streams wait for one another's memory on the device where more than this part of what is held lies idle there: 1/64.
+const IDLE_SHIFT: u32 = 6;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -147,6 +150,16 @@ impl Pool {
         }
         state.tried(want.lane, Rung::Merge);
         if want.may_grow {
+            if may_ask && self.idles_elsewhere(state, want) {
+                if let Some(found) = self.grow(state, want, magazines, Terms { create: false, ..Terms::FIRST })? {
+                    return Ok(Some(found));
+                }
+                if self.idles_elsewhere(state, want)
+                    && let Some(found) = found(self.stream_wait(state, want)?, Rung::StreamWait)
+                {
+                    return Ok(Some(found));
+                }
+            }
             if let Some(found) = self.grow(state, want, magazines, Terms::FIRST)? {
                 return Ok(Some(found));
             }
@@ -195,6 +208,19 @@ impl Pool {
             return Ok(Some((block, Rung::Wait)));
         }
         Ok(found(self.borrow(state, want)?, Rung::Lent))
+    }
+
+    /// Whether so much lies free in other lanes, or waits for other streams, that a lane is rather made to wait for it on the device than
+    /// given new memory.
+    fn idles_elsewhere(&self, state: &PoolState, want: Want) -> bool {
+        let dedicated = matches!(want.kind, Kind::Dedicated { .. });
+        if self.config.cross_stream_wait != StreamWait::Scarce || dedicated || !self.driver.properties().vmm {
+            return false;
+        }
+        let others = state.lanes.ids().filter(|&id| id != want.lane && state.lanes.get(id).private.is_none());
+        let free = others.map(|id| state.zones.iter().map(|zone| zone.free_bytes(Owner(id))).sum::<u64>());
+        let idle = state.pending.bytes() + free.sum::<u64>();
+        idle >= want.range().1.max(state.space.physical_bytes() >> IDLE_SHIFT)
     }
 
     /// Serves a small request from what is free among large blocks, which may be too little for a chunk to be moved.
@@ -256,12 +282,30 @@ impl Pool {
         let (zone, size, alignment) = want.range();
         let node = match want.kind {
             Kind::Dedicated { .. } => state.zones[zone].take_whole(owner, size),
+            Kind::Range { persistent: false, .. } if zone == LARGE && alignment <= GRANULE => {
+                self.take_end(state, owner, size)
+            }
             _ => state.zones[zone].take(owner, size, alignment),
         };
         match node {
             Some(node) => self.enter(state, want, node),
             None => Ok(None),
         }
+    }
+
+    /// Takes a large block from that end of a free node where more whole chunks are left beside it: those can be mapped elsewhere.
+    fn take_end(&self, state: &mut PoolState, owner: Owner, size: u64) -> Option<NodeId> {
+        let arena = &mut state.zones[LARGE];
+        let id = arena.best_fit(owner, size)?;
+        let (addr, end) = (arena.node(id).addr, arena.node(id).end());
+        if end - addr - size >= state.space.unit() {
+            let space = &state.space;
+            let whole = |from, to| space.border_below(to).saturating_sub(space.border_above(from));
+            if whole(addr, end - size) > whole(addr + size, end) {
+                return Some(arena.take_at(id, end - size, size));
+            }
+        }
+        Some(arena.take_from(id, size, GRANULE))
     }
 
     /// Makes a block of a node that was taken for the request.
@@ -363,10 +407,8 @@ impl Pool {
                 continue;
             }
             bytes += header.size() as i64;
-            if self.ring.is_on() {
-                let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
-                self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
-            }
+            let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
+            self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
             if !watched {
                 self.put_back_stamped(state, block, home_stamp);
             }

@@ -90,10 +90,13 @@ impl Pool {
         let (numbers, pages) = self.mesh_pages(state);
         let mut meshed = Meshed { pages: pages.len() as u64, ..Meshed::default() };
         let (mut pairs, mut bytes) = (Vec::new(), 0);
+        // There are twice as many numbers of slabs as pages: one for each page with memory of its own, and one for each that shares.
+        let shared = state.slabs.shared_pages() as usize;
+        let room = (self.directory.slabs_max() as usize / 2).saturating_sub(shared);
         for set in plan(&pages) {
             for &page in &set[1..] {
                 bytes += state.slabs.slab(numbers[page]).taken_bytes();
-                if bytes <= bounds.bytes {
+                if bytes <= bounds.bytes && pairs.len() < room {
                     pairs.push((numbers[set[0]], numbers[page]));
                 }
             }

@@ -15,7 +15,7 @@ use super::{DEDICATED, Pool, PoolState, SMALL};
 use crate::block::{ClassId, Node, NodeId, Owner, State};
 use crate::driver::{CopyOp, Driver};
 use crate::telemetry::EventKind;
-use crate::units::{DevicePtr, GRANULE, StreamId};
+use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
 /// One address of a pair, with the ghosts that lie there.
 #[derive(Debug, Clone)]
@@ -268,7 +268,7 @@ impl Partial {
                 taken[granule as usize / 64] |= 1 << (granule % 64);
             }
         }
-        let class = ClassId::COUNT + self.size.trailing_zeros() as usize;
+        let class = ClassId::COUNT + (self.size / PAGE) as usize;
         MeshPage { class, members: 1, members_max: 2, slots: slots as u32, taken }
     }
 }

@@ -47,7 +47,7 @@ struct Reservation {
 #[derive(Debug)]
 pub struct Space {
     driver: Arc<dyn Driver>,
-    /// The smallest chunk. All others are multiples, by a power of two.
+    /// The smallest chunk, a power of two. All others are multiples.
     unit: u64,
     reservations: Vec<Reservation>,
     chunks: Vec<Option<Chunk>>,
@@ -197,6 +197,23 @@ impl Space {
             let Chunk { size, front, .. } = *self.chunk(id);
             (addr + size <= to && front == Some(addr)).then_some((addr, id, size))
         })
+    }
+
+    /// Where the chunk that is mapped around an address ends; the address itself where one ends there, or none is mapped.
+    pub fn border_above(&self, addr: u64) -> u64 {
+        self.mapping_across(addr).map_or(addr, |(_, end)| end)
+    }
+
+    /// Where the chunk that is mapped around an address begins; the address itself where one begins there, or none is mapped.
+    pub fn border_below(&self, addr: u64) -> u64 {
+        self.mapping_across(addr).map_or(addr, |(start, _)| start)
+    }
+
+    /// The ends of the mapping that begins below an address and ends above it.
+    fn mapping_across(&self, addr: u64) -> Option<(u64, u64)> {
+        let (start, id) = self.mappings.range(0, addr).next_back()?;
+        let end = start + self.chunk(id).size;
+        (end > addr).then_some((start, end))
     }
 
     /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older

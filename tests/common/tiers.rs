@@ -50,7 +50,13 @@ impl TierRig {
             self.device.note_alloc(ptr, size, stream);
         }
         self.next += 1;
-        let pin = self.allocator.pin(ptr, stream)?;
+        let pin = match self.allocator.pin(ptr, stream) {
+            Ok(pin) => pin,
+            Err(error) => {
+                self.allocator.raw_free(ptr)?;
+                return Err(error);
+            }
+        };
         self.device.launch(stream, &[Access::write(ptr, size)], 1000).unwrap();
         self.write(ptr, size, self.next, stream);
         drop(pin);
@@ -143,11 +149,18 @@ impl TierRig {
             self.free(DevicePtr(ptr));
         }
         self.check();
-        // A slow tier is looked at more than once before what was given up there has ended.
+        // What nobody waits for any more ends when its copies are seen to be done, and a slow tier is looked at more than once.
+        self.device.synchronize_device().unwrap();
+        self.device.advance_clock(1_000_000);
         (0..8).for_each(|_| _ = self.allocator.tier_stats(0));
         let stats = self.allocator.tier_stats(0).unwrap();
-        assert_eq!((stats.blocks, stats.extents, stats.resident, stats.away, stats.pinned), (0, 0, 0, 0, 0), "{stats:#?}");
-        assert!(stats.tiers.iter().all(|tier| tier.used == 0), "{stats:#?}");
+        assert_eq!(
+            (stats.blocks, stats.extents, stats.resident, stats.away, stats.pinned),
+            (0, 0, 0, 0, 0),
+            "{stats:#?}"
+        );
+        let abandoned = stats.abandoned > 0;
+        assert!(abandoned || stats.tiers.iter().all(|tier| tier.used == 0), "{stats:#?}");
         self.allocator.empty_cache(0).unwrap();
         let stats = self.allocator.stats(0).unwrap();
         assert_eq!((stats.live.current, stats.active.current, stats.reserved.current), (0, 0, 0), "{stats:#?}");
@@ -155,8 +168,11 @@ impl TierRig {
         let device = self.device.clone();
         drop(self);
         let mut leaks = device.leaks();
-        // Streams that tests have made.
+        // Streams that tests have made, and events of copies that nobody can say are done.
         leaks.streams = 0;
+        if abandoned {
+            leaks.events = 0;
+        }
         assert!(leaks.is_empty(), "{leaks}");
     }
 }

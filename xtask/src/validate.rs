@@ -53,7 +53,9 @@ const STEPS: &[Step] = &[
     Step { name: "tests", fast: true, run: tests },
     Step { name: "examples", fast: true, run: examples },
     Step { name: "tests, validators", fast: false, run: tests_validators },
+    Step { name: "tests, long", fast: false, run: tests_long },
     Step { name: "traces, checked", fast: false, run: traces_checked },
+    Step { name: "tiers, 10,000 faults", fast: false, run: tier_faults },
     Step { name: "kernels", fast: false, run: kernels },
     Step { name: "PyTorch", fast: false, run: pytorch },
     Step { name: "documentation", fast: false, run: documentation },
@@ -156,6 +158,15 @@ fn tests_validators(root: &Path, _: &Options) -> Outcome {
     cargo(root, "test --workspace --features stratalloc/validate", advice)
 }
 
+/// Tests whose name begins with `long_`: too long for every day.
+fn tests_long(root: &Path, _: &Options) -> Outcome {
+    cargo(
+        root,
+        "test --workspace --lib --test nvme -- --ignored long_",
+        "run the test named above alone, with `--ignored`",
+    )
+}
+
 /// Every recorded trace from end to end under the happens-before checker.
 fn traces_checked(root: &Path, _: &Options) -> Outcome {
     let mut traces: Vec<String> = Vec::new();
@@ -177,6 +188,12 @@ fn traces_checked(root: &Path, _: &Options) -> Outcome {
     let few: Vec<&str> = few.map(String::as_str).collect();
     let settings = "--checker --repeat 3 --steps --config plan:inline";
     cargo(root, &format!("run --quiet --release -p stratalloc-cli -- replay {settings} {}", few.join(" ")), advice)
+}
+
+/// All of the schedules, of which the tests run a few.
+fn tier_faults(root: &Path, _: &Options) -> Outcome {
+    let mut run = command("cargo", "test --release -p stratalloc --test tier_faults");
+    run_in(root, run.env("STRATALLOC_TEST_SCHEDULES", "10000"), "the schedule that failed is named above")
 }
 
 /// The committed PTX and cubins are those of the sources. The compilers are fetched once.

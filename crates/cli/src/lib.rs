@@ -12,7 +12,7 @@
 //! | [`doctor`] | what this machine has and what the allocator would use |
 //! | [`defrag`] | what letting pages of small blocks share memory gives on traces |
 //! | [`run`] | a program started with the preload library in front of its CUDA driver |
-//! | [`tiers`] | memory beyond the device: how fast bytes go there, beside plain copies; victim policies on traces; codecs |
+//! | [`tiers`] | memory beyond the device: how fast it is, victim policies on traces, codecs |
 //! | [`engine`] | the one place that touches the allocator's API |
 //! | [`table`] | aligned columns |
 
@@ -68,7 +68,7 @@ enum Command {
     Import(import::Options),
     /// Search for the settings that suit a trace
     Tune(tune::Options),
-    /// Memory beyond the device: how fast bytes go there and come back
+    /// Look at the parts of tiers, memory beyond the device: how fast they are, which victims they choose
     Tiers(tiers::Options),
 }
 
@@ -91,7 +91,7 @@ stratalloc: one allocator for GPU memory. What this command can do:
                                                   find the steps that repeat, lay them out, draw one
   stratalloc tiers policies requests.jsonl.zst    compare victim policies on a trace
   stratalloc bench --seconds 20                   time it beside mimalloc and offset-allocator
-  stratalloc tiers bench                          bytes a second to host memory and back, beside memcpy
+  stratalloc tiers bench                          bytes a second beyond the device and back, beside memcpy
   stratalloc run --limit 0.8 -- python train.py   start a CUDA program on this allocator, with a limit
 
 `stratalloc help COMMAND` tells more. Settings are taken from STRATALLOC_CONF, as key:value,key:value.

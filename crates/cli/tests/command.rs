@@ -93,6 +93,7 @@ fn bad_arguments_exit_with_2_and_name_what_is_wrong() {
         (&["replay", "x", "--capacities", "40"], "--min-capacity"),
         (&["replay", "x", "--columns", "ops"], "default, all"),
         (&["bench", "--seconds", "soon"], "number of seconds"),
+        (&["tiers", "bench", "--size", "1"], "4 KiB to 64 GiB"),
         (&["doctor", "me"], "me"),
         (&["run"], "<PROGRAM>"),
     ] {
@@ -318,6 +319,21 @@ fn bench_prints_json_and_nothing_else() {
         let row = row.unwrap_or_else(|| panic!("no {name} with {threads}"));
         assert!(row["ns_min"].as_f64() > Some(0.0) && row["ns_min"].as_f64() <= row["ns_median"].as_f64(), "{row}");
     }
+}
+
+#[test]
+fn tiers_bench_prints_json_and_nothing_else() {
+    let output = stratalloc(&["tiers", "bench", "--size", "1MiB", "--rounds", "3", "--only", "device", "--json"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    let rows = json(&output);
+    for name in ["device/out/1 MiB", "device/in/1 MiB", "device/out/64 KiB", "device/in/64 KiB"] {
+        let row = rows.as_array().unwrap().iter().find(|row| row["name"] == name);
+        let row = row.unwrap_or_else(|| panic!("no {name} in {rows}"));
+        assert!(row["bytes_per_s"].as_f64() > Some(0.0) && row["ratio"].as_f64() > Some(0.0), "{row}");
+        assert!(row["to"].as_str().is_some_and(|to| to.starts_with("memcpy")), "{row}");
+    }
+    let unknown = stratalloc(&["tiers", "bench", "--only", "tape"]);
+    assert_one_error(&unknown, &["tape", "device", "codec"]);
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod report;
 mod schedule;
 mod state;
 mod store;
+mod streaming;
 mod vmm;
 
 use std::fmt;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::memory::invalid;
 use super::ranges::Window;
 use super::schedule::Pattern;
+use super::streaming;
 use crate::driver::{DriverError, DriverErrorKind, DriverResult};
 
 /// Host pages. Linux maps in units of it.
@@ -280,8 +281,8 @@ impl Store {
     /// device's lock is held.
     pub(super) unsafe fn copy(&self, dst: u64, src: u64, size: u64) {
         if let Store::File(_) = self {
-            // SAFETY: the ranges are readable and writable (the caller's promise). They may overlap physically.
-            unsafe { ptr::copy(src as *const u8, dst as *mut u8, size as usize) }
+            // SAFETY: the ranges are readable and writable (the caller's promise), and their addresses do not overlap: such copies were refused.
+            unsafe { streaming::copy(dst as *mut u8, src as *const u8, size as usize) }
         }
     }
 

@@ -182,6 +182,8 @@ enum Wait {
     Transfer(Transfer),
     /// Streams.
     Streams(Vec<Stamp>),
+    /// That fewer transfers are under way.
+    Room,
 }
 
 /// The evictable blocks of one device, and its tiers.
@@ -249,11 +251,6 @@ impl Tiers {
     /// The engine.
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
-    }
-
-    /// The tiers, the fastest first.
-    pub(crate) fn stores(&self) -> &[Store] {
-        &self.stores
     }
 
     #[cold]
@@ -343,6 +340,7 @@ impl Tiers {
                 Err(error) if transfer.poll().is_none() => Err(error.into()),
                 _ => Ok(()),
             },
+            Wait::Room => Ok(self.without_lock(table, id, || self.engine.wait_for_room(1))?),
             Wait::Streams(stamps) => self.without_lock(table, id, || self.device.have_passed(&stamps, true)).map(drop),
         }
     }

@@ -6,7 +6,7 @@ use super::table::{ExtentId, Table};
 use crate::driver::DriverError;
 use crate::error::{Error, TierError};
 use crate::telemetry::{Event, EventKind};
-use crate::units::DevicePtr;
+use crate::units::{DevicePtr, StreamId};
 
 impl Tiers {
     /// Takes note of all that has ended.
@@ -38,8 +38,11 @@ impl Tiers {
                     true
                 }
                 Some(ended) => {
+                    let may_read = transfer.is_abandoned();
                     self.stays(table, id, Stage::Resident, ended.err());
-                    self.let_read(table, id);
+                    if may_read {
+                        self.let_read(table, id);
+                    }
                     true
                 }
             },
@@ -87,17 +90,28 @@ impl Tiers {
                     true
                 }
                 Some(Err(error)) => {
-                    let (place, lent) = (place.clone(), *lent);
+                    let (place, lent, may_write) = (place.clone(), *lent, transfer.is_abandoned());
                     self.counts.failed();
                     table.extent_mut(id).failure = Some(Box::new(error));
-                    table.set_stage(id, Stage::Filled { place }, None);
-                    // Streams that were told to use it may do so still: then the memory stays, and the bytes are where they were.
-                    if !lent {
-                        self.empty_again(table, id);
+                    // Copies that may write there still, and streams that were told to use it, have to be done before the memory goes.
+                    let mut busy: Vec<StreamId> = Vec::new();
+                    if let Some(inward) = self.engine.stream(true).ok().filter(|_| may_write) {
+                        table.extent_mut(id).used_by(inward);
+                        busy.push(inward);
                     }
+                    if lent {
+                        let extent = table.extent(id);
+                        busy.push(extent.manner.stream);
+                        busy.extend(&extent.users);
+                    }
+                    table.extent_mut(id).busy = self.device.stamps_of(&busy);
+                    table.set_stage(id, Stage::Filled { place }, None);
+                    self.empty_again(table, id);
                     true
                 }
             },
+            // Nobody came for it after it had failed.
+            Stage::Filled { .. } if table.extent(id).held == 0 => self.empty_again(table, id),
             _ => false,
         }
     }
@@ -165,16 +179,18 @@ impl Tiers {
         }
     }
 
-    /// Takes the memory of an extent back that has been filled and not been used.
-    pub(super) fn empty_again(&self, table: &mut Table, id: ExtentId) {
-        if let Stage::Filled { place } = &table.extent(id).stage {
-            let (place, tier) = (place.clone(), self.tier_of(place));
-            match self.device.vacate_extent(DevicePtr(table.extent(id).addr)) {
-                Ok(()) => table.set_stage(id, Stage::Away { place }, Some(tier)),
-                // It stays mapped; the next attempt to have the bytes back begins with that.
-                Err(_) => self.counts.failed(),
-            }
+    /// Takes the memory of an extent back that has been filled in vain, if nothing touches it. Where it stays, the next attempt to have the
+    /// bytes back begins with it. Whether it went.
+    pub(super) fn empty_again(&self, table: &mut Table, id: ExtentId) -> bool {
+        let extent = table.extent(id);
+        let Stage::Filled { place } = &extent.stage else { return false };
+        let (place, tier) = (place.clone(), self.tier_of(place));
+        let is_idle = extent.pins == 0 && matches!(self.device.have_passed(&extent.busy, false), Ok(true));
+        if !is_idle || self.device.vacate_extent(DevicePtr(extent.addr)).is_err() {
+            return false;
         }
+        table.set_stage(id, Stage::Away { place }, Some(tier));
+        true
     }
 
     pub(super) fn note(&self, table: &Table, id: ExtentId, kind: EventKind) {

@@ -85,23 +85,10 @@ impl Stage {
         !matches!(self, Stage::Away { .. } | Stage::Spilling { .. } | Stage::Dropped | Stage::Blank)
     }
 
-    /// Whether a transfer is under way, or streams are waited for.
+    /// Whether it does not stay as it is: a transfer is under way, or streams are waited for.
     pub(super) fn is_moving(&self) -> bool {
-        matches!(
-            self,
-            Stage::Evicting { .. } | Stage::Dropping { .. } | Stage::Spilling { .. } | Stage::Restoring { .. }
-        )
-    }
-
-    /// The place that holds the bytes, where one does.
-    pub(super) fn place(&self) -> Option<&Arc<Place>> {
-        match self {
-            Stage::Away { place }
-            | Stage::Spilling { place, .. }
-            | Stage::Filled { place }
-            | Stage::Restoring { place, .. } => Some(place),
-            _ => None,
-        }
+        use Stage::*;
+        matches!(self, Evicting { .. } | Dropping { .. } | Spilling { .. } | Filled { .. } | Restoring { .. })
     }
 
     /// The transfer that is under way.

@@ -63,6 +63,8 @@ pub struct TierStats {
     pub recomputes: u64,
     /// Transfers, callbacks and calls of the driver that failed.
     pub failures: u64,
+    /// Transfers of which the driver could not say any more whether they are done: their room in a tier is not used again.
+    pub abandoned: u64,
     /// How long calls have waited for all that, by the driver's clock, in nanoseconds.
     pub stall_ns: u64,
     /// Whether the device sleeps.
@@ -151,6 +153,7 @@ impl Tiers {
             restored_bytes: read(&counts.restored_bytes),
             recomputes: read(&counts.recomputes),
             failures: read(&counts.failures),
+            abandoned: self.engine.stats().abandoned,
             stall_ns: read(&counts.stall_ns),
             asleep: table.asleep,
             metadata: table.metadata_bytes(),

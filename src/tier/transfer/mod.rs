@@ -7,7 +7,7 @@
 //! |---|---|
 //! | device, pinned host memory | copy; CRC-32C |
 //! | pinned host memory, device | CRC-32C; copy |
-//! | device, a tier read and written by the host | copy to a staging buffer; codec; CRC-32C; write |
+//! | device, a tier read and written by the host | copy to a staging buffer; codec, by the device where it can; CRC-32C; write |
 //! | such a tier, device | read into a staging buffer; CRC-32C; codec; copy |
 //! | tier, tier | read, where the host does not see it already; CRC-32C; write |
 //! | device, peer device | copy; the device's own sums of both |
@@ -20,6 +20,7 @@
 //! an error at any time leaves the bytes where they were. Where the driver cannot say any more whether a copy is done, the memory that it may
 //! still write is not used again ([`EngineStats::abandoned`]).
 
+mod coded;
 mod compute;
 mod job;
 mod place;
@@ -41,7 +42,7 @@ use self::shared::Shared;
 use self::staging::{LEAST, Staging};
 use super::codec::Codec;
 use super::{Slot, Tier, TierError};
-use crate::driver::{CaptureStatus, Driver, DriverError, DriverErrorKind};
+use crate::driver::{CaptureStatus, Driver, DriverError, DriverErrorKind, EventId};
 use crate::sync::Mutex;
 use crate::units::{ByteSize, DevicePtr, StreamId};
 
@@ -154,6 +155,16 @@ fn unusable(reason: String) -> TierError {
     TierError::Unusable { tier: ENGINE.to_owned(), reason }
 }
 
+#[cold]
+fn not_own() -> TierError {
+    unusable("the engine belongs to the process that forked this one".to_owned())
+}
+
+/// Whether as many transfers are under way as may be.
+pub(crate) fn is_busy(error: &TierError) -> bool {
+    matches!(error, TierError::Busy { tier, .. } if tier == ENGINE)
+}
+
 impl Engine {
     /// An engine for a device. Streams, events and staging memory are taken when they are needed.
     ///
@@ -254,8 +265,17 @@ impl Engine {
     /// # Errors
     /// Why nothing was begun.
     pub fn spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
-        self.check_own()?;
         self.wait_for_room(1)?;
+        self.try_spill(place, tier)
+    }
+
+    /// [`Engine::spill`], which does not wait.
+    ///
+    /// # Errors
+    /// [`TierError::Busy`] too.
+    pub fn try_spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
+        self.check_own()?;
+        self.check_room(1)?;
         check_tier(tier)?;
         for tier in [&place.tier, tier] {
             if reached_by_device_only(&**tier, place.slot) {
@@ -268,8 +288,9 @@ impl Engine {
         let direct = direct.filter(|_| place.slot.size.is_multiple_of(UNIT));
         if direct.is_none() {
             self.check_piece(place)?;
-            self.ensure_staging()?;
+            self.ensure_staging(&place.tier)?;
         }
+        self.shared.attach(tier);
         let slot = tier.reserve(place.slot.size)?;
         let count = place.pieces.len() as u32;
         let progress = Progress { stored: vec![Stored::default(); count as usize], ..Progress::default() };
@@ -298,22 +319,13 @@ impl Engine {
     /// # Errors
     /// How the transfer failed.
     pub fn order(&self, transfer: &Transfer, stream: StreamId) -> Result<(), TierError> {
-        let shared = &*self.shared;
-        loop {
-            let event = {
-                let progress = transfer.job.progress.lock();
-                match &progress.outcome {
-                    Some(Ended::Failed(error)) => return Err(error.clone()),
-                    Some(_) => return Ok(()),
-                    None => (progress.all_submitted && !progress.is_stopped()).then_some(progress.event),
-                }
-            };
-            match event {
-                // All are done already, as the host knows.
-                Some(None) => return Ok(()),
-                Some(Some(event)) => return Ok(shared.driver.wait_event(stream, event)?),
-                None => shared.advance(Some(&transfer.job))?,
+        match self.last_event(transfer)? {
+            Some(event) => {
+                self.check_capture(&[stream])?;
+                Ok(self.shared.driver.wait_event(stream, event)?)
             }
+            // All are done already, as the host knows.
+            None => Ok(()),
         }
     }
 
@@ -322,13 +334,19 @@ impl Engine {
     /// # Errors
     /// How the transfer failed.
     pub fn submitted(&self, transfer: &Transfer) -> Result<(), TierError> {
+        self.last_event(transfer).map(|_| ())
+    }
+
+    /// Waits until all copies are submitted, and says which event stands for them, unless they are done.
+    fn last_event(&self, transfer: &Transfer) -> Result<Option<EventId>, TierError> {
+        self.check_own()?;
         loop {
             {
                 let progress = transfer.job.progress.lock();
                 match &progress.outcome {
                     Some(Ended::Failed(error)) => return Err(error.clone()),
-                    Some(_) => return Ok(()),
-                    None if progress.all_submitted && !progress.is_stopped() => return Ok(()),
+                    Some(_) => return Ok(None),
+                    None if progress.all_submitted && !progress.is_stopped() => return Ok(progress.event),
                     None => {}
                 }
             }
@@ -424,7 +442,9 @@ impl Engine {
             Some(_) => job.direct = None,
             None => {}
         }
-        let prepared = self.prepare(&mut job, device_only || self.shared.config.check_device, device_only);
+        // What comes back from a lossy codec has another sum.
+        let check_device = self.shared.config.check_device && job.codec.as_ref().is_none_or(|codec| codec.lossless());
+        let prepared = self.prepare(&mut job, device_only || check_device, device_only);
         if let Err(error) = prepared {
             self.give_up(&job, false);
             return Err(error);
@@ -448,7 +468,7 @@ impl Engine {
             }
         }
         if job.direct.is_none() {
-            self.ensure_staging()?;
+            self.ensure_staging(&job.tier)?;
         }
         let driver = &*self.shared.driver;
         if source_sum {
@@ -523,14 +543,16 @@ impl Engine {
         Ok(self.shared.come_after(way, after)?)
     }
 
-    fn ensure_staging(&self) -> Result<(), TierError> {
-        let _making = self.shared.making.lock();
-        if self.shared.queues.lock().staging.is_made() {
-            return Ok(());
+    /// Staging memory, of which the tier knows.
+    fn ensure_staging(&self, tier: &Arc<dyn Tier>) -> Result<(), TierError> {
+        let shared = &*self.shared;
+        let _making = shared.making.lock();
+        if !shared.queues.lock().staging.is_made() {
+            let bytes = shared.config.buffer_bytes();
+            let (memory, count) = Staging::pin(&*shared.driver, bytes, shared.config.buffers())?;
+            shared.queues.lock().staging.fill(memory, bytes, count);
         }
-        let bytes = self.shared.config.buffer_bytes();
-        let (memory, count) = Staging::pin(&*self.shared.driver, bytes, self.shared.config.buffers())?;
-        self.shared.queues.lock().staging.fill(memory, bytes, count);
+        shared.attach(tier);
         Ok(())
     }
 
@@ -540,7 +562,7 @@ impl Engine {
         if self.shared.is_own() {
             return Ok(());
         }
-        Err(unusable("the engine belongs to the process that forked this one".to_owned()))
+        Err(not_own())
     }
 
     fn check_room(&self, count: usize) -> Result<(), TierError> {
@@ -550,7 +572,8 @@ impl Engine {
         Err(TierError::Busy { tier: ENGINE.to_owned(), depth: self.shared.config.depth })
     }
 
-    fn wait_for_room(&self, count: usize) -> Result<(), TierError> {
+    /// Waits until as many more may be under way.
+    pub(crate) fn wait_for_room(&self, count: usize) -> Result<(), TierError> {
         self.check_own()?;
         Ok(self.shared.wait_for_room(count)?)
     }
@@ -635,14 +658,25 @@ impl Transfer {
             if let Some(outcome) = self.job.outcome() {
                 return outcome;
             }
+            if !self.shared.is_own() {
+                return Err(not_own());
+            }
             self.shared.advance(Some(&self.job))?;
         }
     }
 
-    /// Begins nothing more of it. What is under way ends first, then it is [`TierError::Cancelled`], unless all was under way already.
+    /// Whether nobody can say any more whether the device is done with it: its copies may read their source still, or write where they go.
+    pub fn is_abandoned(&self) -> bool {
+        let progress = self.job.progress.lock();
+        // The sum of the source is taken before the first copy: nothing that came after it is known to be done.
+        progress.abandoned || (self.job.source_sum.is_some() && progress.submitted == 0)
+    }
+
+    /// Begins nothing more of it, and submits no more of its copies to the device: what the engine's stream is given afterwards comes after all
+    /// of them. What is submitted ends first, then it is [`TierError::Cancelled`], unless that was all.
     pub fn cancel(&self) {
-        self.job.progress.lock().cancelled = true;
         if self.shared.is_own() {
+            self.shared.stop(&self.job);
             self.shared.pump(false);
         }
     }

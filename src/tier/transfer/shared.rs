@@ -3,8 +3,8 @@
 //! Locks, in the order in which they are taken: a stream's, the queues', a job's progress. Driver calls are made under a stream's lock at most,
 //! so that the order of its batches is that of the stream; tiers are called under none.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Condvar;
@@ -17,7 +17,7 @@ use super::sums::SumSlots;
 use crate::driver::{Driver, DriverError, DriverErrorKind, DriverResult, EventId, EventStatus};
 use crate::stream::EventPool;
 use crate::sync::Mutex;
-use crate::tier::{Direction, Io, TierError};
+use crate::tier::{Direction, Io, Tier, TierError};
 use crate::units::StreamId;
 
 /// How often an event may fail to say whether it has passed before it is waited for.
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     events: Mutex<EventPool>,
     pub(super) sums: Mutex<SumSlots>,
     pub(super) queues: Mutex<Queues>,
+    /// The tiers that know of the staging memory.
+    attached: Mutex<Vec<Weak<dyn Tier>>>,
     /// Held while staging memory is pinned.
     pub(super) making: Mutex<()>,
     /// Told when there is something to do, and when a transfer has ended.
@@ -66,6 +68,7 @@ impl Shared {
             events: Mutex::new(EventPool::default()),
             sums: Mutex::new(SumSlots::default()),
             queues: Mutex::new(Queues::default()),
+            attached: Mutex::default(),
             making: Mutex::new(()),
             changed: Condvar::new(),
             counters: Counters::default(),
@@ -102,6 +105,18 @@ impl Shared {
         Ok(())
     }
 
+    /// Tells a tier of the staging memory, where there is any, unless it knows.
+    pub(super) fn attach(&self, tier: &Arc<dyn Tier>) {
+        let Some((memory, size)) = self.queues.lock().staging.memory(self.config.buffer_bytes()) else { return };
+        let mut attached = self.attached.lock();
+        attached.retain(|known| known.strong_count() > 0);
+        if !attached.iter().any(|known| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(tier))) {
+            // SAFETY: the memory is freed when the engine ends, which detaches it first.
+            unsafe { tier.attach(memory.0 as *mut u8, size) };
+            attached.push(Arc::downgrade(tier));
+        }
+    }
+
     // ---- one step -----------------------------------------------------------------------------------------------------
 
     /// Does one thing that can be done without waiting: whether there was one. Without `compute`, what takes the processor's time is left to
@@ -136,9 +151,17 @@ impl Shared {
         let guard = self.streams[way as usize].lock();
         // There is a stream since the job began.
         let stream = guard.unwrap_or(StreamId::DEFAULT);
+        let stopped = |piece: &Piece| piece.job.progress.lock().is_stopped();
+        let (stopped, pieces): (Vec<Piece>, Vec<Piece>) = pieces.into_iter().partition(stopped);
+        if pieces.is_empty() {
+            drop(guard);
+            return self.drop_stopped(stopped);
+        }
+        let (coded, pieces) = self.requantize(pieces, stream);
         let mut ops = Vec::with_capacity(pieces.len());
         pieces.iter().for_each(|piece| piece.add_ops(&mut ops));
-        let mut pieces: Vec<(Piece, Option<TierError>)> = match driver.copy(&ops, stream) {
+        let copied = if ops.is_empty() { Ok(()) } else { driver.copy(&ops, stream) };
+        let mut pieces: Vec<(Piece, Option<TierError>)> = match copied {
             Ok(()) => pieces.into_iter().map(|piece| (piece, None)).collect(),
             Err(error) if pieces.len() == 1 => {
                 pieces.into_iter().map(|piece| (piece, Some(error.clone().into()))).collect()
@@ -146,6 +169,7 @@ impl Shared {
             // One that cannot be copied keeps nothing else from it. What was submitted already is copied twice.
             Err(_) => pieces.into_iter().map(|piece| self.copy_alone(piece, stream)).collect(),
         };
+        pieces.extend(coded);
         let mut last_of: Vec<Arc<Job>> = Vec::new();
         for (piece, failed) in &mut pieces {
             let job = &piece.job;
@@ -171,13 +195,15 @@ impl Shared {
                 Err(error)
             }
         });
-        for job in last_of {
-            let mut progress = job.progress.lock();
-            progress.event = recorded.as_ref().ok().copied();
-            progress.all_submitted = true;
-        }
+        let all_submitted = |event: Option<EventId>| {
+            for job in &last_of {
+                let mut progress = job.progress.lock();
+                (progress.event, progress.all_submitted) = (event, true);
+            }
+        };
         match recorded {
             Ok(event) => {
+                all_submitted(Some(event));
                 let mut queues = self.queues.lock();
                 let line = queues.line(way);
                 line.flying_pieces += pieces.len();
@@ -187,11 +213,30 @@ impl Shared {
                 self.poll_line(way);
             }
             // Nothing says when the copies are done, but that the whole stream is.
-            Err(error) => match driver.synchronize_stream(stream) {
-                Ok(()) => pieces.into_iter().for_each(|(piece, failed)| self.copied(piece, failed)),
-                Err(_) => self.abandon(pieces, &error),
-            },
+            Err(error) => {
+                drop(guard);
+                match driver.synchronize_stream(stream) {
+                    Ok(()) => {
+                        all_submitted(None);
+                        pieces.into_iter().for_each(|(piece, failed)| self.copied(piece, failed));
+                    }
+                    Err(_) => self.abandon(pieces, &error),
+                }
+            }
         }
+        self.drop_stopped(stopped);
+    }
+
+    /// Pieces of jobs that were stopped before they were submitted.
+    fn drop_stopped(&self, pieces: Vec<Piece>) {
+        pieces.into_iter().for_each(|piece| self.finish(piece, Err(TierError::Cancelled)));
+    }
+
+    /// Stops a job. What it has submitted goes on; nothing more of it is submitted once this has returned, so that what its stream is given
+    /// afterwards comes after all that it does.
+    pub(super) fn stop(&self, job: &Job) {
+        let _submitting = self.streams[job.way() as usize].lock();
+        job.progress.lock().cancelled = true;
     }
 
     fn copy_alone(&self, piece: Piece, stream: StreamId) -> (Piece, Option<TierError>) {
@@ -473,10 +518,12 @@ impl Shared {
 
     /// All of a job is done, or nothing more of it will be.
     fn end(&self, job: &Arc<Job>) {
-        let (failed, abandoned, stored, end) = {
+        let (failed, abandoned, summing, stored, end) = {
             let mut progress = job.progress.lock();
             let stored = std::mem::take(&mut progress.stored);
-            (progress.failed.clone(), progress.abandoned, stored, progress.end)
+            // Nothing came after that kernel that is known to be done.
+            let summing = job.source_sum.is_some() && progress.submitted == 0;
+            (progress.failed.clone(), progress.abandoned, summing, stored, progress.end)
         };
         let outcome = match failed {
             Some(error) => Err(error),
@@ -485,7 +532,7 @@ impl Shared {
         if outcome.is_err() && !abandoned && !matches!(job.kind, Kind::Load { .. }) {
             job.tier.release(job.slot);
         }
-        if !abandoned {
+        if !abandoned && !summing {
             let mut sums = self.sums.lock();
             [job.source_sum, job.copy_sum].into_iter().flatten().for_each(|sum| sums.give(sum));
         }
@@ -623,6 +670,11 @@ impl Drop for Shared {
         }
         self.events.get_mut().clear(driver);
         self.sums.get_mut().clear(driver);
+        if let Some((memory, _)) = self.queues.get_mut().staging.memory(0) {
+            for tier in self.attached.get_mut().drain(..).filter_map(|tier| tier.upgrade()) {
+                tier.detach(memory.0 as *mut u8);
+            }
+        }
         if drained {
             self.queues.get_mut().staging.clear(driver);
         }

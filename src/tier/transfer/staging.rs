@@ -41,12 +41,19 @@ impl Buffer {
 pub(super) struct Staging {
     memory: Option<HostPtr>,
     free: Vec<Buffer>,
+    /// Those that are not lost, and all that there ever were.
     total: usize,
+    made: usize,
 }
 
 impl Staging {
     pub(super) fn is_made(&self) -> bool {
         self.memory.is_some()
+    }
+
+    /// The memory, and its size where a buffer has so many bytes.
+    pub(super) fn memory(&self, bytes: u64) -> Option<(HostPtr, u64)> {
+        self.memory.map(|memory| (memory, self.made as u64 * bytes))
     }
 
     pub(super) fn total(&self) -> usize {
@@ -77,6 +84,7 @@ impl Staging {
     pub(super) fn fill(&mut self, memory: HostPtr, bytes: u64, count: usize) {
         self.memory = Some(memory);
         self.total = count;
+        self.made = count;
         self.free = (0..count).rev().map(|at| Buffer(memory.0 + at * bytes as usize)).collect();
     }
 

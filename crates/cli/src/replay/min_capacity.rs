@@ -14,7 +14,7 @@ use crate::engine::Setup;
 use crate::trace::Trace;
 
 /// How finely the smallest capacity is sought, as a part of the peak of live bytes.
-const STEP: f64 = 0.002;
+const STEP: f64 = 0.0005;
 
 /// Percent above the smallest capacity that are tried where nobody asks for more.
 const ABOVE: [u32; 16] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20, 25, 30];

@@ -189,6 +189,9 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     let setup = options.setup()?;
     // All of them first: a bad file is known before minutes are spent on the good ones.
     let traces = import::load_all(&options.traces)?;
+    if let Some(list) = &options.tiers {
+        return tiers::run(options, list, &setup, &traces, out);
+    }
     if options.plan_out.is_some() {
         if options.policy != [Policy::Stratalloc] {
             return Err(Failed::from("--plan-out is for --policy stratalloc alone".to_owned()));
@@ -198,9 +201,6 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
                 "--plan-out is for one trace: each would replace the plan of the one before".to_owned(),
             ));
         }
-    }
-    if let Some(list) = &options.tiers {
-        return tiers::run(options, list, &setup, &traces, out);
     }
     if options.policy != [Policy::Stratalloc] {
         return policy::run(options, &setup, &traces, out);

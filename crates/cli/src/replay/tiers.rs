@@ -179,7 +179,11 @@ impl Follower {
         let mut setup = setup.clone();
         if let Some(Tiers(list)) = tiers {
             // Nothing depends on time, so that equal replays are equal.
-            setup.config = format!("{}{}tiers:{list},tier_workers:0", setup.config, if setup.config.is_empty() { "" } else { "," });
+            setup.config = format!(
+                "{}{}tiers:{list},tier_workers:0",
+                setup.config,
+                if setup.config.is_empty() { "" } else { "," }
+            );
         }
         setup.contents = contents;
         let engine = Engine::open(&setup)?;
@@ -299,11 +303,8 @@ fn for_people(rows: &[Row], out: &mut impl Write) -> std::io::Result<()> {
     for row in rows {
         let ms = |ns: u64| ns as f64 / 1e6;
         let size = |bytes: u64| format!("{:.0}M", bytes as f64 / f64::from(1 << 20));
-        let contents = if row.verified_blocks > 0 {
-            format!("{} blocks compared, ", row.verified_blocks)
-        } else {
-            String::new()
-        };
+        let contents =
+            if row.verified_blocks > 0 { format!("{} blocks compared, ", row.verified_blocks) } else { String::new() };
         let result = match &row.error {
             Some(error) => error.clone(),
             None => format!("completed, {contents}checker: {} reports", row.checker_reports),
@@ -338,10 +339,8 @@ mod tests {
     #[test]
     fn tiers_are_read_as_people_write_them() {
         let tiers: Tiers = "host:32GiB,nvme:/mnt/a:200GiB".parse().unwrap();
-        let wanted = [
-            TierSpec::Host(ByteSize::gib(32)),
-            TierSpec::Nvme { folder: "/mnt/a".into(), bytes: ByteSize::gib(200) },
-        ];
+        let wanted =
+            [TierSpec::Host(ByteSize::gib(32)), TierSpec::Nvme { folder: "/mnt/a".into(), bytes: ByteSize::gib(200) }];
         assert_eq!(tiers.0.specs, wanted);
         for text in ["", "host", "host:0", "nvme:/a", "disk:/a:1GiB"] {
             assert!(text.parse::<Tiers>().unwrap_err().contains("host:SIZE"), "{text}");

@@ -1,7 +1,7 @@
 //! Rows between the device and pinned host memory, beside `memcpy` between the same memory.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stratalloc::driver::soft::SoftDevice;
 use stratalloc::driver::{Driver, DriverResult, Location};
@@ -9,9 +9,9 @@ use stratalloc::tier::transfer::{Engine, EngineConfig, Save};
 use stratalloc::tier::{HostConfig, HostTier, Slot, Tier, TierError};
 use stratalloc::units::{ByteSize, DevicePtr};
 
-use super::BenchOptions;
-use super::rows::{Beside, Maker, Row, Work};
+use super::bench::{Figure, Options};
 use crate::Failed;
+use crate::table::median;
 
 impl From<TierError> for Failed {
     fn from(error: TierError) -> Failed {
@@ -22,16 +22,19 @@ impl From<TierError> for Failed {
 /// Objects of a row for many small ones.
 const SMALL: u64 = 64 << 10;
 
-pub(super) fn rows(options: &BenchOptions) -> Vec<Maker> {
+/// Does a row's work once, and says how long it took.
+type Work = Box<dyn FnMut() -> Result<Duration, Failed>>;
+
+pub(super) fn rows(options: &Options) -> Result<Vec<Figure>, Failed> {
     let total = options.size.0;
-    let mut makers = Vec::new();
+    let mut figures = Vec::new();
     for object in [total, SMALL.min(total)] {
         for out in [true, false] {
-            let way = if out { "device to host" } else { "host to device" };
-            makers.push(Maker::new(format!("{way}, {}", ByteSize(object)), move || row(total, object, out)));
+            let name = format!("device/{}/{}", if out { "out" } else { "in" }, ByteSize(object));
+            figures.push(row(name, total, object, out, options.rounds)?);
         }
     }
-    makers
+    Ok(figures)
 }
 
 /// A device that works in real time, a tier, and memory of both.
@@ -77,7 +80,7 @@ fn device_memory(driver: &dyn Driver, size: u64) -> DriverResult<DevicePtr> {
 }
 
 /// Moves `total` bytes in objects of this size.
-fn row(total: u64, object: u64, out: bool) -> Result<Row, Failed> {
+fn row(name: String, total: u64, object: u64, out: bool, rounds: u32) -> Result<Figure, Failed> {
     let bench = Arc::new(Bench::new(total)?);
     let count = total / object;
     let saves: Vec<Save> =
@@ -106,8 +109,30 @@ fn row(total: u64, object: u64, out: bool) -> Result<Row, Failed> {
             Ok(start.elapsed())
         })
     };
-    let name = format!("memcpy of {}", ByteSize(object));
-    Ok(Row { bytes: count * object, work, beside: Beside::Peer { name, work: plain(&bench, count, object, out) } })
+    let (bytes_per_s, ratio) = take_turns(count * object, rounds, work, plain(&bench, count, object, out))?;
+    Ok(Figure { name, bytes_per_s, ratio: Some(ratio), to: format!("memcpy of {}", ByteSize(object)) })
+}
+
+/// Bytes a second of the work, and its speed as a part of the other's: medians of the rounds.
+fn take_turns(bytes: u64, rounds: u32, mut work: Work, mut other: Work) -> Result<(f64, f64), Failed> {
+    // The first time, memory is touched and pinned.
+    work()?;
+    other()?;
+    let (mut rates, mut ratios) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        // Who is first in a round is last in the next.
+        let early = if round % 2 == 0 { Some(other()?) } else { None };
+        let own = work()?.as_secs_f64().max(1e-9);
+        let other = match early {
+            Some(early) => early,
+            None => other()?,
+        };
+        rates.push(bytes as f64 / own);
+        ratios.push(other.as_secs_f64() / own);
+    }
+    rates.sort_by(f64::total_cmp);
+    ratios.sort_by(f64::total_cmp);
+    Ok((median(&rates), median(&ratios)))
 }
 
 /// The same bytes by `memcpy`, as many at a time.

@@ -118,6 +118,7 @@ impl Files for Faulty {
         Ok(())
     }
 
+    // SAFETY: as the trait says.
     unsafe fn submit(&self, ops: &[Op]) {
         self.0.submitted.fetch_add(ops.len() as u32, Ordering::Relaxed);
         self.0.state.lock().waiting.extend(ops);

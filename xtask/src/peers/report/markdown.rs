@@ -265,7 +265,7 @@ fn driver_time(page: &Page<'_>) -> String {
         format!(
             "{} / {} / {}",
             ms(number("driver_ns.first")),
-            ms(number("driver_ns.steady") / steps),
+            figures.number("driver_ns.steady").map_or("–".to_string(), |ns| ms(ns / steps)),
             ms(number("driver_ns.later"))
         )
     };
