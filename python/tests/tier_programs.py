@@ -214,8 +214,11 @@ def mistakes_are_told():
         stratalloc.wake(["kv"])
     with raises(ValueError, "codec", "zip"), stratalloc.tag("weights", codec="zip"):
         pass
-    with raises(ValueError, "no tier 'tape'", "host"), stratalloc.tag("weights", tier="tape"):
-        pass
+    for wrong in ("tape", 7):
+        with raises(ValueError, f"no tier {wrong!r}", "host"), stratalloc.tag("weights", tier=wrong):
+            pass
+    with raises(ValueError, "codec"):
+        stratalloc.tag("weights", codec=None)
     for name in ("", 3, "a\0b"):
         with raises(ValueError, "a tag is"), stratalloc.tag(name):
             pass
