@@ -249,6 +249,24 @@ def a_tier_that_is_too_small_takes_nothing():
     assert all(torch.equal(tensor.cpu(), torch.full((MIB,), float(number))) for number, tensor in enumerate(tensors))
 
 
+def codecs_keep_what_they_promise():
+    torch.manual_seed(7)
+    value = (torch.randn(4 * MIB) * 0.02).to(torch.bfloat16)
+    tensors = {}
+    for codec in ("none", "lossless16", "int8-bf16"):
+        with stratalloc.tag(codec, codec=codec):
+            tensors[codec] = value.cuda()
+        stratalloc.offload(codec)
+    used = stratalloc.tier_stats()["tiers"][0]["bytes_in"]
+    # As it is, at least a fifth less, at most 9 of 16 bits.
+    assert used < value.nbytes * (1 + 0.8 + 9 / 16 + 0.05), used / value.nbytes
+    stratalloc.restore()
+    for codec in ("none", "lossless16"):
+        assert torch.equal(tensors[codec].cpu(), value), codec
+    error = (tensors["int8-bf16"].cpu().float() - value.float()).abs().max().item()
+    assert 0 < error <= value.abs().max().item() / 100, error
+
+
 def threads_and_captures_have_their_own():
     import threading
 
