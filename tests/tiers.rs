@@ -469,7 +469,7 @@ fn bytes_are_stashed_and_fetched() {
     let error = allocator.stash(to, MIB, other, Some("tape")).unwrap_err();
     assert!(error.to_string().contains("there are host"), "{error}");
     let error = allocator.stash(to, 65 * MIB, other, None).unwrap_err();
-    assert!(matches!(error, Error::Tier(TierError::Full { .. })), "{error}");
+    assert!(matches!(error, Error::InvalidSize { max, .. } if max == 5 * MIB), "{error}");
     allocator.raw_free(next).unwrap();
     allocator.raw_free(to).unwrap();
     rig.finish();
@@ -487,7 +487,9 @@ fn what_cannot_be_is_refused() {
     assert!(none(&error(plain.alloc_evictable(ask, Evictable::default()))));
     assert!(none(&plain.on_residency(|_| ()).unwrap_err()));
     assert!(none(&plain.sleep(&SleepPlan::default()).unwrap_err()));
-    assert!(none(&plain.stash(DevicePtr(1 << 20), 1, HOME, None).unwrap_err()));
+    let block = plain.raw_alloc(ask).unwrap();
+    assert!(none(&plain.stash(block, 1, HOME, None).unwrap_err()));
+    assert!(matches!(plain.stash(DevicePtr(1 << 20), 1, HOME, None), Err(Error::InvalidPointer { .. })));
     assert_eq!(plain.tier_stats(0).unwrap(), Default::default());
     assert!(matches!(plain.tier_stats(1), Err(Error::UnknownDevice { .. })));
 

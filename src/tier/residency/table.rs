@@ -393,7 +393,7 @@ impl Table {
     pub(super) fn metadata_bytes(&self) -> u64 {
         // A node of a B-tree is at least half full.
         let object = (size_of::<u64>() + size_of::<Object>()) * 3 / 2;
-        let extent = size_of::<Option<Extent>>() + 8 * size_of::<u64>();
+        let extent = size_of::<Option<Extent>>() + size_of::<[u64; 8]>();
         (self.objects.len() * object + self.extents.len() * extent) as u64
     }
 
