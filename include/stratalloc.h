@@ -554,7 +554,7 @@ typedef struct stratalloc_evictable {
   stratalloc_recompute recompute;
   // Handed to `recompute`, on any thread.
   void *context;
-  // Called with `context` when the block has gone; may be null.
+  // Called with `context` when the block has gone, or the call has failed that was to make it; may be null.
   stratalloc_drop drop_context;
   // The fastest tier that it may go to, by its name; null is any.
   const char *tier;

@@ -2,18 +2,21 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use common::rig::{KIB, MIB, request};
 use common::tiers::{TierRig, host_tier};
+use parking_lot::Mutex;
 use stratalloc::driver::Driver;
 use stratalloc::driver::fault::When;
 use stratalloc::driver::soft::{Access, SoftDevice};
 use stratalloc::tier::fault::{FaultTier, TierFault, TierFaultKind};
-use stratalloc::tier::{Evictable, Residency, Select, TierKind};
-use stratalloc::{AllocRequest, Allocator, DevicePtr, Error, ResidencyError, StreamId};
+use stratalloc::tier::{Evictable, MemoryChange, Residency, Select, TierKind};
+use stratalloc::{AllocFlags, AllocRequest, Allocator, DevicePtr, Error, ResidencyError, StreamId};
 
 const HOME: StreamId = StreamId::DEFAULT;
 
@@ -209,7 +212,7 @@ fn many_transfers_of_others_keep_no_block_away() {
     let ptr = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
     rig.allocator.offload(Select::Ptr(ptr)).unwrap();
     let from = rig.allocator.raw_alloc(request(4 * KIB, HOME)).unwrap();
-    slow(&tier, 50);
+    slow(&tier, 20_000);
     let stashes: Vec<_> = (0..256).map(|_| rig.allocator.stash(from, 4 * KIB, HOME, None).unwrap()).collect();
     rig.verify(ptr).unwrap();
     tier.clear();
@@ -217,5 +220,69 @@ fn many_transfers_of_others_keep_no_block_away() {
         assert!(stash.may_free(true).unwrap());
     }
     rig.allocator.raw_free(from).unwrap();
+    rig.finish();
+}
+
+#[test]
+fn observers_hear_of_comings_and_goings_in_turn() {
+    within_seconds(|| {
+        let rig = rig(64 * MIB, "tiers:host=64MiB");
+        let allocator = rig.allocator.clone();
+        let there = Arc::new(Mutex::new(BTreeMap::new()));
+        let heard = there.clone();
+        let twice = Arc::new(AtomicU32::new(0));
+        let inverted = twice.clone();
+        let observer = allocator.on_residency(move |change| {
+            let (ptr, now) = match *change {
+                MemoryChange::Unmapping { ptr, .. } => (ptr, false),
+                MemoryChange::Remapped { ptr, .. } => (ptr, true),
+                _ => return,
+            };
+            // Time for others to come in between.
+            std::thread::yield_now();
+            let before = heard.lock().insert(ptr.0, now);
+            inverted.fetch_add(u32::from(before.unwrap_or(true) == now), Relaxed);
+        });
+        let observer = observer.unwrap();
+        let ptrs: Vec<DevicePtr> =
+            (0..3).map(|_| allocator.alloc_evictable(request(2 * MIB, HOME), Evictable::default()).unwrap()).collect();
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (allocator, ptrs) = (&allocator, &ptrs);
+                scope.spawn(move || {
+                    for round in 0..200 {
+                        let ptr = ptrs[(round + thread) % 3];
+                        if round % 2 == 0 {
+                            let _ = allocator.offload(Select::Ptr(ptr));
+                        } else {
+                            drop(allocator.pin(ptr, HOME).unwrap());
+                        }
+                    }
+                });
+            }
+        });
+        ptrs.iter().for_each(|&ptr| drop(allocator.pin(ptr, HOME).unwrap()));
+        assert!(there.lock().values().all(|&now| now));
+        assert_eq!(twice.load(Relaxed), 0, "told twice in a row that a block comes, or goes");
+        assert!(allocator.remove_residency_observer(observer));
+        ptrs.into_iter().for_each(|ptr| allocator.raw_free(ptr).unwrap());
+        drop(allocator);
+        rig.finish();
+    });
+}
+
+#[test]
+fn a_block_asked_for_zeroed_is_zero() {
+    let rig = rig(64 * MIB, "tiers:host=64MiB");
+    let old = rig.allocator.raw_alloc(request(2 * MIB, HOME)).unwrap();
+    rig.device.fill(old, 2 * MIB, 7, HOME).unwrap();
+    rig.allocator.raw_free(old).unwrap();
+    let zeroed = request(2 * MIB, HOME).flags(AllocFlags::ZEROED);
+    let ptr = rig.allocator.alloc_evictable(zeroed, Evictable::default()).unwrap();
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().pinned, 0);
+    let mut found = vec![1; 2 * MIB as usize];
+    rig.device.read(&mut found, ptr, HOME).unwrap();
+    assert!(found.iter().all(|&byte| byte == 0));
+    rig.allocator.raw_free(ptr).unwrap();
     rig.finish();
 }

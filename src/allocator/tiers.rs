@@ -160,7 +160,13 @@ impl Allocator {
             None => Err(Error::OutOfMemory(Box::default())),
         };
         let ptr = self.with_room(tiers, inner, &again, &|| Err(device.no_extent(inner)))?;
-        if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }
+        if !request.flags.contains(AllocFlags::ZEROED) {
+            return Ok(ptr);
+        }
+        // It stays until that is submitted.
+        let pin = PinGuard::new(tiers, ptr, request.stream);
+        let zeroed = pin.and_then(|_pin| Ok(device.pool.driver.fill(ptr, request.size, 0, request.stream)?));
+        zeroed.map(|()| ptr).inspect_err(|_| self.free_or_count(ptr))
     }
 
     /// A request for which evictable blocks go to a tier where there is no room.

@@ -128,12 +128,15 @@ impl Tiers {
         }
         let ids: Vec<ExtentId> = ids.iter().copied().filter(|&id| table.extent(id).may_go()).collect();
         ids.iter().for_each(|&id| table.extent_mut(id).held += 1);
-        let told = self.announce(table, &ids);
+        let (ids, told) = self.announce(table, ids);
         let mut under_way = Vec::new();
         for &id in &ids {
             let extent = table.extent(id);
-            let is_there = matches!(extent.stage, Stage::Resident | Stage::Leaving);
-            let goes = told && extent.pins == 0 && extent.objects > 0 && is_there;
+            let is_there = match told {
+                None => matches!(extent.stage, Stage::Resident),
+                Some(told) => told && matches!(extent.stage, Stage::Leaving),
+            };
+            let goes = extent.pins == 0 && extent.objects > 0 && is_there;
             let begun = if goes { self.begin(table, id, way) } else { Err(None) };
             match begun {
                 Ok(()) => {
@@ -142,7 +145,7 @@ impl Tiers {
                     self.changed.notify_all();
                 }
                 Err(why) => {
-                    if matches!(table.extent(id).stage, Stage::Leaving) {
+                    if told.is_some() && matches!(table.extent(id).stage, Stage::Leaving) {
                         table.set_stage(id, Stage::Resident, None);
                         self.came_back(table, id);
                         self.changed.notify_all();
@@ -159,26 +162,36 @@ impl Tiers {
             room.evicted += self.await_gone(table, id, &mut room.failure);
             self.let_go(table, id);
         }
-        if !told {
+        if told == Some(false) {
             let reason = "an observer of its memory panicked".to_string();
             keep_first(&mut room.failure, TierError::Unusable { tier: "device".to_string(), reason });
         }
         room
     }
 
-    /// Tells observers that memory is about to go. Whether they have taken it well.
-    fn announce(&self, table: &mut MutexGuard<'_, Table>, ids: &[ExtentId]) -> bool {
+    /// Tells observers that memory is about to go. Returns the extents that may, and where there are observers, whether they have taken it
+    /// well. What others have taken meanwhile is left to them.
+    fn announce(&self, table: &mut MutexGuard<'_, Table>, ids: Vec<ExtentId>) -> (Vec<ExtentId>, Option<bool>) {
         if ids.is_empty() || !self.is_observed() {
-            return true;
+            return (ids, None);
         }
+        self.tell_remapped(table);
+        for &id in &ids {
+            while table.extent(id).telling > 0 {
+                self.changed.wait(table);
+                self.settle(table);
+            }
+        }
+        let (mine, others): (Vec<_>, Vec<_>) = ids.into_iter().partition(|&id| table.extent(id).may_go());
+        others.into_iter().for_each(|id| self.let_go(table, id));
         let mut changes = Vec::new();
-        for &id in ids {
+        for &id in &mine {
             table.set_stage(id, Stage::Leaving, None);
             changes.extend(self.changes_of(table, id, true));
         }
         let told = MutexGuard::unlocked(table, || self.tell(&changes));
         self.settle(table);
-        told
+        (mine, Some(told))
     }
 
     /// Begins to evict an extent that is there, waiting for earlier transfers where as many are under way as may be.
@@ -189,6 +202,7 @@ impl Tiers {
         way: Way,
     ) -> std::result::Result<(), Option<TierError>> {
         let mut spills = 0;
+        let ready = std::mem::discriminant(&table.extent(id).stage);
         loop {
             match self.try_begin(table, id, way, &mut spills) {
                 Begun::Yes => return Ok(()),
@@ -198,8 +212,8 @@ impl Tiers {
                         return Err(None);
                     }
                     let extent = table.extent(id);
-                    let is_there = matches!(extent.stage, Stage::Resident | Stage::Leaving);
-                    if extent.pins > 0 || extent.objects == 0 || !is_there {
+                    let is_ready = std::mem::discriminant(&extent.stage) == ready;
+                    if extent.pins > 0 || extent.objects == 0 || !is_ready {
                         return Err(None);
                     }
                 }

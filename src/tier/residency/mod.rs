@@ -301,16 +301,24 @@ impl Tiers {
         table
     }
 
-    /// Gives the lock up, then tells observers what has come back.
+    /// Tells observers what has come back, then gives the lock up.
     fn unlock(&self, mut table: MutexGuard<'_, Table>) {
-        if table.remapped.is_empty() {
-            return;
+        self.tell_remapped(&mut table);
+    }
+
+    /// Tells observers what has come back. Until they know, nobody tells them that it goes again.
+    fn tell_remapped(&self, table: &mut MutexGuard<'_, Table>) {
+        while !table.remapped.is_empty() {
+            let ids = std::mem::take(&mut table.remapped);
+            let changes: Vec<MemoryChange> = ids.iter().flat_map(|&id| self.changes_of(table, id, false)).collect();
+            ids.iter().for_each(|&id| table.extent_mut(id).telling += 1);
+            MutexGuard::unlocked(table, || self.tell(&changes));
+            for id in ids {
+                table.extent_mut(id).telling -= 1;
+                self.let_go(table, id);
+            }
+            self.changed.notify_all();
         }
-        let ids = std::mem::take(&mut table.remapped);
-        let changes: Vec<MemoryChange> = ids.iter().flat_map(|&id| self.changes_of(&table, id, false)).collect();
-        ids.into_iter().for_each(|id| self.let_go(&mut table, id));
-        drop(table);
-        self.tell(&changes);
     }
 
     /// Does something without the lock, holding an extent.

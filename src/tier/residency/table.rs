@@ -83,6 +83,8 @@ pub(super) struct Extent {
     pub(super) busy: Vec<Stamp>,
     /// Calls under way that come back to it.
     pub(super) held: u32,
+    /// Threads that are telling observers that it is back.
+    pub(super) telling: u32,
     /// Whether sleep has put it away, and whether it had been resident.
     pub(super) slept: Option<bool>,
     /// Why it could not be moved the last time.
@@ -250,6 +252,7 @@ impl Table {
             computed: Vec::new(),
             busy: Vec::new(),
             held: 0,
+            telling: 0,
             slept: None,
             failure: None,
             since: 0,
