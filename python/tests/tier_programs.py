@@ -214,8 +214,11 @@ def mistakes_are_told():
         stratalloc.wake(["kv"])
     with raises(ValueError, "codec", "zip"), stratalloc.tag("weights", codec="zip"):
         pass
-    with raises(ValueError, "no tier 'tape'", "host"), stratalloc.tag("weights", tier="tape"):
-        pass
+    for wrong in ("tape", 7):
+        with raises(ValueError, f"no tier {wrong!r}", "host"), stratalloc.tag("weights", tier=wrong):
+            pass
+    with raises(ValueError, "codec"):
+        stratalloc.tag("weights", codec=None)
     for name in ("", 3, "a\0b"):
         with raises(ValueError, "a tag is"), stratalloc.tag(name):
             pass
@@ -244,6 +247,24 @@ def a_tier_that_is_too_small_takes_nothing():
     stratalloc.sleep()
     stratalloc.wake()
     assert all(torch.equal(tensor.cpu(), torch.full((MIB,), float(number))) for number, tensor in enumerate(tensors))
+
+
+def codecs_keep_what_they_promise():
+    torch.manual_seed(7)
+    value = (torch.randn(4 * MIB) * 0.02).to(torch.bfloat16)
+    tensors = {}
+    for codec in ("none", "lossless16", "int8-bf16"):
+        with stratalloc.tag(codec, codec=codec):
+            tensors[codec] = value.cuda()
+        stratalloc.offload(codec)
+    used = stratalloc.tier_stats()["tiers"][0]["bytes_in"]
+    # As it is, at least a fifth less, at most 9 of 16 bits.
+    assert used < value.nbytes * (1 + 0.8 + 9 / 16 + 0.05), used / value.nbytes
+    stratalloc.restore()
+    for codec in ("none", "lossless16"):
+        assert torch.equal(tensors[codec].cpu(), value), codec
+    error = (tensors["int8-bf16"].cpu().float() - value.float()).abs().max().item()
+    assert 0 < error <= value.abs().max().item() / 100, error
 
 
 def threads_and_captures_have_their_own():

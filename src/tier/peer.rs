@@ -152,6 +152,10 @@ impl Tier for PeerTier {
         Some(self.base.add(slot.offset))
     }
 
+    /// Refuses.
+    ///
+    /// # Safety
+    /// The buffer is not touched.
     unsafe fn start(&self, _io: Io) -> Result<Ticket, TierError> {
         let reason = "the host does not reach it, only copies of a device do".to_owned();
         Err(TierError::Unusable { tier: self.name.clone(), reason })
