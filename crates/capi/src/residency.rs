@@ -3,8 +3,8 @@
 use std::ffi::{c_char, c_void};
 
 use stratalloc::DevicePtr;
-use stratalloc::tier::{MemoryChange, Residency, TierKind};
 use stratalloc::driver::metered::CallKind;
+use stratalloc::tier::{MemoryChange, Residency, TierKind};
 
 use crate::handle::{check_out, device_number, get, stratalloc_allocator};
 use crate::observe::Context;

@@ -10,8 +10,8 @@ use stratalloc_c::observe::{stratalloc_event, stratalloc_shortage};
 use stratalloc_c::pools::stratalloc_pool_id;
 use stratalloc_c::residency::{stratalloc_tier, stratalloc_tier_stats};
 use stratalloc_c::snapshot::stratalloc_segment;
-use stratalloc_c::tiers::{stratalloc_evictable, stratalloc_sleep_plan, stratalloc_sleep_tag};
 use stratalloc_c::stats::{stratalloc_gauge, stratalloc_size_range, stratalloc_stats};
+use stratalloc_c::tiers::{stratalloc_evictable, stratalloc_sleep_plan, stratalloc_sleep_tag};
 
 use super::toolchain::{Linked, compile, missing, scratch};
 
