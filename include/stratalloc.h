@@ -145,6 +145,28 @@ typedef enum stratalloc_event_kind {
   STRATALLOC_EVENT_FREE_DEFERRED = 8,
 } stratalloc_event_kind;
 
+// Where the bytes of an evictable block are.
+typedef enum stratalloc_residency_state {
+  // On the device.
+  STRATALLOC_RESIDENT = 0,
+  // On the device, and on their way to a tier.
+  STRATALLOC_EVICTING = 1,
+  // In pinned memory of the host.
+  STRATALLOC_ON_HOST = 2,
+  // In pinned memory of the host, and on their way to a slower tier.
+  STRATALLOC_SPILLING = 3,
+  // In files.
+  STRATALLOC_ON_DISK = 4,
+  // In the memory of another device.
+  STRATALLOC_ON_PEER = 5,
+  // In a tier of another kind.
+  STRATALLOC_ELSEWHERE = 6,
+  // In a tier, and on their way back.
+  STRATALLOC_RESTORING = 7,
+  // Nowhere: they are computed again when they are wanted, or are not wanted.
+  STRATALLOC_DROPPED = 8,
+} stratalloc_residency_state;
+
 // An allocator over one or several devices. All functions may be called from any thread, but not from a signal handler.
 //
 // A handle that was destroyed, or that never came from here, is noticed where its memory happens to tell, and must not be counted on to be.
@@ -155,6 +177,7 @@ typedef struct stratalloc_checkpoint stratalloc_checkpoint;
 
 // A block that `stratalloc_compact` may move while it is not pinned. Free it before its allocator is destroyed.
 typedef struct stratalloc_movable stratalloc_movable;
+
 // Holds an evictable block on its device.
 typedef struct stratalloc_pinned stratalloc_pinned;
 
@@ -376,6 +399,8 @@ typedef struct stratalloc_tier_stats {
   uint64_t stall_ns;
   // Host memory for what is known of blocks, in bytes.
   uint64_t metadata;
+  // How often this library has waited for the device as a whole, for whatever.
+  uint64_t device_synchronizations;
   // Whether the device sleeps.
   bool asleep;
 } stratalloc_tier_stats;
@@ -529,7 +554,7 @@ typedef struct stratalloc_evictable {
   stratalloc_recompute recompute;
   // Handed to `recompute`, on any thread.
   void *context;
-  // Called with `context` when the block has gone; may be null.
+  // Called with `context` when the block has gone, or the call has failed that was to make it; may be null.
   stratalloc_drop drop_context;
   // The fastest tier that it may go to, by its name; null is any.
   const char *tier;

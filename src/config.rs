@@ -196,6 +196,8 @@ pub struct Config {
     pub tier_policy: VictimOrder,
     /// Threads for each device that get transfers on, if there are tiers. 0: whoever waits does, and nothing depends on time.
     pub tier_workers: usize,
+    /// Whether files of `nvme` tiers are encrypted, with a key that never leaves the process.
+    pub tier_encrypt: bool,
 }
 
 impl Default for Config {
@@ -219,6 +221,7 @@ impl Default for Config {
             tiers: TierList::default(),
             tier_policy: VictimOrder::default(),
             tier_workers: 1,
+            tier_encrypt: false,
         }
     }
 }
@@ -243,7 +246,7 @@ fn part(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part))
 }
 
-const TABLE: [Key; 18] = [
+const TABLE: [Key; 19] = [
     Key {
         name: "limit",
         allowed: "a size such as 70GiB, or a part of the device's memory above 0 and at most 1.0, such as 0.9",
@@ -332,6 +335,11 @@ const TABLE: [Key; 18] = [
         allowed: "a number of threads from 0 to 64",
         set: |config, text| put(&mut config.tier_workers, text.parse().ok().filter(|&n| n <= 64)),
     },
+    Key {
+        name: "tier_encrypt",
+        allowed: "true or false",
+        set: |config, text| put(&mut config.tier_encrypt, text.parse().ok()),
+    },
 ];
 
 /// Every key, with what is allowed.
@@ -380,12 +388,14 @@ impl fmt::Display for Config {
             tiers,
             tier_policy,
             tier_workers,
+            tier_encrypt,
         } = self;
         write!(f, "chunk:{},chunk_max:{},thrifty:{thrifty},", chunk.0, chunk_max.0)?;
         write!(f, "magazine:{magazine},gc_threshold:{gc_threshold},cross_stream_wait:{cross_stream_wait},")?;
         write!(f, "address_space:{address_space},plan:{},trace:{trace},strict:{strict},", plan.name())?;
         write!(f, "poison:{poison},redzone:{},quarantine:{},leaks:{leaks},", redzone.0, quarantine.0)?;
-        write!(f, "tiers:{tiers},tier_policy:{tier_policy},tier_workers:{tier_workers}")
+        write!(f, "tiers:{tiers},tier_policy:{tier_policy},tier_workers:{tier_workers},")?;
+        write!(f, "tier_encrypt:{tier_encrypt}")
     }
 }
 
@@ -457,13 +467,13 @@ mod tests {
     fn reads_every_key() {
         let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,plan:inline,\
              trace:100,strict:true,poison:check,redzone:512,quarantine:1MiB,leaks:true,\
-             tiers:host=1GiB+nvme=/a=b=2GiB+peer=1=3GiB,tier_policy:arc,tier_workers:0";
+             tiers:host=1GiB+nvme=/a=b=2GiB+peer=1=3GiB,tier_policy:arc,tier_workers:0,tier_encrypt:true";
         let config = Config::parse(text).unwrap();
         assert_eq!(
             (config.poison, config.redzone, config.quarantine),
             (Poison::Check, ByteSize(512), ByteSize::mib(1))
         );
-        assert!(config.leaks);
+        assert!(config.leaks && config.tier_encrypt);
         assert_eq!((config.tiers.specs.len(), config.tier_policy, config.tier_workers), (3, VictimOrder::Arc, 0));
         assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
         assert_eq!(config.chunk, ByteSize::mib(32));

@@ -11,6 +11,8 @@ use stratalloc::driver::cuda::CudaDriver;
 use stratalloc::driver::kernels::{Finding, checksum};
 use stratalloc::driver::{CaptureStatus, ChunkHandle, CopyOp, Driver, DriverErrorKind, EventId, EventStatus, Location};
 use stratalloc::interop::{CudarcBuffer, CudarcSlice, stream_id};
+use stratalloc::tier::transfer::{Engine, EngineConfig};
+use stratalloc::tier::{HostConfig, HostTier, Tier};
 use stratalloc::units::{ByteSize, DevicePtr, StreamId};
 use stratalloc::{AllocRequest, Allocator, DeviceSpec};
 
@@ -31,6 +33,7 @@ const TESTS: &[Test] = &[
     Test { name: "streams_wait_for_events", needs_vmm: false, run: streams_wait_for_events },
     Test { name: "batches_copy_everything", needs_vmm: false, run: batches_copy_everything },
     Test { name: "own_kernels_run", needs_vmm: false, run: own_kernels_run },
+    Test { name: "transfers_come_back", needs_vmm: false, run: transfers_come_back },
     Test { name: "any_thread_may_call", needs_vmm: false, run: any_thread_may_call },
     Test { name: "wrong_arguments_are_typed_errors", needs_vmm: true, run: wrong_arguments_are_typed_errors },
     Test { name: "buffers_go_to_cudarc_and_back", needs_vmm: false, run: buffers_go_to_cudarc_and_back },
@@ -246,6 +249,31 @@ fn batches_copy_everything(driver: &CudaDriver) {
         driver.synchronize_stream(stream).unwrap();
         assert_eq!(read(driver, copied, bytes.len()), bytes);
     }
+    driver.destroy_stream(stream).unwrap();
+    driver.free_plain(ptr).unwrap();
+}
+
+/// Between the device and pinned memory that the library maps and registers itself, over the border of two steps, with the device's own sums.
+fn transfers_come_back(_: &CudaDriver) {
+    let driver: Arc<dyn Driver> = open().unwrap();
+    let config = HostConfig { capacity_bytes: 32 << 20, step_bytes: 8 << 20, background: true };
+    let tier: Arc<dyn Tier> = Arc::new(HostTier::new(driver.clone(), &config).unwrap());
+    let engine =
+        Engine::new(driver.clone(), EngineConfig { workers: 1, check_device: true, ..EngineConfig::default() })
+            .unwrap();
+    let size = (17 << 20) + 12345;
+    let ptr = driver.alloc_plain(size).unwrap();
+    let stream = driver.create_stream().unwrap();
+    let bytes = pattern(size as usize, 6);
+    driver.write(ptr, &bytes, stream).unwrap();
+    let place = engine.save(ptr, size, &tier, None, &[stream]).unwrap().wait().unwrap().unwrap();
+    driver.fill(ptr, size, 0, stream).unwrap();
+    let load = engine.load(&place, ptr, &[stream]).unwrap();
+    engine.order(&load, stream).unwrap();
+    let mut back = vec![0; size as usize];
+    driver.read(&mut back, ptr, stream).unwrap();
+    assert!(back == bytes);
+    load.wait().unwrap();
     driver.destroy_stream(stream).unwrap();
     driver.free_plain(ptr).unwrap();
 }

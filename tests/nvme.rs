@@ -6,12 +6,16 @@ use std::cell::Cell;
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use stratalloc::driver::soft::SoftDevice;
+use stratalloc::driver::{Driver, Location};
 use stratalloc::tier::nvme::{Means, NvmeSpec, open};
+use stratalloc::tier::transfer::{Engine, EngineConfig};
 use stratalloc::tier::{Direction, Io, Slot, Tier, TierError};
 
 /// Bytes that each thread has allocated and not freed.
@@ -23,12 +27,14 @@ thread_local! {
 
 // SAFETY: all of it is the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: as the trait says.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = LIVE.try_with(|live| live.set(live.get() + layout.size() as isize));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: as the trait says.
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         let _ = LIVE.try_with(|live| live.set(live.get() - layout.size() as isize));
         // SAFETY: as above.
@@ -366,6 +372,57 @@ fn long_a_slot_of_1_gib() {
     let folder = Folder::new("gibibyte");
     let tier = open(&NvmeSpec::new([(&folder.0, 1 << 30)])).unwrap();
     go_and_come_back(&tier, 1 << 30);
+}
+
+/// The tier's file, by the only name that it has.
+fn file_of(folder: &Folder) -> fs::File {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten().map(|entry| entry.path());
+    let ours = |path: &PathBuf| fs::read_link(path).is_ok_and(|target| target.starts_with(&folder.0));
+    fs::OpenOptions::new().read(true).write(true).open(descriptors.into_iter().find(ours).unwrap()).unwrap()
+}
+
+/// From a device to the disk and back, by the transfer engine; with one changed byte it is an error, and the device's memory is left alone.
+#[test]
+fn the_engine_saves_there_and_loads_from_there_and_finds_changes() {
+    for encrypt in [false, true] {
+        let folder = Folder::new(if encrypt { "engine-encrypted" } else { "engine" });
+        let tier = open(&NvmeSpec { encrypt, ..NvmeSpec::new([(&folder.0, 64 << 20)]) }).unwrap();
+        let driver: Arc<dyn Driver> = SoftDevice::builder(64 << 20).checker(true).build().unwrap();
+        let (unit, room) = (driver.properties().granularity, 16 << 20);
+        let memory = driver.reserve(2 * room, unit).unwrap();
+        let chunk = driver.create(2 * room, Location::Device).unwrap();
+        driver.map(memory, 2 * room, chunk, 0).unwrap();
+        driver.set_access(memory, 2 * room).unwrap();
+        let (engine, stream) =
+            (Engine::new(driver.clone(), EngineConfig::default()).unwrap(), driver.create_stream().unwrap());
+        let back = memory.add(room);
+        for size in [4096, 10_000, 2 << 20, (5 << 20) + 4097] {
+            let mut pages = Pages::new(size);
+            pages.fill(size);
+            let bytes = &pages.bytes()[..size as usize];
+            driver.write(memory, bytes, stream).unwrap();
+            let saved = engine.save(memory, size, &tier, None, &[stream]).unwrap();
+            let place = saved.wait().unwrap().unwrap();
+            let load = |expected: bool| {
+                let loaded = engine.load(&place, back, &[stream]).unwrap();
+                let result = loaded.wait();
+                assert_eq!(result.is_ok(), expected, "{result:?}");
+                if expected {
+                    engine.order(&loaded, stream).unwrap();
+                }
+                result.err()
+            };
+            load(true);
+            let mut read = vec![0; size as usize];
+            driver.read(&mut read, back, stream).unwrap();
+            assert!(read == bytes, "{size}");
+            let (file, at, mut byte) = (file_of(&folder), place.slot().offset + size / 2, [0]);
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[!byte[0]], at).unwrap();
+            let error = load(false).unwrap();
+            assert!(matches!(error, TierError::Corrupt { .. }), "{error}");
+        }
+    }
 }
 
 /// Stated in DESIGN.md.

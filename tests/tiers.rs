@@ -463,6 +463,7 @@ fn bytes_are_stashed_and_fetched() {
     let mut found = vec![0; bytes.len()];
     rig.device.read(&mut found, to, other).unwrap();
     assert!(found == bytes);
+    assert!(stash.may_free(true).unwrap());
     drop(stash);
     assert_eq!(allocator.tier_stats(0).unwrap().tiers[0].used, 0);
     let error = allocator.stash(to, MIB, other, Some("tape")).unwrap_err();

@@ -79,17 +79,19 @@ class tag(contextlib.ContextDecorator):
     lets a tensor leave when another request finds no room: only for tensors that are pinned (`stratalloc.pin`) while kernels use them."""
 
     def __init__(self, name, *, codec="none", tier=None, evictable=True, automatic=False):
+        if not isinstance(codec, str):
+            raise ValueError(f"codec is a name such as 'lossless16', not {codec!r}")
         self.name = name
+        self._tier = tier
         self._options = None
         if evictable:
-            self._options = _native.sized(
-                _native.Evictable, codec=codec.encode(), tier=tier and tier.encode(), only_when_asked=not automatic
-            )
+            self._options = _native.sized(_native.Evictable, codec=codec.encode(), only_when_asked=not automatic)
 
     def __enter__(self):
         number = _tag_number(self.name)
         if self._options is not None:
-            check_tier(self._options.tier and self._options.tier.decode())
+            check_tier(self._tier)
+            self._options.tier = self._tier and self._tier.encode()
         call("push_tag", handle(), number, None if self._options is None else ctypes.byref(self._options))
         _used[self.name] = number
         return self

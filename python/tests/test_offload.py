@@ -4,9 +4,8 @@ import pytest
 from test_tiers import HOST, program
 
 
-@pytest.mark.parametrize("allocator", ["extension", "pluggable"])
-def test_what_is_saved_is_let_go(allocator):
-    program("what_is_saved_is_let_go()", allocator=allocator)
+def test_what_is_saved_is_let_go():
+    program("what_is_saved_is_let_go()")
 
 
 @pytest.mark.parametrize("tier", ["host", "nvme"])
@@ -18,8 +17,9 @@ def test_the_peak_is_lower():
     program("the_peak_is_lower()")
 
 
-def test_what_cannot_go_stays():
-    program("what_cannot_go_stays()")
+@pytest.mark.parametrize("allocator", ["extension", "pluggable"])
+def test_what_cannot_go_stays(allocator):
+    program("what_cannot_go_stays()", allocator=allocator)
 
 
 def test_a_full_tier_leaves_activations_on_the_device():

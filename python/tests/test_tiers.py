@@ -28,6 +28,10 @@ def test_tensors_and_tags_come_and_go(tier, tmp_path):
     program("tensors_and_tags_come_and_go()", conf=HOST if tier == "host" else f"tiers:nvme={tmp_path}=1GiB")
 
 
+def test_codecs_keep_what_they_promise():
+    program("codecs_keep_what_they_promise()")
+
+
 def test_mistakes_are_told():
     program("mistakes_are_told()")
 

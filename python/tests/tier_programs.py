@@ -94,10 +94,11 @@ def a_model_sleeps_and_wakes(cycles):
         assert stratalloc.residency(model[2].weight).state in ("host", "disk")
         stratalloc.wake()
         assert addresses(model) == where
-        if cycle % 10 == 0 or cycle == cycles - 1:
+        # Comparing makes copies on the host: often enough before the figures are taken that it changes them no more.
+        if cycle % max(1, cycles // 10) == 0 or cycle == cycles - 1:
             assert same(model, reference), cycle
             assert stratalloc.residency(model[2].weight).state == "resident"
-        if cycle == 2:
+        if cycle == cycles // 2:
             gc.collect()
             settled = device_used(), host_used(), files_open()
     assert torch.equal(other.cpu(), torch.arange(1000))
@@ -213,8 +214,11 @@ def mistakes_are_told():
         stratalloc.wake(["kv"])
     with raises(ValueError, "codec", "zip"), stratalloc.tag("weights", codec="zip"):
         pass
-    with raises(ValueError, "no tier 'tape'", "host"), stratalloc.tag("weights", tier="tape"):
-        pass
+    for wrong in ("tape", 7):
+        with raises(ValueError, f"no tier {wrong!r}", "host"), stratalloc.tag("weights", tier=wrong):
+            pass
+    with raises(ValueError, "codec"):
+        stratalloc.tag("weights", codec=None)
     for name in ("", 3, "a\0b"):
         with raises(ValueError, "a tag is"), stratalloc.tag(name):
             pass
@@ -243,6 +247,24 @@ def a_tier_that_is_too_small_takes_nothing():
     stratalloc.sleep()
     stratalloc.wake()
     assert all(torch.equal(tensor.cpu(), torch.full((MIB,), float(number))) for number, tensor in enumerate(tensors))
+
+
+def codecs_keep_what_they_promise():
+    torch.manual_seed(7)
+    value = (torch.randn(4 * MIB) * 0.02).to(torch.bfloat16)
+    tensors = {}
+    for codec in ("none", "lossless16", "int8-bf16"):
+        with stratalloc.tag(codec, codec=codec):
+            tensors[codec] = value.cuda()
+        stratalloc.offload(codec)
+    used = stratalloc.tier_stats()["tiers"][0]["bytes_in"]
+    # As it is, at least a fifth less, at most 9 of 16 bits.
+    assert used < value.nbytes * (1 + 0.8 + 9 / 16 + 0.05), used / value.nbytes
+    stratalloc.restore()
+    for codec in ("none", "lossless16"):
+        assert torch.equal(tensors[codec].cpu(), value), codec
+    error = (tensors["int8-bf16"].cpu().float() - value.float()).abs().max().item()
+    assert 0 < error <= value.abs().max().item() / 100, error
 
 
 def threads_and_captures_have_their_own():
@@ -355,7 +377,9 @@ def gradients_are_those_without():
             context = offload(min_bytes=1000, **settings)
             found = gradients(net, x, way, context, checkpointed, inside)
             assert all(torch.equal(left, right) for left, right in zip(wanted, found, strict=True)), (case, settings)
-            assert context.bytes_out > 0 and context.bytes_refused == 0, (case, settings)
+            # With checkpoints, fewer are saved than that.
+            assert context.bytes_out > 0 or checkpointed and settings.get("keep_last") == 5, (case, settings)
+            assert context.bytes_refused == 0, (case, settings)
     gc.collect()
     torch.cuda.synchronize()
     # Nothing is left behind.

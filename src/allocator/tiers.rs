@@ -76,7 +76,8 @@ fn configured(index: usize, devices: &[Arc<DeviceCache>], config: &Config) -> Re
         }
     }
     if !paths.is_empty() {
-        let tier = nvme::open(&nvme::NvmeSpec::new(paths))?;
+        let spec = nvme::NvmeSpec { encrypt: config.tier_encrypt, ..nvme::NvmeSpec::new(paths) };
+        let tier = nvme::open(&spec)?;
         stores.push(Store { tier, kind: TierKind::Disk });
     }
     Ok(stores)
@@ -159,7 +160,13 @@ impl Allocator {
             None => Err(Error::OutOfMemory(Box::default())),
         };
         let ptr = self.with_room(tiers, inner, &again, &|| Err(device.no_extent(inner)))?;
-        if request.flags.contains(AllocFlags::ZEROED) { self.zero(device, ptr, request) } else { Ok(ptr) }
+        if !request.flags.contains(AllocFlags::ZEROED) {
+            return Ok(ptr);
+        }
+        // It stays until that is submitted.
+        let pin = PinGuard::new(tiers, ptr, request.stream);
+        let zeroed = pin.and_then(|_pin| Ok(device.pool.driver.fill(ptr, request.size, 0, request.stream)?));
+        zeroed.map(|()| ptr).inspect_err(|_| self.free_or_count(ptr))
     }
 
     /// A request for which evictable blocks go to a tier where there is no room.
@@ -333,7 +340,7 @@ impl Allocator {
     pub fn follow_restores(&self, device: usize, stream: StreamId) -> Result<()> {
         self.device(device)?;
         match self.shared.tiers.get(device).and_then(Option::as_ref) {
-            Some(tiers) if tiers.has_blocks() => tiers.device().order_streams(stream, tiers.engine().stream(true)?),
+            Some(tiers) if tiers.has_blocks() => tiers.follow(stream),
             _ => Ok(()),
         }
     }
@@ -374,7 +381,9 @@ impl Allocator {
             return Err(Error::InvalidSize { size, max: room });
         }
         let tiers = self.tiers(device)?;
-        let stash = tiers.stash(ptr, size, stream, tier)?;
+        // One that may leave is kept there while it is read.
+        let pin = self.evictable_on(block.ptr).map(|owner| PinGuard::new(owner, block.ptr, stream)).transpose()?;
+        let stash = tiers.stash(ptr, size, stream, tier, pin)?;
         self.record_stream(block.ptr, tiers.engine().stream(false)?)?;
         Ok(stash)
     }

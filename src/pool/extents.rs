@@ -7,7 +7,7 @@
 //!
 //! Conservation: bytes mapped in extents == bytes of their fronts, and they are no arena's ([`Pool::validate`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::ladder::{Climb, Drain, Magazines};
 use super::lanes::LaneId;
@@ -45,6 +45,8 @@ struct Extent {
 #[derive(Debug, Default)]
 pub(super) struct Extents {
     by_addr: BTreeMap<u64, Extent>,
+    /// Those that are idle.
+    idle: BTreeSet<u64>,
     mapped_bytes: u64,
     idle_bytes: u64,
 }
@@ -70,6 +72,11 @@ impl Extents {
         };
         let mapped = bytes(|backing| *backing != Backing::Empty);
         let idle = bytes(|backing| matches!(backing, Backing::Idle { .. }));
+        let is_idle = |extent: &Extent| matches!(extent.backing, Backing::Idle { .. });
+        let listed = self.by_addr.iter().filter(|(_, extent)| is_idle(extent)).map(|(addr, _)| addr);
+        if !listed.eq(&self.idle) {
+            return Err(format!("extents: listed as idle are {:x?}", self.idle));
+        }
         if (mapped, idle) != (self.mapped_bytes, self.idle_bytes) {
             let counted = (self.mapped_bytes, self.idle_bytes);
             return Err(format!("extents: {:?} bytes mapped and idle, {counted:?} counted", (mapped, idle)));
@@ -94,6 +101,7 @@ impl Pool {
         if let Some(addr) = self.reuse_idle(state, lane, size) {
             let extent = state.extents.get(addr);
             (extent.backing, extent.tag) = (Backing::Mapped, tag);
+            state.extents.idle.remove(&addr);
             state.extents.idle_bytes -= size;
             self.active.fold(size as i64, size as i64);
             return Ok(Some(addr));
@@ -121,17 +129,14 @@ impl Pool {
 
     /// An idle extent that this lane may use in stream order.
     fn reuse_idle(&self, state: &PoolState, lane: LaneId, size: u64) -> Option<u64> {
-        let Extents { by_addr, idle_bytes, .. } = &state.extents;
-        if *idle_bytes < size {
-            return None;
-        }
+        let Extents { by_addr, idle, .. } = &state.extents;
         let fits = |extent: &Extent| match &extent.backing {
             Backing::Idle { others, .. } => {
                 extent.lane == lane && extent.size == size && self.have_passed(state, others)
             }
             _ => false,
         };
-        by_addr.iter().find(|(_, extent)| fits(extent)).map(|(&addr, _)| addr)
+        idle.iter().copied().find(|addr| fits(&by_addr[addr]))
     }
 
     fn have_passed(&self, state: &PoolState, others: &[(u16, u64)]) -> bool {
@@ -301,6 +306,7 @@ impl Pool {
         let stamp = state.lanes.stamp(lane);
         let others = self.stamps_of(state, users);
         state.extents.get(addr).backing = Backing::Idle { stamp, others };
+        state.extents.idle.insert(addr);
         state.extents.idle_bytes += size;
         self.active.fold(-(size as i64), 0);
         self.live.fold(-(live as i64), 0);
@@ -315,17 +321,14 @@ impl Pool {
 
     /// The memory of idle extents that all their streams have passed goes to the reserve, and their addresses back. Returns whether there was any.
     pub(super) fn vacate_idle(&self, state: &mut PoolState) -> bool {
-        if state.extents.idle_bytes == 0 {
-            return false;
-        }
         let is_over = |extent: &Extent| match &extent.backing {
             Backing::Idle { stamp, others } => {
                 state.lanes.has_passed(extent.lane, *stamp) && self.have_passed(state, others)
             }
             _ => false,
         };
-        let over: Vec<u64> =
-            state.extents.by_addr.iter().filter(|(_, extent)| is_over(extent)).map(|(&addr, _)| addr).collect();
+        let Extents { by_addr, idle, .. } = &state.extents;
+        let over: Vec<u64> = idle.iter().copied().filter(|addr| is_over(&by_addr[addr])).collect();
         let mut any = false;
         for addr in over {
             let (size, lane) = (state.extents.get(addr).size, state.extents.get(addr).lane);
@@ -335,6 +338,7 @@ impl Pool {
             }
             state.extents.mapped_bytes -= size;
             state.extents.idle_bytes -= size;
+            state.extents.idle.remove(&addr);
             self.note_mapping(state, EventKind::Unmap, Owner(lane), addr, size);
             self.forget_extent(state, addr);
             any = true;

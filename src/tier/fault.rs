@@ -181,6 +181,8 @@ impl Tier for FaultTier {
         self.inner.seam()
     }
 
+    /// # Safety
+    /// As [`Tier::attach`] says.
     unsafe fn attach(&self, memory: *mut u8, size: u64) {
         // SAFETY: the caller's promise is what the other tier asks for.
         unsafe { self.inner.attach(memory, size) }
@@ -190,6 +192,8 @@ impl Tier for FaultTier {
         self.inner.detach(memory);
     }
 
+    /// # Safety
+    /// As [`Tier::start`] says.
     unsafe fn start(&self, io: Io) -> Result<Ticket, TierError> {
         let kind = self.hit(Some(io.direction));
         if let Some(TierFaultKind::Refused(errno)) = kind {

@@ -239,6 +239,9 @@ impl Tier for HostTier {
     }
 
     /// Copies at once.
+    ///
+    /// # Safety
+    /// As [`Tier::start`] says.
     unsafe fn start(&self, io: Io) -> Result<Ticket, TierError> {
         let Io { direction, slot, offset, buffer, size } = io;
         if offset.checked_add(size).is_none_or(|end| end > slot.size) {

@@ -21,6 +21,7 @@ pub struct PeerTier {
     capacity: u64,
     step: u64,
     state: Mutex<State>,
+    process: u32,
 }
 
 #[derive(Debug)]
@@ -63,7 +64,8 @@ impl PeerTier {
         };
         let base = driver.reserve(capacity, granularity).map_err(|error| refuse(error.to_string()))?;
         let state = State { room: Room::new(capacity), chunks: Vec::new(), failed: None };
-        let tier = PeerTier { driver, name, peer, base, capacity, step, state: Mutex::new(state) };
+        let (state, process) = (Mutex::new(state), std::process::id());
+        let tier = PeerTier { driver, name, peer, base, capacity, step, state, process };
         let first = tier.grow(&mut tier.state.lock());
         match first {
             Ok(()) => Ok(tier),
@@ -150,6 +152,10 @@ impl Tier for PeerTier {
         Some(self.base.add(slot.offset))
     }
 
+    /// Refuses.
+    ///
+    /// # Safety
+    /// The buffer is not touched.
     unsafe fn start(&self, _io: Io) -> Result<Ticket, TierError> {
         let reason = "the host does not reach it, only copies of a device do".to_owned();
         Err(TierError::Unusable { tier: self.name.clone(), reason })
@@ -162,6 +168,10 @@ impl Tier for PeerTier {
 
 impl Drop for PeerTier {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // A child of `fork` has not got the device.
+            return;
+        }
         let mut at = self.base;
         for &(chunk, bytes) in &self.state.get_mut().chunks {
             // Nothing is under way: every slot came back. What fails belongs to a context that is gone.

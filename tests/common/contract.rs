@@ -13,6 +13,7 @@ pub fn check_all(driver: &dyn Driver, data: bool) {
     properties_are_sound(driver);
     plain_memory(driver, data);
     host_memory(driver, data);
+    own_memory_can_be_pinned(driver, data);
     streams_and_events(driver);
     events_order_streams(driver, data);
     kernels_copy_anything(driver, data);
@@ -125,6 +126,28 @@ fn host_memory(driver: &dyn Driver, data: bool) {
     driver.copy(&[CopyOp { dst: device, src: pinned, size: 4096 }], stream).unwrap();
     driver.synchronize_stream(stream).unwrap();
     driver.free_host(host).unwrap();
+    driver.free_plain(device).unwrap();
+    driver.destroy_stream(stream).unwrap();
+}
+
+fn own_memory_can_be_pinned(driver: &dyn Driver, data: bool) {
+    #[repr(align(4096))]
+    struct Pages([u8; 8192]);
+    let mut pages = Box::new(Pages([0; 8192]));
+    let host = HostPtr((&raw mut *pages) as usize);
+    let pinned = DevicePtr(host.0 as u64);
+    let stream = driver.create_stream().unwrap();
+    let device = driver.alloc_plain(8192).unwrap();
+    driver.pin_host(host, 8192).unwrap();
+    assert!(driver.pin_host(host, 8192).is_err(), "it is pinned already");
+    driver.fill(device, 8192, 5, stream).unwrap();
+    driver.copy(&[CopyOp { dst: pinned, src: device, size: 8192 }], stream).unwrap();
+    driver.synchronize_stream(stream).unwrap();
+    if data {
+        assert!(pages.0.iter().all(|&byte| byte == 5));
+    }
+    driver.unpin_host(host).unwrap();
+    assert!(driver.unpin_host(host).is_err(), "it is not pinned any more");
     driver.free_plain(device).unwrap();
     driver.destroy_stream(stream).unwrap();
 }

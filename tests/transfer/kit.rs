@@ -1,7 +1,9 @@
 //! A device, tiers to be tested with, and bytes that are known again.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use stratalloc::driver::soft::{SoftDevice, SoftDeviceBuilder};
 use stratalloc::driver::{Driver, Location};
@@ -88,7 +90,7 @@ impl RamTier {
     }
 
     pub fn trouble(&self, trouble: Trouble) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         (state.next, state.reads, state.trouble) = (0, 0, trouble);
     }
 
@@ -105,14 +107,14 @@ impl Tier for RamTier {
         self.capacity
     }
     fn used(&self) -> u64 {
-        self.state.lock().unwrap().slots.values().map(|size| size.next_multiple_of(UNIT)).sum()
+        self.state.lock().slots.values().map(|size| size.next_multiple_of(UNIT)).sum()
     }
     fn alignment(&self) -> u64 {
         UNIT
     }
     fn reserve(&self, size: u64) -> Result<Slot, TierError> {
         let used = self.used();
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         let mut offset = 0;
         for (&at, &taken) in &state.slots {
             if at - offset >= size {
@@ -127,18 +129,20 @@ impl Tier for RamTier {
         Ok(Slot { offset, size })
     }
     fn release(&self, slot: Slot) {
-        assert!(self.state.lock().unwrap().slots.remove(&slot.offset).is_some(), "{slot:?} was not out");
+        assert!(self.state.lock().slots.remove(&slot.offset).is_some(), "{slot:?} was not out");
     }
     fn shrink(&self, slot: Slot, size: u64) -> Slot {
-        self.state.lock().unwrap().slots.insert(slot.offset, size);
+        self.state.lock().slots.insert(slot.offset, size);
         Slot { size, ..slot }
     }
+    /// # Safety
+    /// As [`Tier::start`] says.
     unsafe fn start(&self, io: Io) -> Result<Ticket, TierError> {
         let Io { direction, slot, offset, buffer, size } = io;
         assert!(offset.is_multiple_of(UNIT) && (buffer as usize).is_multiple_of(UNIT as usize), "{io:?}");
         assert!(size.is_multiple_of(UNIT) || offset + size == slot.size, "{io:?}");
         assert!(offset + size <= slot.size, "{io:?}");
-        let state = &mut *self.state.lock().unwrap();
+        let state = &mut *self.state.lock();
         if state.tickets.len() >= self.depth {
             return Err(TierError::Busy { tier: "ram".into(), depth: self.depth });
         }
@@ -163,7 +167,7 @@ impl Tier for RamTier {
         Ok(Ticket(state.next))
     }
     fn finish(&self, ticket: Ticket, wait: bool) -> Option<Result<(), TierError>> {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         let (late, _) = state.tickets.get_mut(&ticket.0).expect("a ticket ends once");
         if *late > 0 && !wait {
             *late -= 1;

@@ -78,6 +78,7 @@ fn step(ahead: usize) -> u64 {
 }
 
 #[test]
+#[allow(clippy::print_stdout, reason = "a figure that documents quote")]
 fn prefetch_hides_transfers_under_computation() {
     // All loads but the first fit under the computation of the layer before.
     let hideable = (LAYERS as u64 - 1) * LINK_NS;

@@ -53,6 +53,7 @@ const STEPS: &[Step] = &[
     Step { name: "tests", fast: true, run: tests },
     Step { name: "examples", fast: true, run: examples },
     Step { name: "tests, validators", fast: false, run: tests_validators },
+    Step { name: "tests, long", fast: false, run: tests_long },
     Step { name: "traces, checked", fast: false, run: traces_checked },
     Step { name: "tiers, 10,000 faults", fast: false, run: tier_faults },
     Step { name: "kernels", fast: false, run: kernels },
@@ -155,6 +156,15 @@ fn examples(root: &Path, _: &Options) -> Outcome {
 fn tests_validators(root: &Path, _: &Options) -> Outcome {
     let advice = "run the test named above alone, with `--features stratalloc/validate -- --nocapture`";
     cargo(root, "test --workspace --features stratalloc/validate", advice)
+}
+
+/// Tests whose name begins with `long_`: too long for every day.
+fn tests_long(root: &Path, _: &Options) -> Outcome {
+    cargo(
+        root,
+        "test --workspace --lib --test nvme -- --ignored long_",
+        "run the test named above alone, with `--ignored`",
+    )
 }
 
 /// Every recorded trace from end to end under the happens-before checker.

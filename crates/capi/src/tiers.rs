@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::slice;
 use std::sync::Arc;
 
-use stratalloc::tier::codec::Codec;
+use stratalloc::tier::codec::{self, Codec};
 use stratalloc::tier::{Evictable, PinGuard, Select, SleepAction, SleepPlan};
 use stratalloc::{AllocRequest, DevicePtr, StreamId};
 
@@ -38,7 +38,7 @@ pub struct stratalloc_evictable {
     pub recompute: stratalloc_recompute,
     /// Handed to `recompute`, on any thread.
     pub context: *mut c_void,
-    /// Called with `context` when the block has gone; may be null.
+    /// Called with `context` when the block has gone, or the call has failed that was to make it; may be null.
     pub drop_context: stratalloc_drop,
     /// The fastest tier that it may go to, by its name; null is any.
     pub tier: *const c_char,
@@ -84,7 +84,7 @@ impl Recompute {
 }
 
 fn codec_of(name: &str) -> Outcome<Option<Arc<dyn Codec>>> {
-    if name == "none" { Ok(None) } else { Err(Failure::argument(format!("this build has no codec {name}"))) }
+    codec::by_name(name).map_err(|error| Failure::argument(error.to_string()))
 }
 
 /// Allocates, and tells a recording.
@@ -103,6 +103,13 @@ impl stratalloc_evictable {
     /// `codec` and `tier` are null or end in 0.
     pub(crate) unsafe fn options(&self) -> Outcome<Evictable> {
         let mut options = Evictable::default();
+        // First of all, so that the context goes whatever else is wrong.
+        if let Some(compute) = self.recompute {
+            let recompute = Recompute { compute, context: self.context, drop: self.drop_context };
+            let takes_ns = (self.recompute_ns > 0).then_some(self.recompute_ns);
+            options =
+                options.recompute(Arc::new(move |ptr, bytes, stream| recompute.computed(ptr, bytes, stream)), takes_ns);
+        }
         if !self.tier.is_null() {
             // SAFETY: as the caller promises.
             options = options.tier(unsafe { text(self.tier, "tier") }?);
@@ -113,12 +120,6 @@ impl stratalloc_evictable {
         if !self.codec.is_null() {
             // SAFETY: as the caller promises.
             options.codec = codec_of(unsafe { text(self.codec, "codec") }?)?;
-        }
-        if let Some(compute) = self.recompute {
-            let recompute = Recompute { compute, context: self.context, drop: self.drop_context };
-            let takes_ns = (self.recompute_ns > 0).then_some(self.recompute_ns);
-            options =
-                options.recompute(Arc::new(move |ptr, bytes, stream| recompute.computed(ptr, bytes, stream)), takes_ns);
         }
         Ok(options)
     }
@@ -138,13 +139,14 @@ pub unsafe extern "C" fn stratalloc_alloc_evictable(
     out: *mut *mut c_void,
 ) -> stratalloc_status {
     guard(|| {
+        // SAFETY: as the caller promises.
+        let how = unsafe { sized::read(evictable).and_then(|evictable| evictable.options()) };
         check_out(out, "out")?;
         // SAFETY: not null, aligned, writable as the caller promises.
         unsafe { *out = std::ptr::null_mut() };
         // SAFETY: as the caller promises.
-        let (handle, request, evictable) = unsafe { (get(allocator)?, sized::read(request)?, sized::read(evictable)?) };
-        // SAFETY: as the caller promises.
-        let how = unsafe { evictable.options() }?;
+        let (handle, request) = unsafe { (get(allocator)?, sized::read(request)?) };
+        let how = how?;
         let ptr = alloc(handle, request_of(handle, &request)?, how)?;
         // SAFETY: as above.
         unsafe { *out = ptr.0 as *mut c_void };

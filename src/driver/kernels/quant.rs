@@ -200,65 +200,62 @@ pub fn dequantize(src: &[u8], dst: &mut [u8], quant: Quant) -> Result<(), NotQua
 
 /// The numbers of a group as bits of 32-bit floats.
 fn widen_all<'a>(element: Element, group: &[u8], wide: &'a mut [u32; GROUP_MAX]) -> &'a [u32] {
-    let halves = |group: &[u8], wide: &mut [u32], widen: fn(u16) -> u32| {
-        wide.iter_mut().zip(group.as_chunks().0).for_each(|(wide, raw)| *wide = widen(u16::from_le_bytes(*raw)));
-    };
-    let count = group.len() / element.width();
-    match element {
-        Element::Bf16 => {
-            for (wide, raw) in wide.iter_mut().zip(group.as_chunks().0) {
-                *wide = u32::from(u16::from_le_bytes(*raw)) << 16;
-            }
-        }
-        Element::F16 => halves(group, wide, widen_half),
-        Element::F32 => {
-            wide.iter_mut().zip(group.as_chunks().0).for_each(|(wide, raw)| *wide = u32::from_le_bytes(*raw));
-        }
+    fn each<const WIDTH: usize>(group: &[u8], wide: &mut [u32], widen: impl Fn([u8; WIDTH]) -> u32) {
+        wide.iter_mut().zip(group.as_chunks().0).for_each(|(wide, raw)| *wide = widen(*raw));
     }
-    &wide[..count]
+    match element {
+        Element::Bf16 => each(group, wide, |raw| u32::from(u16::from_le_bytes(raw)) << 16),
+        Element::F16 => each(group, wide, |raw| widen_half(u16::from_le_bytes(raw))),
+        Element::F32 => each(group, wide, u32::from_le_bytes),
+    }
+    &wide[..group.len() / element.width()]
 }
 
+/// Without a branch, so that several are made at once; so for the others.
 fn widen_half(raw: u16) -> u32 {
     let raw = u32::from(raw);
-    let (sign, exponent, digits) = ((raw & 0x8000) << 16, raw >> 10 & 31, raw & 0x3ff);
-    match exponent {
-        31 => sign | INFINITY | digits << 13,
-        // Times 2^-24, which is exact.
-        0 => sign | (digits as f32 * 5.960_464_5e-8).to_bits(),
-        _ => sign | (exponent + 112) << 23 | digits << 13,
+    let (sign, size) = ((raw & 0x8000) << 16, raw & 0x7fff);
+    let normal = (size << 13) + (112 << 23);
+    // Times 2^-24, which is exact.
+    let small = ((size & 0x3ff) as f32 * 5.960_464_5e-8).to_bits();
+    sign | if size >= 0x7c00 {
+        INFINITY | size << 13
+    } else if size >= 0x400 {
+        normal
+    } else {
+        small
     }
 }
 
 /// Writes a group's codes; returns its scale, with the sign bit set where there are infinities or what is no number.
 fn encode_group(wide: &[u32], codes: &mut [u8], quant: Quant) -> u32 {
     let top = quant.top();
-    let finite = |size: u32| if size < INFINITY { size } else { 0 };
-    let largest = wide.iter().fold(0, |most, bits| most.max(finite(bits & !(1 << 31))));
-    let special = wide.iter().any(|bits| bits & INFINITY == INFINITY);
+    let (mut largest, special) = largest_of(wide);
+    if special {
+        let sizes = wide.iter().map(|bits| bits & !(1 << 31)).filter(|size| *size < INFINITY);
+        largest = f32::from_bits(sizes.max().unwrap_or(0));
+    }
     let limit = top - i32::from(special);
-    let mut scale = f32::from_bits(largest) / limit as f32;
-    if largest != 0 {
+    let mut scale = largest / limit as f32;
+    if largest > 0.0 {
         scale = scale.max(f32::MIN_POSITIVE);
     }
     let mut bytes = [0u8; GROUP_MAX];
-    let code_of = |bits: u32| {
-        let rounded = f32::from_bits(bits) / scale + ROUNDER;
-        (rounded.to_bits().wrapping_sub(ROUNDER.to_bits()) as i32).clamp(-limit, limit)
-    };
+    // No quotient is above the limit by more than its rounding, so that none is rounded beyond it. The last byte of the sum is the code.
+    let code_of = |bits: u32| (f32::from_bits(bits) / scale + ROUNDER).to_bits() as u8;
     if special {
         for (byte, &bits) in bytes.iter_mut().zip(wide) {
             let size = bits & !(1 << 31);
-            let code = match () {
-                () if size > INFINITY => -top - 1,
-                () if bits == INFINITY => top,
-                () if size == INFINITY => -top,
-                () if largest == 0 => 0,
+            *byte = match () {
+                () if size > INFINITY => (-top - 1) as u8,
+                () if bits == INFINITY => top as u8,
+                () if size == INFINITY => -top as u8,
+                () if largest == 0.0 => 0,
                 () => code_of(bits),
             };
-            *byte = code as u8;
         }
-    } else if largest != 0 {
-        bytes.iter_mut().zip(wide).for_each(|(byte, &bits)| *byte = code_of(bits) as u8);
+    } else if largest > 0.0 {
+        bytes.iter_mut().zip(wide).for_each(|(byte, &bits)| *byte = code_of(bits));
     }
     if quant.bits == 8 {
         codes.copy_from_slice(&bytes[..wide.len()]);
@@ -267,6 +264,24 @@ fn encode_group(wide: &[u32], codes: &mut [u8], quant: Quant) -> u32 {
         codes.iter_mut().zip(pairs).for_each(|(code, [low, high])| *code = low & 15 | high << 4);
     }
     scale.to_bits() | u32::from(special) << 31
+}
+
+/// The largest magnitude, and whether there are infinities or what is no number; where there are, the first means nothing. Several
+/// numbers are looked at at once.
+fn largest_of(wide: &[u32]) -> (f32, bool) {
+    let mut lanes = [0.0_f32; 8];
+    let mut special = [0; 8];
+    let mut look = |numbers: &[u32]| {
+        for ((lane, special), bits) in lanes.iter_mut().zip(&mut special).zip(numbers) {
+            let size = f32::from_bits(bits & !(1 << 31));
+            *lane = if size > *lane { size } else { *lane };
+            *special |= u32::from(bits & INFINITY == INFINITY);
+        }
+    };
+    let (eights, rest) = wide.as_chunks::<8>();
+    eights.iter().for_each(|numbers| look(numbers));
+    look(rest);
+    (lanes.into_iter().fold(0.0, f32::max), special.into_iter().any(|found| found != 0))
 }
 
 fn decode_group(codes: &[u8], group: &mut [u8], scale: u32, quant: Quant) {
@@ -282,35 +297,35 @@ fn decode_group(codes: &[u8], group: &mut [u8], scale: u32, quant: Quant) {
     let (special, scale) = (scale >> 31 == 1, f32::from_bits(scale & !(1 << 31)));
     let top = quant.top() as i8;
     let product = |code: i8| (f32::from(code) * scale).to_bits();
-    let number = |code: i8, narrow: fn(u32) -> u32, narrow_special: fn(u32) -> u32| match code {
-        _ if !special => narrow(product(code)),
-        _ if code == -top - 1 => narrow_special(NAN),
-        _ if code == top => narrow_special(INFINITY),
-        _ if code == -top => narrow_special(INFINITY | 1 << 31),
-        _ => narrow(product(code)),
+    if !special {
+        return match quant.element {
+            Element::Bf16 => put_all(&signed, group, |code| (narrow_bf16(product(code)) as u16).to_le_bytes()),
+            Element::F16 => put_all(&signed, group, |code| (narrow_half(product(code)) as u16).to_le_bytes()),
+            Element::F32 => put_all(&signed, group, |code| narrow_f32(product(code)).to_le_bytes()),
+        };
+    }
+    let special = |code: i8| match code {
+        _ if code == -top - 1 => Some(NAN),
+        _ if code == top => Some(INFINITY),
+        _ if code == -top => Some(INFINITY | 1 << 31),
+        _ => None,
     };
+    let half = |bits: u32| bits >> 16 & 0x8000 | if bits == NAN { 0x7e00 } else { 0x7c00 };
     match quant.element {
-        Element::Bf16 if !special => {
-            for (raw, &code) in group.as_chunks_mut().0.iter_mut().zip(&signed) {
-                *raw = (narrow_bf16(product(code)) as u16).to_le_bytes();
-            }
-        }
-        Element::Bf16 => {
-            for (raw, &code) in group.as_chunks_mut().0.iter_mut().zip(&signed) {
-                *raw = (number(code, narrow_bf16, |bits| bits >> 16) as u16).to_le_bytes();
-            }
-        }
-        Element::F16 => {
-            for (raw, &code) in group.as_chunks_mut().0.iter_mut().zip(&signed) {
-                *raw = (number(code, narrow_half, narrow_half_special) as u16).to_le_bytes();
-            }
-        }
+        Element::Bf16 => put_all(&signed, group, |code| {
+            (special(code).map_or_else(|| narrow_bf16(product(code)), |bits| bits >> 16) as u16).to_le_bytes()
+        }),
+        Element::F16 => put_all(&signed, group, |code| {
+            (special(code).map_or_else(|| narrow_half(product(code)), half) as u16).to_le_bytes()
+        }),
         Element::F32 => {
-            for (raw, &code) in group.as_chunks_mut().0.iter_mut().zip(&signed) {
-                *raw = number(code, narrow_f32, |bits| bits).to_le_bytes();
-            }
+            put_all(&signed, group, |code| special(code).unwrap_or_else(|| narrow_f32(product(code))).to_le_bytes())
         }
     }
+}
+
+fn put_all<const WIDTH: usize>(codes: &[i8], group: &mut [u8], number: impl Fn(i8) -> [u8; WIDTH]) {
+    group.as_chunks_mut().0.iter_mut().zip(codes).for_each(|(place, &code)| *place = number(code));
 }
 
 /// The nearest to a number, ties to even; the largest finite one where it is too large. So for the others.
@@ -324,22 +339,10 @@ fn narrow_f32(bits: u32) -> u32 {
 }
 
 fn narrow_half(bits: u32) -> u32 {
-    let (sign, size) = (bits >> 31 << 15, bits & !(1 << 31));
-    sign | match size {
-        // 65520, which is nearer to infinity than to 65504.
-        0x477f_f000.. => 0x7bff,
-        // 2^-14, the least normal number.
-        0x3880_0000.. => (size + 0xfff + (size >> 13 & 1) - (112 << 23)) >> 13,
-        // Half of the least number.
-        ..=0x3300_0000 => 0,
-        _ => {
-            let (shift, digits) = (126 - (size >> 23), size & 0x7f_ffff | 0x80_0000);
-            let (whole, part, half) = (digits >> shift, digits & ((1 << shift) - 1), 1 << (shift - 1));
-            whole + u32::from(part > half || part == half && whole & 1 == 1)
-        }
-    }
-}
-
-fn narrow_half_special(bits: u32) -> u32 {
-    bits >> 16 & 0x8000 | if bits & 0x7f_ffff == 0 { 0x7c00 } else { 0x7e00 }
+    // 65504 is the largest.
+    let (sign, size) = (bits >> 31 << 15, (bits & !(1 << 31)).min(0x477f_e000));
+    let normal = (size + 0xfff + (size >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
+    // Below 2^-14, the least normal number, the sum with a half is rounded to a multiple of the least of all.
+    let small = (f32::from_bits(size) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    sign | if size >= 0x3880_0000 { normal } else { small }
 }

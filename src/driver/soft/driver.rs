@@ -408,7 +408,16 @@ impl SoftDevice {
             requant.check(kind.name())?;
         }
         let latency = state.settings.latency;
-        let duration = if kind == CallKind::CopyBlocks { latency.copy_ns(size, false) } else { latency.fill_ns(size) };
+        let duration = if let Own::Quantize(requant) | Own::Dequantize(requant) = &call {
+            // One side may be host memory, as a rule that of the codes.
+            let link = state.memory.is_host(requant.src) || state.memory.is_host(requant.dst);
+            let codes = requant.quant().map_or(size, |quant| quant.encoded_size(size));
+            latency.copy_ns(if link { codes } else { size }, link)
+        } else if kind == CallKind::CopyBlocks {
+            latency.copy_ns(size, false)
+        } else {
+            latency.fill_ns(size)
+        };
         state.submit(stream, Action::Own(call), duration, kind.name())
     }
 

@@ -26,6 +26,7 @@ pub use quantized::Quantized;
 use super::TierError;
 use crate::driver::kernels::{Element, Quant};
 pub use crate::error::CodecError;
+use crate::sync::Mutex;
 
 /// A way to store bytes in fewer. It knows nothing of where they come from: what it is given at a time is one piece of an object.
 pub trait Codec: Send + Sync + std::fmt::Debug {
@@ -76,11 +77,23 @@ pub const NAMES: [&str; 10] = [
     "int4-f32",
 ];
 
-/// The codec of that name; `None` for `none`.
+/// The codec of that name, the same one whoever asks for it; `None` for `none`.
 ///
 /// # Errors
 /// [`CodecError::Unknown`], or [`CodecError::NotBuilt`] where the crate was built without the feature `codecs`.
 pub fn by_name(name: &str) -> Result<Option<Arc<dyn Codec>>, CodecError> {
+    // Blocks share memory where their codec is one and the same. There are few names.
+    static MADE: Mutex<Vec<Arc<dyn Codec>>> = Mutex::new(Vec::new());
+    let Some(codec) = make(name)? else { return Ok(None) };
+    let mut made = MADE.lock();
+    if let Some(known) = made.iter().find(|known| known.name() == codec.name()) {
+        return Ok(Some(known.clone()));
+    }
+    made.push(codec.clone());
+    Ok(Some(codec))
+}
+
+fn make(name: &str) -> Result<Option<Arc<dyn Codec>>, CodecError> {
     if name == "none" {
         return Ok(None);
     }

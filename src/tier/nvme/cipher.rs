@@ -22,8 +22,8 @@ use super::files::private::{draw, reason};
 /// What is sealed at once, at most.
 const RANGE: usize = 1 << 20;
 
-/// How many buffers are kept.
-const IDLE_MAX: usize = 8;
+/// How many bytes of buffers are kept: fresh memory costs more than it costs to encrypt.
+const IDLE_BYTES: usize = 64 << 20;
 
 /// What opens one range.
 #[derive(Debug, Clone, Copy)]
@@ -159,10 +159,10 @@ impl Cipher {
     /// Takes a buffer back.
     pub(super) fn recycle(&self, buffer: Memory) {
         let mut idle = self.idle.lock();
-        if idle.len() >= IDLE_MAX {
-            idle.swap_remove(0);
-        }
         idle.push(buffer);
+        while idle.iter().map(|buffer| buffer.bytes().len()).sum::<usize>() > IDLE_BYTES {
+            idle.remove(0);
+        }
     }
 }
 

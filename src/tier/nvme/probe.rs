@@ -27,7 +27,7 @@ pub(super) fn open(spec: &NvmeSpec) -> Result<Opened, String> {
     let folders = made.iter().map(|file| file.folder.clone()).collect();
     let mut note = None;
     if spec.means.contains(Means::RING) {
-        let ring = RingFiles::new(Arc::clone(&made), spec.depth).map_err(|errno| reason(errno));
+        let ring = RingFiles::new(Arc::clone(&made), spec.depth).map_err(reason);
         let probed = ring.and_then(|ring| probe_all(&ring, &made).map(|()| ring));
         match probed {
             Ok(ring) => return Ok(Opened { files: Box::new(ring), folders, note }),

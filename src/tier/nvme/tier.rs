@@ -172,6 +172,7 @@ impl Tier for NvmeTier {
         self.room.lock().places.shrink(slot, size)
     }
 
+    // SAFETY: as the trait says.
     unsafe fn attach(&self, memory: *mut u8, size: u64) {
         // What an encrypted tier writes is in buffers of its own.
         if self.flights.is_ours() {
@@ -186,6 +187,7 @@ impl Tier for NvmeTier {
         }
     }
 
+    // SAFETY: as the trait says.
     unsafe fn start(&self, io: Io) -> Result<Ticket, TierError> {
         self.check_process("start")?;
         self.check(&io)?;

@@ -7,7 +7,7 @@ use super::table::{Extent, ExtentId, Table, transfer_ns};
 use super::{Select, Tiers, Wait, keep_first};
 use crate::error::{ResidencyError, Result, TierError};
 use crate::sync::MutexGuard;
-use crate::tier::transfer::Transfer;
+use crate::tier::transfer::is_busy;
 use crate::units::DevicePtr;
 
 /// What making room gave.
@@ -31,8 +31,8 @@ pub(super) enum Way {
 /// What came of an attempt to begin.
 enum Begun {
     Yes,
-    /// Not before this has ended.
-    After(Transfer),
+    /// Not before this.
+    After(Wait),
     No(TierError),
 }
 
@@ -128,17 +128,24 @@ impl Tiers {
         }
         let ids: Vec<ExtentId> = ids.iter().copied().filter(|&id| table.extent(id).may_go()).collect();
         ids.iter().for_each(|&id| table.extent_mut(id).held += 1);
-        let told = self.announce(table, &ids);
+        let (ids, told) = self.announce(table, ids);
         let mut under_way = Vec::new();
         for &id in &ids {
             let extent = table.extent(id);
-            let is_there = matches!(extent.stage, Stage::Resident | Stage::Leaving);
-            let goes = told && extent.pins == 0 && extent.objects > 0 && is_there;
+            let is_there = match told {
+                None => matches!(extent.stage, Stage::Resident),
+                Some(told) => told && matches!(extent.stage, Stage::Leaving),
+            };
+            let goes = extent.pins == 0 && extent.objects > 0 && is_there;
             let begun = if goes { self.begin(table, id, way) } else { Err(None) };
             match begun {
-                Ok(()) => under_way.push(id),
+                Ok(()) => {
+                    under_way.push(id);
+                    // Who wants it back need not wait for all of it to go.
+                    self.changed.notify_all();
+                }
                 Err(why) => {
-                    if matches!(table.extent(id).stage, Stage::Leaving) {
+                    if told.is_some() && matches!(table.extent(id).stage, Stage::Leaving) {
                         table.set_stage(id, Stage::Resident, None);
                         self.came_back(table, id);
                         self.changed.notify_all();
@@ -155,26 +162,36 @@ impl Tiers {
             room.evicted += self.await_gone(table, id, &mut room.failure);
             self.let_go(table, id);
         }
-        if !told {
+        if told == Some(false) {
             let reason = "an observer of its memory panicked".to_string();
             keep_first(&mut room.failure, TierError::Unusable { tier: "device".to_string(), reason });
         }
         room
     }
 
-    /// Tells observers that memory is about to go. Whether they have taken it well.
-    fn announce(&self, table: &mut MutexGuard<'_, Table>, ids: &[ExtentId]) -> bool {
+    /// Tells observers that memory is about to go. Returns the extents that may, and where there are observers, whether they have taken it
+    /// well. What others have taken meanwhile is left to them.
+    fn announce(&self, table: &mut MutexGuard<'_, Table>, ids: Vec<ExtentId>) -> (Vec<ExtentId>, Option<bool>) {
         if ids.is_empty() || !self.is_observed() {
-            return true;
+            return (ids, None);
         }
+        self.tell_remapped(table);
+        for &id in &ids {
+            while table.extent(id).telling > 0 {
+                self.changed.wait(table);
+                self.settle(table);
+            }
+        }
+        let (mine, others): (Vec<_>, Vec<_>) = ids.into_iter().partition(|&id| table.extent(id).may_go());
+        others.into_iter().for_each(|id| self.let_go(table, id));
         let mut changes = Vec::new();
-        for &id in ids {
+        for &id in &mine {
             table.set_stage(id, Stage::Leaving, None);
             changes.extend(self.changes_of(table, id, true));
         }
         let told = MutexGuard::unlocked(table, || self.tell(&changes));
         self.settle(table);
-        told
+        (mine, Some(told))
     }
 
     /// Begins to evict an extent that is there, waiting for earlier transfers where as many are under way as may be.
@@ -185,17 +202,18 @@ impl Tiers {
         way: Way,
     ) -> std::result::Result<(), Option<TierError>> {
         let mut spills = 0;
+        let ready = std::mem::discriminant(&table.extent(id).stage);
         loop {
             match self.try_begin(table, id, way, &mut spills) {
                 Begun::Yes => return Ok(()),
                 Begun::No(error) => return Err(Some(error)),
-                Begun::After(transfer) => {
-                    if self.wait_for(table, id, Wait::Transfer(transfer)).is_err() {
+                Begun::After(wait) => {
+                    if self.wait_for(table, id, wait).is_err() {
                         return Err(None);
                     }
                     let extent = table.extent(id);
-                    let is_there = matches!(extent.stage, Stage::Resident | Stage::Leaving);
-                    if extent.pins > 0 || extent.objects == 0 || !is_there {
+                    let is_ready = std::mem::discriminant(&extent.stage) == ready;
+                    if extent.pins > 0 || extent.objects == 0 || !is_ready {
                         return Err(None);
                     }
                 }
@@ -224,18 +242,15 @@ impl Tiers {
                     table.set_stage(id, Stage::Evicting { transfer }, None);
                     return Begun::Yes;
                 }
-                Err(TierError::Busy { tier: name, depth }) => {
-                    let earlier = table.moving.iter().find_map(|&id| table.extent(id).stage.transfer().cloned());
-                    return earlier.map_or(Begun::No(TierError::Busy { tier: name, depth }), Begun::After);
-                }
+                Err(error) if is_busy(&error) => return Begun::After(Wait::Room),
                 Err(error) => {
                     let full = error.is_full();
                     keep_first(&mut failure, error);
                     // What went there first goes on to a slower tier, so that what went last is the quickest to have back.
                     if full && *spills < SPILLS_MAX && tier + 1 < self.stores.len() {
                         *spills += 1;
-                        if let Some(transfer) = self.spill(table, tier, size) {
-                            return Begun::After(transfer);
+                        if let Some(wait) = self.spill(table, tier, size) {
+                            return Begun::After(wait);
                         }
                     }
                 }
@@ -247,30 +262,36 @@ impl Tiers {
         }))
     }
 
-    /// Begins to move what has been in a tier for longest on to the next, until that are so many bytes. Returns the last transfer, if any.
-    fn spill(&self, table: &mut Table, tier: usize, bytes: u64) -> Option<Transfer> {
-        let oldest: Vec<ExtentId> = table.parked[tier].iter().map(|&(_, id)| id).collect();
+    /// Begins to move what has been in a tier for longest on to the next, until that are so many bytes. Returns what to wait for: the last
+    /// transfer, if any, or room for one.
+    fn spill(&self, table: &mut Table, tier: usize, bytes: u64) -> Option<Wait> {
         let (mut spilled, mut last) = (0, None);
-        for id in oldest {
-            if spilled >= bytes {
-                break;
-            }
-            let Stage::Away { place } = &table.extent(id).stage else { continue };
+        while spilled < bytes
+            && let Some(&(_, id)) = table.parked[tier].first()
+            && let Stage::Away { place } = &table.extent(id).stage
+        {
             let place = place.clone();
-            let slower = self.stores[tier + 1..].iter();
-            let Some(transfer) = slower.into_iter().find_map(|to| self.engine.spill(&place, &to.tier).ok()) else {
-                break;
+            let mut slower = self.stores[tier + 1..].iter();
+            let begun = slower.find_map(|to| match self.engine.try_spill(&place, &to.tier) {
+                Ok(transfer) => Some(Ok(transfer)),
+                Err(error) => is_busy(&error).then_some(Err(Wait::Room)),
+            });
+            let transfer = match begun {
+                Some(Ok(transfer)) => transfer,
+                Some(Err(wait)) => return Some(last.map_or(wait, Wait::Transfer)),
+                None => break,
             };
             spilled += place.stored();
             last = Some(transfer.clone());
             table.set_stage(id, Stage::Spilling { place, transfer }, None);
         }
         // One that others began will do, too.
-        last.or_else(|| {
+        let last = last.or_else(|| {
             let spilling = |&&id: &&ExtentId| matches!(table.extent(id).stage, Stage::Spilling { .. });
             let id = *table.moving.iter().find(spilling)?;
             table.extent(id).stage.transfer().cloned()
-        })
+        });
+        last.map(Wait::Transfer)
     }
 
     /// Waits until an extent has gone, or stays after all. Returns the bytes that have gone.

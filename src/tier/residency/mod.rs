@@ -182,6 +182,8 @@ enum Wait {
     Transfer(Transfer),
     /// Streams.
     Streams(Vec<Stamp>),
+    /// That fewer transfers are under way.
+    Room,
 }
 
 /// The evictable blocks of one device, and its tiers.
@@ -299,16 +301,24 @@ impl Tiers {
         table
     }
 
-    /// Gives the lock up, then tells observers what has come back.
+    /// Tells observers what has come back, then gives the lock up.
     fn unlock(&self, mut table: MutexGuard<'_, Table>) {
-        if table.remapped.is_empty() {
-            return;
+        self.tell_remapped(&mut table);
+    }
+
+    /// Tells observers what has come back. Until they know, nobody tells them that it goes again.
+    fn tell_remapped(&self, table: &mut MutexGuard<'_, Table>) {
+        while !table.remapped.is_empty() {
+            let ids = std::mem::take(&mut table.remapped);
+            let changes: Vec<MemoryChange> = ids.iter().flat_map(|&id| self.changes_of(table, id, false)).collect();
+            ids.iter().for_each(|&id| table.extent_mut(id).telling += 1);
+            MutexGuard::unlocked(table, || self.tell(&changes));
+            for id in ids {
+                table.extent_mut(id).telling -= 1;
+                self.let_go(table, id);
+            }
+            self.changed.notify_all();
         }
-        let ids = std::mem::take(&mut table.remapped);
-        let changes: Vec<MemoryChange> = ids.iter().flat_map(|&id| self.changes_of(&table, id, false)).collect();
-        ids.into_iter().for_each(|id| self.let_go(&mut table, id));
-        drop(table);
-        self.tell(&changes);
     }
 
     /// Does something without the lock, holding an extent.
@@ -338,6 +348,7 @@ impl Tiers {
                 Err(error) if transfer.poll().is_none() => Err(error.into()),
                 _ => Ok(()),
             },
+            Wait::Room => Ok(self.without_lock(table, id, || self.engine.wait_for_room(1))?),
             Wait::Streams(stamps) => self.without_lock(table, id, || self.device.have_passed(&stamps, true)).map(drop),
         }
     }

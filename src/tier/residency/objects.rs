@@ -59,9 +59,7 @@ impl Tiers {
                 if !shared {
                     (id, addr)
                 } else {
-                    table
-                        .place(&manner, size, alignment.max(GRANULE), &mut |_| false)
-                        .expect("it is empty, and aligned")
+                    (id, table.place_in(id, size, alignment.max(GRANULE)).expect("it is empty, and large enough"))
                 }
             }
         };
@@ -93,13 +91,16 @@ impl Tiers {
         // What goes with its extent waits with that.
         let last = extent.objects == 1;
         let stamps = if last { Vec::new() } else { self.device.stamps_of(&extent.users) };
-        if let Some(object) = table.remove_object(ptr, stamps) {
+        let removed = table.remove_object(ptr, stamps);
+        if let Some(object) = &removed {
             self.blocks.fetch_sub(1, Relaxed);
             self.device.count_in_extent(addr, -(object.requested as i64), tag);
             self.device.note(Event::new(EventKind::Free, ptr, object.requested).on(home, None).tag(tag));
         }
         self.dispose(&mut table, id);
         self.unlock(table);
+        // What the user's callback holds may call the allocator when it goes.
+        drop(removed);
         Some(Ok(()))
     }
 

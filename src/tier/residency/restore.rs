@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::stage::Stage;
 use super::table::{Extent, ExtentId, Table};
-use super::{Recompute, Select, Tiers, Wait, words_of};
-use crate::error::{ResidencyError, Result, TierError};
+use super::{Recompute, Select, Tiers, Transfer, Wait, words_of};
+use crate::error::{ResidencyError, Result};
 use crate::sync::MutexGuard;
+use crate::tier::transfer::is_busy;
 use crate::units::{DevicePtr, StreamId};
 
 /// How far bytes are to come back.
@@ -156,7 +157,11 @@ impl Tiers {
                 return Err(ResidencyError::Asleep.into());
             }
             match &extent.stage {
-                Stage::Resident => return self.after_readers(table, id, terms.goal),
+                Stage::Resident => return self.after_others(table, id, terms.goal),
+                Stage::Recomputing if extent.computing == Some(std::thread::current().id()) => {
+                    let reason = "it asks for what it is to compute, or for what shares memory with that".to_string();
+                    return Err(ResidencyError::Recompute { ptr: addr, reason }.into());
+                }
                 Stage::Leaving | Stage::Recomputing => self.wait_for(table, id, Wait::Others)?,
                 Stage::Evicting { transfer } => {
                     let transfer = transfer.clone();
@@ -172,20 +177,20 @@ impl Tiers {
                     self.have_memory(table, id, terms, &mut rooms)?;
                     if matches!(table.extent(id).stage, Stage::Recomputing) {
                         self.compute(table, id)?;
-                        if let Goal::Usable(stream) = terms.goal
-                            && stream != home
-                        {
-                            self.device.order_streams(stream, home)?;
-                        }
                     }
                 }
                 Stage::Filled { place } => {
                     let place = Arc::clone(place);
                     self.load(table, id, &place)?;
                 }
-                Stage::Restoring { transfer, .. } => {
+                Stage::Restoring { place, transfer, .. } => {
                     let Goal::Usable(stream) = terms.goal else { return Ok(()) };
-                    let transfer = transfer.clone();
+                    let (transfer, is_compared_late) = (transfer.clone(), place.is_compared_late());
+                    if is_compared_late {
+                        // Nobody is to use what may yet be found to be wrong.
+                        self.without_lock(table, id, || transfer.wait())?;
+                        continue;
+                    }
                     let ordered = self.without_lock(table, id, || {
                         self.engine.order(&transfer, home)?;
                         if stream == home { Ok(()) } else { self.engine.order(&transfer, stream) }
@@ -200,11 +205,19 @@ impl Tiers {
         }
     }
 
-    /// Lets a stream that is to use an extent come after copies out of it that have failed, of which nobody can say whether they are done.
-    fn after_readers(&self, table: &mut Table, id: ExtentId, goal: Goal) -> Result<()> {
+    /// Lets a stream that is to use an extent come after what others do to it: its computation by the home stream, and copies out of it that
+    /// have failed, of which nobody can say whether they are done.
+    fn after_others(&self, table: &mut Table, id: ExtentId, goal: Goal) -> Result<()> {
         let Goal::Usable(stream) = goal else { return Ok(()) };
-        let extent = table.extent(id);
+        let extent = table.extent_mut(id);
         let home = extent.manner.stream;
+        if stream != home && !extent.computed.is_empty() {
+            if self.device.have_passed(&extent.computed, false)? {
+                extent.computed.clear();
+            } else {
+                self.device.order_streams(stream, home)?;
+            }
+        }
         if !extent.is_read && (stream == home || extent.users.is_empty()) {
             return Ok(());
         }
@@ -262,13 +275,7 @@ impl Tiers {
                 table.set_stage(id, Stage::Restoring { place, transfer, lent: false }, None);
                 Ok(())
             }
-            Err(TierError::Busy { tier, depth }) => {
-                let earlier = table.moving.iter().find_map(|&id| table.extent(id).stage.transfer().cloned());
-                match earlier {
-                    Some(earlier) => self.wait_for(table, id, Wait::Transfer(earlier)),
-                    None => Err(TierError::Busy { tier, depth }.into()),
-                }
-            }
+            Err(error) if is_busy(&error) => self.wait_for(table, id, Wait::Room),
             Err(error) => {
                 self.counts.failed();
                 self.empty_again(table, id);
@@ -283,7 +290,9 @@ impl Tiers {
         let work: Vec<(DevicePtr, u64, Recompute)> = (table.objects_in(id))
             .filter_map(|(ptr, object)| Some((ptr, object.requested, object.recompute.clone()?)))
             .collect();
-        let computed = self.without_lock(table, id, || {
+        table.extent_mut(id).computing = Some(std::thread::current().id());
+        // The callbacks go with it where their blocks have been freed meanwhile: they may call the allocator then, too.
+        let computed = self.without_lock(table, id, move || {
             work.iter().try_for_each(|(ptr, size, recompute)| {
                 let called = catch_unwind(AssertUnwindSafe(|| recompute(*ptr, *size, home)));
                 let reason = match called {
@@ -297,8 +306,10 @@ impl Tiers {
                 Err(ResidencyError::Recompute { ptr: *ptr, reason })
             })
         });
+        table.extent_mut(id).computing = None;
         let outcome = match computed {
             Ok(()) => {
+                table.extent_mut(id).computed = self.device.stamps_of(&[home]);
                 table.set_stage(id, Stage::Resident, None);
                 Ok(())
             }
@@ -318,6 +329,21 @@ impl Tiers {
         };
         self.changed.notify_all();
         outcome
+    }
+
+    /// Lets later work of a stream come after all that has begun to come back. Waits on the host until its copies are submitted.
+    pub(crate) fn follow(&self, stream: StreamId) -> Result<()> {
+        let table = self.lock();
+        let coming: Vec<Transfer> = (table.moving.iter())
+            .filter_map(|&id| match &table.extent(id).stage {
+                Stage::Restoring { transfer, .. } => Some(transfer.clone()),
+                _ => None,
+            })
+            .collect();
+        self.unlock(table);
+        // How one failed is told to whoever pins it.
+        coming.iter().for_each(|transfer| _ = self.engine.submitted(transfer));
+        self.device.order_streams(stream, self.engine.stream(true)?)
     }
 
     fn evictable_in(&self, table: &Table) -> (u64, u64) {

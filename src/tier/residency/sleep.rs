@@ -1,5 +1,7 @@
 //! Sleep and wake: all evictable memory of a device, by tag.
 
+use std::collections::BTreeSet;
+
 use super::evict::Way;
 use super::stage::Stage;
 use super::table::{ExtentId, Table};
@@ -116,10 +118,11 @@ impl Tiers {
                 return back.and(Err(why));
             }
         }
-        for &id in save.iter().chain(drop) {
-            let was_there = saved.contains(&id) || dropped.contains(&id);
+        let there: BTreeSet<ExtentId> = saved.iter().chain(&dropped).copied().collect();
+        for (&id, drops) in save.iter().map(|id| (id, false)).chain(drop.iter().map(|id| (id, true))) {
+            let was_there = there.contains(&id);
             let is_away = !table.extent(id).stage.is_mapped();
-            if is_away && drop.contains(&id) && !matches!(table.extent(id).stage, Stage::Blank) {
+            if is_away && drops && !matches!(table.extent(id).stage, Stage::Blank) {
                 table.set_stage(id, Stage::Blank, None);
             }
             if is_away {

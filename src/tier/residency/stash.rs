@@ -3,25 +3,30 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Place, TierKind, Tiers, Transfer, keep_first};
+use super::{PinGuard, Place, TierKind, Tiers, Transfer, keep_first};
 use crate::error::{ResidencyError, Result, TierError};
 use crate::sync::Mutex;
 use crate::units::{DevicePtr, StreamId};
 
 /// Bytes of device memory in a tier. They are forgotten when it is dropped.
 pub struct Stash {
-    tiers: Arc<Tiers>,
     size: u64,
     /// Whether copies of the device go straight to the tier: what can fail after they have been submitted is the device.
     is_direct: bool,
     bytes: Mutex<Bytes>,
     /// The fetch that was begun last.
     fetch: Mutex<Option<Transfer>>,
+    /// Goes last: with it, the memory that transfers use may go.
+    tiers: Arc<Tiers>,
 }
 
 #[derive(Debug)]
 enum Bytes {
-    Leaving(Transfer),
+    /// With what keeps an evictable block there while it is read.
+    Leaving {
+        transfer: Transfer,
+        _pin: Option<PinGuard>,
+    },
     Stored(Arc<Place>),
 }
 
@@ -40,6 +45,7 @@ impl Tiers {
         size: u64,
         stream: StreamId,
         tier: Option<&str>,
+        pin: Option<PinGuard>,
     ) -> Result<Stash> {
         let mut failure = None;
         for store in &self.stores {
@@ -49,12 +55,14 @@ impl Tiers {
             match self.engine.save(from, size, &store.tier, None, &[stream]) {
                 Ok(transfer) => {
                     let is_direct = matches!(store.kind, TierKind::Host | TierKind::Peer);
-                    if is_direct {
-                        // From here on, the order of the outward stream says when the bytes have been read.
-                        self.engine.submitted(&transfer)?;
+                    if is_direct && let Err(error) = self.engine.submitted(&transfer) {
+                        transfer.cancel();
+                        return Err(error.into());
                     }
-                    let bytes = Mutex::new(Bytes::Leaving(transfer));
-                    return Ok(Stash { tiers: self.clone(), size, is_direct, bytes, fetch: Mutex::new(None) });
+                    // Once all copies are submitted, the order of the outward stream says when the bytes have been read.
+                    let pin = pin.filter(|_| !is_direct);
+                    let bytes = Mutex::new(Bytes::Leaving { transfer, _pin: pin });
+                    return Ok(Stash { size, is_direct, bytes, fetch: Mutex::new(None), tiers: self.clone() });
                 }
                 Err(error) => keep_first(&mut failure, error),
             }
@@ -101,7 +109,7 @@ impl Stash {
             return self.place().map(|_| true);
         }
         let mut bytes = self.bytes.lock();
-        let Bytes::Leaving(transfer) = &*bytes else { return Ok(true) };
+        let Bytes::Leaving { transfer, .. } = &*bytes else { return Ok(true) };
         match transfer.poll() {
             None => Ok(false),
             Some(outcome) => {
@@ -114,21 +122,25 @@ impl Stash {
     /// Where the bytes are, once they are.
     fn place(&self) -> Result<Arc<Place>> {
         let mut bytes = self.bytes.lock();
-        if let Bytes::Leaving(transfer) = &*bytes {
+        if let Bytes::Leaving { transfer, .. } = &*bytes {
             let place = transfer.wait()?.ok_or(TierError::Cancelled)?;
             *bytes = Bytes::Stored(place);
         }
         match &*bytes {
             Bytes::Stored(place) => Ok(place.clone()),
-            Bytes::Leaving(_) => Err(TierError::Cancelled.into()),
+            Bytes::Leaving { .. } => Err(TierError::Cancelled.into()),
         }
     }
 }
 
 impl Drop for Stash {
     fn drop(&mut self) {
-        if let Bytes::Leaving(transfer) = self.bytes.get_mut() {
+        if let Bytes::Leaving { transfer, .. } = self.bytes.get_mut() {
             transfer.cancel();
+        }
+        // What no stream was told to come after is for nobody.
+        if let Some(fetch) = self.fetch.get_mut() {
+            fetch.cancel();
         }
     }
 }

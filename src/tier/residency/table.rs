@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::thread::ThreadId;
 
 use super::gaps::{Gaps, granules};
 use super::stage::Stage;
@@ -74,10 +75,16 @@ pub(super) struct Extent {
     pub(super) users: Vec<StreamId>,
     /// A transfer out of it has failed, and nobody can say whether its copies still read it: streams that use it next come after them.
     pub(super) is_read: bool,
+    /// The thread that is having it computed again: it would wait for itself.
+    pub(super) computing: Option<ThreadId>,
+    /// What the home stream had been given to do when it had been computed again.
+    pub(super) computed: Vec<Stamp>,
     /// What has to pass before memory that was filled in vain may go.
     pub(super) busy: Vec<Stamp>,
     /// Calls under way that come back to it.
     pub(super) held: u32,
+    /// Threads that are telling observers that it is back.
+    pub(super) telling: u32,
     /// Whether sleep has put it away, and whether it had been resident.
     pub(super) slept: Option<bool>,
     /// Why it could not be moved the last time.
@@ -166,19 +173,24 @@ impl Table {
         alignment: u64,
         passed: &mut dyn FnMut(&[Stamp]) -> bool,
     ) -> Option<(ExtentId, DevicePtr)> {
-        let (wanted, alignment) = (granules(size), (alignment / GRANULE).max(1) as u32);
+        let wanted = granules(size);
         let set = self.open.get(manner)?;
         let fits: Vec<ExtentId> = set.range((wanted, 0)..).map(|&(_, id)| id).take(8).collect();
-        for id in fits {
+        fits.into_iter().find_map(|id| {
             self.collect_freed(id, passed);
-            let extent = self.extent_mut(id);
-            let before = extent.gaps.as_ref().map_or(0, Gaps::largest);
-            let Some(at) = extent.gaps.as_mut().and_then(|gaps| gaps.take(wanted, alignment)) else { continue };
-            let ptr = DevicePtr(extent.addr + u64::from(at) * GRANULE);
-            self.reopen(id, before);
-            return Some((id, ptr));
-        }
-        None
+            Some((id, self.place_in(id, size, alignment)?))
+        })
+    }
+
+    /// A place for a block in this extent.
+    pub(super) fn place_in(&mut self, id: ExtentId, size: u64, alignment: u64) -> Option<DevicePtr> {
+        let (wanted, alignment) = (granules(size), (alignment / GRANULE).max(1) as u32);
+        let extent = self.extent_mut(id);
+        let before = extent.gaps.as_ref().map_or(0, Gaps::largest);
+        let at = extent.gaps.as_mut()?.take(wanted, alignment)?;
+        let ptr = DevicePtr(extent.addr + u64::from(at) * GRANULE);
+        self.reopen(id, before);
+        Some(ptr)
     }
 
     /// Freed ranges whose streams have passed are free again.
@@ -236,8 +248,11 @@ impl Table {
             pins: 0,
             users: Vec::new(),
             is_read: false,
+            computing: None,
+            computed: Vec::new(),
             busy: Vec::new(),
             held: 0,
+            telling: 0,
             slept: None,
             failure: None,
             since: 0,
@@ -330,6 +345,7 @@ impl Table {
         if !extent.stage.is_mapped() {
             extent.users.clear();
             extent.is_read = false;
+            extent.computed.clear();
             // No stream touches what has been taken away.
             let (freed, gaps) = (std::mem::take(&mut extent.freed), &mut extent.gaps);
             if let Some(gaps) = gaps {
@@ -380,7 +396,7 @@ impl Table {
     pub(super) fn metadata_bytes(&self) -> u64 {
         // A node of a B-tree is at least half full.
         let object = (size_of::<u64>() + size_of::<Object>()) * 3 / 2;
-        let extent = size_of::<Option<Extent>>() + 8 * size_of::<u64>();
+        let extent = size_of::<Option<Extent>>() + size_of::<[u64; 8]>();
         (self.objects.len() * object + self.extents.len() * extent) as u64
     }
 

@@ -48,7 +48,8 @@ impl Shared {
                 let bound = codec.bound(size);
                 // SAFETY: as above; that the bound fits was seen when the job began.
                 let into = unsafe { coded.bytes_mut(bound) };
-                let length = codec.encode(bytes, into)?;
+                // What a device makes is as long as it can be at most.
+                let length = if piece.on_device { bound } else { codec.encode(bytes, into)? };
                 if length < size {
                     stored.sum = crc32c(&into[..length]);
                     encoded = Some(length);
@@ -110,10 +111,6 @@ fn check(piece: &mut Piece) -> Result<(), TierError> {
         job.progress.lock().stored[piece.index as usize] = stored;
         return Ok(());
     }
-    if let (true, Some(codec), Some(coded), Some(raw)) = (encoded, &place.codec, &piece.coded, &mut piece.raw) {
-        // SAFETY: both buffers are the piece's and long enough; nothing is under way in either.
-        let (from, into) = unsafe { (coded.bytes(length), raw.bytes_mut(size)) };
-        codec.decode(from, into)?;
-    }
-    Ok(())
+    // What the device decodes by itself stays encoded.
+    if encoded && piece.quant().is_none() { piece.decode() } else { Ok(()) }
 }

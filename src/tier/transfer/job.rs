@@ -178,6 +178,8 @@ pub(super) struct Piece {
     pub(super) raw: Option<Buffer>,
     /// Bytes as they are stored, where that differs.
     pub(super) coded: Option<Buffer>,
+    /// Whether the device has encoded or decoded it.
+    pub(super) on_device: bool,
     /// Whether a read from the tier comes next, or is under way, rather than a write.
     pub(super) reading: bool,
 }

@@ -1,13 +1,13 @@
 //! The transfer engine: bytes between a device and tiers, and from tier to tier.
 //!
 //! A transfer is cut into pieces. What a piece needs next says which queue it is in (`queues.rs`), and any thread that has time takes the next
-//! one (`shared.rs`): workers, where there are any, and whoever waits for a transfer.
+//! one (`shared.rs`; `lines.rs` and `io.rs` for what is under way): workers, where there are any, and whoever waits for a transfer.
 //!
 //! | from, to | what a piece goes through |
 //! |---|---|
 //! | device, pinned host memory | copy; CRC-32C |
 //! | pinned host memory, device | CRC-32C; copy |
-//! | device, a tier read and written by the host | copy to a staging buffer; codec; CRC-32C; write |
+//! | device, a tier read and written by the host | copy to a staging buffer; codec, by the device where it can; CRC-32C; write |
 //! | such a tier, device | read into a staging buffer; CRC-32C; codec; copy |
 //! | tier, tier | read, where the host does not see it already; CRC-32C; write |
 //! | device, peer device | copy; the device's own sums of both |
@@ -20,8 +20,12 @@
 //! an error at any time leaves the bytes where they were. Where the driver cannot say any more whether a copy is done, the memory that it may
 //! still write is not used again ([`EngineStats::abandoned`]).
 
+mod begin;
+mod coded;
 mod compute;
+mod io;
 mod job;
+mod lines;
 mod place;
 mod queues;
 mod shared;
@@ -34,14 +38,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 pub use self::job::Outcome;
-use self::job::{Ended, Job, Kind, Progress, UNIT, Way};
+use self::job::{Ended, Job, UNIT, Way};
 pub use self::place::Place;
-use self::place::Stored;
 use self::shared::Shared;
-use self::staging::{LEAST, Staging};
+use self::staging::LEAST;
 use super::codec::Codec;
-use super::{Slot, Tier, TierError};
-use crate::driver::{CaptureStatus, Driver, DriverError, DriverErrorKind, EventId};
+use super::{Tier, TierError};
+use crate::driver::{Driver, EventId};
 use crate::sync::Mutex;
 use crate::units::{ByteSize, DevicePtr, StreamId};
 
@@ -154,6 +157,11 @@ fn unusable(reason: String) -> TierError {
     TierError::Unusable { tier: ENGINE.to_owned(), reason }
 }
 
+/// Whether as many transfers are under way as may be.
+pub(crate) fn is_busy(error: &TierError) -> bool {
+    matches!(error, TierError::Busy { tier, .. } if tier == ENGINE)
+}
+
 impl Engine {
     /// An engine for a device. Streams, events and staging memory are taken when they are needed.
     ///
@@ -254,43 +262,17 @@ impl Engine {
     /// # Errors
     /// Why nothing was begun.
     pub fn spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
-        self.check_own()?;
         self.wait_for_room(1)?;
-        check_tier(tier)?;
-        for tier in [&place.tier, tier] {
-            if reached_by_device_only(&**tier, place.slot) {
-                let reason = "only copies of a device reach it: load the bytes, and save them again".to_owned();
-                return Err(TierError::Unusable { tier: tier.name().to_owned(), reason });
-            }
-        }
-        // Whole units of pinned memory are written as they lie there.
-        let direct = place.tier.address(place.slot).filter(|at| at.0.is_multiple_of(UNIT));
-        let direct = direct.filter(|_| place.slot.size.is_multiple_of(UNIT));
-        if direct.is_none() {
-            self.check_piece(place)?;
-            self.ensure_staging(&place.tier)?;
-        }
-        self.shared.attach(tier);
-        let slot = tier.reserve(place.slot.size)?;
-        let count = place.pieces.len() as u32;
-        let progress = Progress { stored: vec![Stored::default(); count as usize], ..Progress::default() };
-        let job = Job {
-            kind: Kind::Spill,
-            source: Mutex::new(Some(place.clone())),
-            tier: tier.clone(),
-            slot,
-            direct,
-            host: direct.is_some(),
-            size: place.size,
-            piece: place.piece,
-            count,
-            codec: place.codec.clone(),
-            source_sum: None,
-            copy_sum: None,
-            progress: Mutex::new(progress),
-        };
-        let transfers = self.begin(vec![Arc::new(job)]);
-        transfers.into_iter().next().ok_or_else(|| unusable("nothing was begun".to_owned()))
+        self.try_spill(place, tier)
+    }
+
+    /// [`Engine::spill`], which does not wait.
+    ///
+    /// # Errors
+    /// [`TierError::Busy`] too.
+    pub fn try_spill(&self, place: &Arc<Place>, tier: &Arc<dyn Tier>) -> Result<Transfer, TierError> {
+        self.check_room(1)?;
+        self.begin_spill(place, tier)
     }
 
     /// Lets later work of `stream` come after the copies of a save or load, on the device. Waits on the host until the last piece has been
@@ -300,7 +282,10 @@ impl Engine {
     /// How the transfer failed.
     pub fn order(&self, transfer: &Transfer, stream: StreamId) -> Result<(), TierError> {
         match self.last_event(transfer)? {
-            Some(event) => Ok(self.shared.driver.wait_event(stream, event)?),
+            Some(event) => {
+                self.check_capture(&[stream])?;
+                Ok(self.shared.driver.wait_event(stream, event)?)
+            }
             // All are done already, as the host knows.
             None => Ok(()),
         }
@@ -359,217 +344,6 @@ impl Engine {
             abandoned: counters.abandoned.load(Relaxed),
         }
     }
-
-    // ---- how transfers begin ------------------------------------------------------------------------------------------
-
-    fn begin_saves(
-        &self,
-        saves: &[Save],
-        tier: &Arc<dyn Tier>,
-        after: &[StreamId],
-    ) -> Result<Vec<Transfer>, TierError> {
-        self.check_own()?;
-        check_tier(tier)?;
-        self.check_capture(after)?;
-        let mut jobs = Reserved { engine: self, jobs: Vec::with_capacity(saves.len()), summing: false };
-        for save in saves {
-            let job = self.save_job(save, tier)?;
-            jobs.jobs.push(job);
-        }
-        self.come_after(Way::Out, after)?;
-        for at in 0..jobs.jobs.len() {
-            let job = &jobs.jobs[at];
-            if let Some(sum) = job.source_sum {
-                jobs.summing = true;
-                self.shared.driver.checksum(job.device_ptr(), job.size, sum.ptr(), self.shared.stream(Way::Out)?)?;
-            }
-        }
-        let jobs = std::mem::take(&mut jobs.jobs).into_iter().map(Arc::new).collect();
-        Ok(self.begin(jobs))
-    }
-
-    fn save_job(&self, save: &Save, tier: &Arc<dyn Tier>) -> Result<Job, TierError> {
-        let Save { from, size, ref codec } = *save;
-        check_size(size)?;
-        let piece = self.shared.config.piece_bytes;
-        let whole =
-            size.checked_next_multiple_of(UNIT).ok_or_else(|| unusable(format!("{size} bytes are too many")))?;
-        let host = tier.is_host_memory();
-        let probe = tier.reserve(if codec.is_some() { whole } else { size })?;
-        let mut job = Job {
-            kind: Kind::Save { from },
-            source: Mutex::new(None),
-            tier: tier.clone(),
-            slot: probe,
-            direct: tier.address(probe),
-            host,
-            size,
-            piece,
-            count: 0,
-            codec: codec.clone(),
-            source_sum: None,
-            copy_sum: None,
-            progress: Mutex::new(Progress::default()),
-        };
-        let device_only = job.direct.is_some() && !host;
-        match &job.codec {
-            Some(_) if device_only => job.codec = None,
-            // What is encoded passes through staging memory.
-            Some(_) => job.direct = None,
-            None => {}
-        }
-        let prepared = self.prepare(&mut job, device_only || self.shared.config.check_device, device_only);
-        if let Err(error) = prepared {
-            self.give_up(&job, false);
-            return Err(error);
-        }
-        if !device_only {
-            job.progress.get_mut().stored = vec![Stored::default(); job.count as usize];
-        }
-        Ok(job)
-    }
-
-    /// Cuts a job into pieces, and takes what it needs: staging memory, numbers for sums.
-    fn prepare(&self, job: &mut Job, source_sum: bool, copy_sum: bool) -> Result<(), TierError> {
-        let count = job.size.div_ceil(job.piece);
-        job.count = u32::try_from(count).map_err(|_| unusable(format!("{count} pieces are too many")))?;
-        if let Some(codec) = &job.codec {
-            let bound = codec.bound(job.piece.min(job.size) as usize) as u64;
-            let buffer = self.shared.config.buffer_bytes();
-            if bound > buffer {
-                let name = codec.name();
-                return Err(unusable(format!("codec {name} may make {bound} bytes of a piece, a buffer has {buffer}")));
-            }
-        }
-        if job.direct.is_none() {
-            self.ensure_staging(&job.tier)?;
-        }
-        let driver = &*self.shared.driver;
-        if source_sum {
-            job.source_sum = Some(self.shared.sums.lock().take(driver)?);
-        }
-        if copy_sum {
-            job.copy_sum = Some(self.shared.sums.lock().take(driver)?);
-        }
-        Ok(())
-    }
-
-    fn begin_loads(&self, loads: &[(Arc<Place>, DevicePtr)], after: &[StreamId]) -> Result<Vec<Transfer>, TierError> {
-        self.check_own()?;
-        self.check_capture(after)?;
-        let mut jobs = Reserved { engine: self, jobs: Vec::with_capacity(loads.len()), summing: false };
-        for (place, to) in loads {
-            let host = place.tier.is_host_memory();
-            let direct = place.tier.address(place.slot).filter(|_| place.codec.is_none());
-            if direct.is_none() {
-                self.check_piece(place)?;
-            }
-            let mut job = Job {
-                kind: Kind::Load { to: *to },
-                source: Mutex::new(Some(place.clone())),
-                tier: place.tier.clone(),
-                slot: place.slot,
-                direct,
-                host,
-                size: place.size,
-                piece: place.piece,
-                count: 0,
-                codec: place.codec.clone(),
-                source_sum: None,
-                copy_sum: None,
-                progress: Mutex::new(Progress::default()),
-            };
-            self.prepare(&mut job, false, place.device_sum.is_some())?;
-            jobs.jobs.push(job);
-        }
-        self.come_after(Way::In, after)?;
-        let jobs = std::mem::take(&mut jobs.jobs).into_iter().map(Arc::new).collect();
-        Ok(self.begin(jobs))
-    }
-
-    fn begin(&self, jobs: Vec<Arc<Job>>) -> Vec<Transfer> {
-        {
-            let mut queues = self.shared.queues.lock();
-            jobs.iter().for_each(|job| queues.begin(job.clone()));
-        }
-        let workers = self.shared.config.workers > 0;
-        // Copies are submitted at once; what takes the processor's time is the workers', where there are any.
-        self.shared.pump(!workers);
-        if workers {
-            self.shared.changed.notify_all();
-        }
-        jobs.into_iter().map(|job| Transfer { shared: self.shared.clone(), job }).collect()
-    }
-
-    /// A job that was never begun gives back what it has. A sum that the device may be adding to already is lost: eight bytes.
-    fn give_up(&self, job: &Job, summing: bool) {
-        if !summing {
-            let mut sums = self.shared.sums.lock();
-            [job.source_sum, job.copy_sum].into_iter().flatten().for_each(|sum| sums.give(sum));
-        }
-        if !matches!(job.kind, Kind::Load { .. }) {
-            job.tier.release(job.slot);
-        }
-    }
-
-    fn come_after(&self, way: Way, after: &[StreamId]) -> Result<(), TierError> {
-        self.shared.stream(way)?;
-        Ok(self.shared.come_after(way, after)?)
-    }
-
-    /// Staging memory, of which the tier knows.
-    fn ensure_staging(&self, tier: &Arc<dyn Tier>) -> Result<(), TierError> {
-        let shared = &*self.shared;
-        let _making = shared.making.lock();
-        if !shared.queues.lock().staging.is_made() {
-            let bytes = shared.config.buffer_bytes();
-            let (memory, count) = Staging::pin(&*shared.driver, bytes, shared.config.buffers())?;
-            shared.queues.lock().staging.fill(memory, bytes, count);
-        }
-        shared.attach(tier);
-        Ok(())
-    }
-
-    // ---- what is refused ----------------------------------------------------------------------------------------------
-
-    fn check_own(&self) -> Result<(), TierError> {
-        if self.shared.is_own() {
-            return Ok(());
-        }
-        Err(unusable("the engine belongs to the process that forked this one".to_owned()))
-    }
-
-    fn check_room(&self, count: usize) -> Result<(), TierError> {
-        if self.shared.has_room(count) {
-            return Ok(());
-        }
-        Err(TierError::Busy { tier: ENGINE.to_owned(), depth: self.shared.config.depth })
-    }
-
-    fn wait_for_room(&self, count: usize) -> Result<(), TierError> {
-        self.check_own()?;
-        Ok(self.shared.wait_for_room(count)?)
-    }
-
-    /// An event recorded on a stream that is being captured is part of the graph, and what waits for it as well.
-    fn check_capture(&self, streams: &[StreamId]) -> Result<(), TierError> {
-        for &stream in streams {
-            if self.shared.driver.capture_status(stream)? != CaptureStatus::None {
-                let detail = format!("{stream} is being captured, which transfers cannot be");
-                return Err(DriverError::new(DriverErrorKind::Capturing, "cuStreamWaitEvent", detail).into());
-            }
-        }
-        Ok(())
-    }
-
-    /// A place of another engine may have pieces that fit into no buffer.
-    fn check_piece(&self, place: &Place) -> Result<(), TierError> {
-        let own = self.shared.config.piece_bytes;
-        if place.piece <= own {
-            return Ok(());
-        }
-        Err(unusable(format!("it was stored in pieces of {} bytes, a buffer has {own}", place.piece)))
-    }
 }
 
 impl Drop for Engine {
@@ -578,38 +352,6 @@ impl Drop for Engine {
             workers::stop(&self.shared, self.threads.get_mut());
         }
     }
-}
-
-/// Jobs that were not begun yet: they give back what they have.
-struct Reserved<'a> {
-    engine: &'a Engine,
-    jobs: Vec<Job>,
-    /// Whether the device may be adding to their sums.
-    summing: bool,
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        self.jobs.iter().for_each(|job| self.engine.give_up(job, self.summing));
-    }
-}
-
-fn check_size(size: u64) -> Result<(), TierError> {
-    if size > 0 { Ok(()) } else { Err(unusable("an object of 0 bytes".to_owned())) }
-}
-
-/// Pieces begin at multiples of 4 KiB, which must be places where a tier can be read and written.
-fn check_tier(tier: &Arc<dyn Tier>) -> Result<(), TierError> {
-    let alignment = tier.alignment();
-    if alignment.is_power_of_two() && alignment <= UNIT {
-        return Ok(());
-    }
-    let reason = format!("its alignment of {alignment} bytes is no power of two up to {UNIT}");
-    Err(TierError::Unusable { tier: tier.name().to_owned(), reason })
-}
-
-fn reached_by_device_only(tier: &dyn Tier, slot: Slot) -> bool {
-    !tier.is_host_memory() && tier.address(slot).is_some()
 }
 
 impl Transfer {
@@ -625,25 +367,29 @@ impl Transfer {
     ///
     /// # Errors
     /// How it failed. While a stream is captured nobody may wait: then it is a driver error of the kind
-    /// [`Capturing`](DriverErrorKind::Capturing), and the transfer is still under way.
+    /// [`Capturing`](crate::driver::DriverErrorKind::Capturing), and the transfer is still under way.
     pub fn wait(&self) -> Outcome {
         loop {
             if let Some(outcome) = self.job.outcome() {
                 return outcome;
             }
+            self.shared.check_own()?;
             self.shared.advance(Some(&self.job))?;
         }
     }
 
     /// Whether nobody can say any more whether the device is done with it: its copies may read their source still, or write where they go.
     pub fn is_abandoned(&self) -> bool {
-        self.job.progress.lock().abandoned
+        let progress = self.job.progress.lock();
+        // The sum of the source is taken before the first copy: nothing that came after it is known to be done.
+        progress.abandoned || (self.job.source_sum.is_some() && progress.submitted == 0)
     }
 
-    /// Begins nothing more of it. What is under way ends first, then it is [`TierError::Cancelled`], unless all was under way already.
+    /// Begins nothing more of it, and submits no more of its copies to the device: what the engine's stream is given afterwards comes after all
+    /// of them. What is submitted ends first, then it is [`TierError::Cancelled`], unless that was all.
     pub fn cancel(&self) {
-        self.job.progress.lock().cancelled = true;
         if self.shared.is_own() {
+            self.shared.stop(&self.job);
             self.shared.pump(false);
         }
     }

@@ -52,6 +52,11 @@ impl Place {
         if self.pieces.is_empty() { self.size } else { self.pieces.iter().map(|piece| u64::from(piece.bytes)).sum() }
     }
 
+    /// Whether what is loaded is compared with what was saved only when all of it has arrived.
+    pub(crate) fn is_compared_late(&self) -> bool {
+        self.device_sum.is_some()
+    }
+
     /// The codec, where there is one.
     pub fn codec(&self) -> Option<&Arc<dyn Codec>> {
         self.codec.as_ref()

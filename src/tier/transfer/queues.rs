@@ -219,7 +219,7 @@ impl Queues {
             _ if matches!(job.kind, Kind::Spill) && job.direct.is_some() => {
                 self.compute.len() + self.io.len() + self.stalled.len() < SPILLED_PIECES
             }
-            Class::DirectIn | Class::DirectOut => self.line(job.way()).has_room(),
+            Class::DirectIn | Class::DirectOut => self.compute.len() < FLYING_PIECES && self.line(job.way()).has_room(),
             Class::StagedIn => self.staging.has(job.buffers(), 0),
             Class::StagedOut => self.staging.has(job.buffers(), LEFT_FOR_LOADS),
         }
@@ -228,7 +228,7 @@ impl Queues {
     /// Puts a new piece where it begins, with its buffers.
     fn route(&mut self, job: Arc<Job>, index: u32) -> Begun {
         let count = job.buffers();
-        let mut piece = Piece { job, index, raw: None, coded: None, reading: false };
+        let mut piece = Piece { job, index, raw: None, coded: None, on_device: false, reading: false };
         piece.raw = if count > 0 { self.staging.take() } else { None };
         piece.coded = if count > 1 { self.staging.take() } else { None };
         match (&piece.job.kind, piece.job.direct.is_some()) {

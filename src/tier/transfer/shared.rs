@@ -9,19 +9,16 @@ use std::time::Duration;
 
 use parking_lot::Condvar;
 
-use super::EngineConfig;
 use super::job::{Ended, Job, Kind, Outcome, Piece, UNIT, Way};
 use super::place::{Place, Stored};
 use super::queues::{Batch, Queues, Step};
 use super::sums::SumSlots;
-use crate::driver::{Driver, DriverError, DriverErrorKind, DriverResult, EventId, EventStatus};
+use super::{EngineConfig, unusable};
+use crate::driver::{Driver, DriverError, DriverResult, EventId};
 use crate::stream::EventPool;
 use crate::sync::Mutex;
-use crate::tier::{Direction, Io, Tier, TierError};
+use crate::tier::{Tier, TierError};
 use crate::units::StreamId;
-
-/// How often an event may fail to say whether it has passed before it is waited for.
-const STRIKES: u32 = 3;
 
 /// How often the last user of an engine looks in vain whether a transfer has ended.
 const PATIENCE: u32 = 50_000;
@@ -44,8 +41,8 @@ pub(super) struct Shared {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) config: EngineConfig,
     /// By [`Way`]; none until the first copy.
-    streams: [Mutex<Option<StreamId>>; 2],
-    events: Mutex<EventPool>,
+    pub(super) streams: [Mutex<Option<StreamId>>; 2],
+    pub(super) events: Mutex<EventPool>,
     pub(super) sums: Mutex<SumSlots>,
     pub(super) queues: Mutex<Queues>,
     /// The tiers that know of the staging memory.
@@ -79,6 +76,14 @@ impl Shared {
     /// Whether this is the process that made the engine. A child of `fork` has neither its threads nor its device.
     pub(super) fn is_own(&self) -> bool {
         self.process == std::process::id()
+    }
+
+    /// Fails in a child of `fork`.
+    pub(super) fn check_own(&self) -> Result<(), TierError> {
+        if self.is_own() {
+            return Ok(());
+        }
+        Err(unusable("the engine belongs to the process that forked this one".to_owned()))
     }
 
     // ---- streams and events -------------------------------------------------------------------------------------------
@@ -151,9 +156,17 @@ impl Shared {
         let guard = self.streams[way as usize].lock();
         // There is a stream since the job began.
         let stream = guard.unwrap_or(StreamId::DEFAULT);
+        let stopped = |piece: &Piece| piece.job.progress.lock().is_stopped();
+        let (stopped, pieces): (Vec<Piece>, Vec<Piece>) = pieces.into_iter().partition(stopped);
+        if pieces.is_empty() {
+            drop(guard);
+            return self.drop_stopped(stopped);
+        }
+        let (coded, pieces) = self.requantize(pieces, stream);
         let mut ops = Vec::with_capacity(pieces.len());
         pieces.iter().for_each(|piece| piece.add_ops(&mut ops));
-        let mut pieces: Vec<(Piece, Option<TierError>)> = match driver.copy(&ops, stream) {
+        let copied = if ops.is_empty() { Ok(()) } else { driver.copy(&ops, stream) };
+        let mut pieces: Vec<(Piece, Option<TierError>)> = match copied {
             Ok(()) => pieces.into_iter().map(|piece| (piece, None)).collect(),
             Err(error) if pieces.len() == 1 => {
                 pieces.into_iter().map(|piece| (piece, Some(error.clone().into()))).collect()
@@ -161,6 +174,7 @@ impl Shared {
             // One that cannot be copied keeps nothing else from it. What was submitted already is copied twice.
             Err(_) => pieces.into_iter().map(|piece| self.copy_alone(piece, stream)).collect(),
         };
+        pieces.extend(coded);
         let mut last_of: Vec<Arc<Job>> = Vec::new();
         for (piece, failed) in &mut pieces {
             let job = &piece.job;
@@ -186,13 +200,15 @@ impl Shared {
                 Err(error)
             }
         });
-        for job in last_of {
-            let mut progress = job.progress.lock();
-            progress.event = recorded.as_ref().ok().copied();
-            progress.all_submitted = true;
-        }
+        let all_submitted = |event: Option<EventId>| {
+            for job in &last_of {
+                let mut progress = job.progress.lock();
+                (progress.event, progress.all_submitted) = (event, true);
+            }
+        };
         match recorded {
             Ok(event) => {
+                all_submitted(Some(event));
                 let mut queues = self.queues.lock();
                 let line = queues.line(way);
                 line.flying_pieces += pieces.len();
@@ -202,11 +218,30 @@ impl Shared {
                 self.poll_line(way);
             }
             // Nothing says when the copies are done, but that the whole stream is.
-            Err(error) => match driver.synchronize_stream(stream) {
-                Ok(()) => pieces.into_iter().for_each(|(piece, failed)| self.copied(piece, failed)),
-                Err(_) => self.abandon(pieces, &error),
-            },
+            Err(error) => {
+                drop(guard);
+                match driver.synchronize_stream(stream) {
+                    Ok(()) => {
+                        all_submitted(None);
+                        pieces.into_iter().for_each(|(piece, failed)| self.copied(piece, failed));
+                    }
+                    Err(_) => self.abandon(pieces, &error),
+                }
+            }
         }
+        self.drop_stopped(stopped);
+    }
+
+    /// Pieces of jobs that were stopped before they were submitted.
+    fn drop_stopped(&self, pieces: Vec<Piece>) {
+        pieces.into_iter().for_each(|piece| self.finish(piece, Err(TierError::Cancelled)));
+    }
+
+    /// Stops a job. What it has submitted goes on; nothing more of it is submitted once this has returned, so that what its stream is given
+    /// afterwards comes after all that it does.
+    pub(super) fn stop(&self, job: &Job) {
+        let _submitting = self.streams[job.way() as usize].lock();
+        job.progress.lock().cancelled = true;
     }
 
     fn copy_alone(&self, piece: Piece, stream: StreamId) -> (Piece, Option<TierError>) {
@@ -217,7 +252,7 @@ impl Shared {
     }
 
     /// What a piece needs next, now that it is copied.
-    fn copied(&self, piece: Piece, failed: Option<TierError>) {
+    pub(super) fn copied(&self, piece: Piece, failed: Option<TierError>) {
         if let Some(error) = failed {
             return self.finish(piece, Err(error));
         }
@@ -231,222 +266,10 @@ impl Shared {
     }
 
     /// The device cannot say when these copies end: what they touch is not used again.
-    fn abandon(&self, pieces: Vec<(Piece, Option<TierError>)>, error: &DriverError) {
+    pub(super) fn abandon(&self, pieces: Vec<(Piece, Option<TierError>)>, error: &DriverError) {
         for (piece, failed) in pieces {
             piece.job.progress.lock().abandoned = true;
             self.finish(piece, Err(failed.unwrap_or_else(|| error.clone().into())));
-        }
-    }
-
-    // ---- what is under way --------------------------------------------------------------------------------------------
-
-    /// Takes over copies of a way that are done. Whether there were any.
-    pub(super) fn poll_line(&self, way: Way) -> bool {
-        let Some(events) = self.claim(way) else { return false };
-        let mut done = 0;
-        let mut silent = false;
-        match events.last() {
-            // One stream, one order: the last stands for all.
-            Some(&last) if events.len() > 1 && matches!(self.has_passed(last), Ok(true)) => done = events.len(),
-            _ => {
-                while done < events.len() {
-                    match self.has_passed(events[done]) {
-                        Ok(true) => done += 1,
-                        Ok(false) => break,
-                        Err(_) => {
-                            silent = true;
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-        if done == 0 && silent && self.strike(way) >= STRIKES {
-            return self.wait_for(way, events[0]).unwrap_or(false);
-        }
-        self.unclaim(way, done);
-        done > 0
-    }
-
-    /// Waits for the first copies of a way that are under way: whether there were any that nobody else asks about.
-    pub(super) fn wait_line(&self, way: Way) -> DriverResult<bool> {
-        let Some(events) = self.claim(way) else { return Ok(false) };
-        self.wait_for(way, events[0])
-    }
-
-    /// Waits for a claimed batch, and gives the claim up.
-    fn wait_for(&self, way: Way, event: EventId) -> DriverResult<bool> {
-        let passed = self.driver.synchronize_event(event).or_else(|error| {
-            let stream = self.streams[way as usize].lock().unwrap_or(StreamId::DEFAULT);
-            if error.kind == DriverErrorKind::Capturing {
-                return Err(error);
-            }
-            self.driver.synchronize_stream(stream).map_err(|_| error)
-        });
-        match passed {
-            Ok(()) => {
-                self.unclaim(way, 1);
-                Ok(true)
-            }
-            Err(error) if error.kind == DriverErrorKind::Capturing => {
-                self.unclaim(way, 0);
-                Err(error)
-            }
-            Err(error) => {
-                let batch = self.take_first(way);
-                self.unclaim(way, 0);
-                if let Some(batch) = batch {
-                    self.forget_event(&batch);
-                    self.abandon(batch.pieces, &error);
-                }
-                Ok(true)
-            }
-        }
-    }
-
-    /// Whether an event has passed. While any stream is captured, nobody can say.
-    fn has_passed(&self, event: EventId) -> DriverResult<bool> {
-        match self.driver.query_event(event) {
-            Ok(status) => Ok(status == EventStatus::Complete),
-            Err(error) if error.kind == DriverErrorKind::Capturing => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The events of a way's batches, which nobody else asks about until [`Shared::unclaim`].
-    fn claim(&self, way: Way) -> Option<Vec<EventId>> {
-        let mut queues = self.queues.lock();
-        let line = queues.line(way);
-        if line.polling || line.flying.is_empty() {
-            return None;
-        }
-        line.polling = true;
-        Some(line.flying.iter().map(|batch| batch.event).collect())
-    }
-
-    fn strike(&self, way: Way) -> u32 {
-        let mut queues = self.queues.lock();
-        queues.line(way).flying.front_mut().map_or(0, |batch| {
-            batch.strikes += 1;
-            batch.strikes
-        })
-    }
-
-    fn take_first(&self, way: Way) -> Option<Batch> {
-        let mut queues = self.queues.lock();
-        let line = queues.line(way);
-        let batch = line.flying.pop_front()?;
-        line.flying_pieces -= batch.pieces.len();
-        Some(batch)
-    }
-
-    /// The first `done` batches are done, and others may ask again.
-    fn unclaim(&self, way: Way, done: usize) {
-        let batches: Vec<Batch> = (0..done).filter_map(|_| self.take_first(way)).collect();
-        self.queues.lock().line(way).polling = false;
-        for batch in batches {
-            self.forget_event(&batch);
-            self.events.lock().put(batch.event);
-            batch.pieces.into_iter().for_each(|(piece, failed)| self.copied(piece, failed));
-        }
-    }
-
-    fn forget_event(&self, batch: &Batch) {
-        for (piece, _) in &batch.pieces {
-            let mut progress = piece.job.progress.lock();
-            if progress.event == Some(batch.event) {
-                progress.event = None;
-            }
-        }
-    }
-
-    // ---- reads and writes of tiers --------------------------------------------------------------------------------------
-
-    /// Starts the read or write that comes next for a piece.
-    pub(super) fn start(&self, piece: Piece) {
-        let (direction, tier, slot, stored, buffer) = {
-            let job = &*piece.job;
-            let own = |index: u32| job.progress.lock().stored.get(index as usize).copied();
-            match (piece.reading, job.source()) {
-                (true, Some(place)) => {
-                    let stored = piece.stored_in_source().unwrap_or_default();
-                    let encoded = matches!(job.kind, Kind::Load { .. }) && u64::from(stored.bytes) < piece.size();
-                    let buffer = if encoded { &piece.coded } else { &piece.raw };
-                    (Direction::Read, place.tier.clone(), place.slot, stored, buffer)
-                }
-                _ => {
-                    let stored = own(piece.index).unwrap_or_default();
-                    // A save gives the raw buffer back when it has encoded.
-                    let buffer = if piece.raw.is_some() { &piece.raw } else { &piece.coded };
-                    (Direction::Write, job.tier.clone(), job.slot, stored, buffer)
-                }
-            }
-        };
-        let address = match (buffer, piece.job.direct) {
-            (Some(buffer), _) => buffer.address(),
-            (None, Some(direct)) => direct.0 as usize + stored.at as usize * UNIT as usize,
-            (None, None) => {
-                let reason = "a piece has no buffer".to_owned();
-                return self.finish(piece, Err(TierError::Unusable { tier: tier.name().to_owned(), reason }));
-            }
-        };
-        let offset = u64::from(stored.at) * UNIT;
-        // Up to the next unit, which the buffer has, but not beyond the slot.
-        let size = u64::from(stored.bytes).next_multiple_of(UNIT).min(slot.size - offset);
-        let io = Io { direction, slot, offset, buffer: address as *mut u8, size };
-        // SAFETY: the buffer is the piece's own, is a whole number of units long and no shorter than what is stored; the piece stays in
-        // `io`, and the buffer with it, until `finish` has said that this ended. Without a buffer it is whole units of the place that is
-        // spilled, which the job holds, and which nobody writes.
-        match unsafe { tier.start(io) } {
-            Ok(ticket) => self.queues.lock().io.push_back((ticket, piece)),
-            Err(TierError::Busy { .. }) => self.queues.lock().stalled.push_back(piece),
-            Err(error) => self.finish(piece, Err(error)),
-        }
-    }
-
-    /// Takes over reads and writes that have ended, and starts one that had to wait. Whether there were any.
-    fn poll_io(&self) -> bool {
-        let mut any = false;
-        let count = self.queues.lock().io.len();
-        for _ in 0..count {
-            let Some((ticket, piece)) = self.queues.lock().io.pop_front() else { break };
-            any |= self.finish_io(ticket, piece, false);
-        }
-        let stalled = self.queues.lock().stalled.pop_front();
-        if let Some(piece) = stalled {
-            let before = Arc::as_ptr(&piece.job);
-            self.start(piece);
-            // It is where it was where the tier is still busy.
-            any |= self.queues.lock().stalled.back().is_none_or(|piece| Arc::as_ptr(&piece.job) != before);
-        }
-        any
-    }
-
-    /// Waits for a read or write: whether there was any.
-    pub(super) fn wait_io(&self) -> bool {
-        let Some((ticket, piece)) = self.queues.lock().io.pop_front() else { return false };
-        self.finish_io(ticket, piece, true)
-    }
-
-    fn finish_io(&self, ticket: crate::tier::Ticket, piece: Piece, wait: bool) -> bool {
-        let tier = match (piece.reading, piece.job.source()) {
-            (true, Some(place)) => place.tier.clone(),
-            _ => piece.job.tier.clone(),
-        };
-        match tier.finish(ticket, wait) {
-            None => {
-                self.queues.lock().io.push_back((ticket, piece));
-                false
-            }
-            Some(Ok(())) if piece.reading => {
-                self.queues.lock().compute(piece);
-                self.wake();
-                true
-            }
-            Some(result) => {
-                self.finish(piece, result);
-                true
-            }
         }
     }
 
@@ -488,10 +311,12 @@ impl Shared {
 
     /// All of a job is done, or nothing more of it will be.
     fn end(&self, job: &Arc<Job>) {
-        let (failed, abandoned, stored, end) = {
+        let (failed, abandoned, summing, stored, end) = {
             let mut progress = job.progress.lock();
             let stored = std::mem::take(&mut progress.stored);
-            (progress.failed.clone(), progress.abandoned, stored, progress.end)
+            // Nothing came after that kernel that is known to be done.
+            let summing = job.source_sum.is_some() && progress.submitted == 0;
+            (progress.failed.clone(), progress.abandoned, summing, stored, progress.end)
         };
         let outcome = match failed {
             Some(error) => Err(error),
@@ -500,7 +325,7 @@ impl Shared {
         if outcome.is_err() && !abandoned && !matches!(job.kind, Kind::Load { .. }) {
             job.tier.release(job.slot);
         }
-        if !abandoned {
+        if !abandoned && !summing {
             let mut sums = self.sums.lock();
             [job.source_sum, job.copy_sum].into_iter().flatten().for_each(|sum| sums.give(sum));
         }

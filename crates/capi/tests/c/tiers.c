@@ -130,7 +130,7 @@ static void sleeping(void) {
   OK(stratalloc_sleep(gpu, &plan));
   REQUIRE(state_of(gpu, saved) == STRATALLOC_ON_HOST && state_of(gpu, dropped) == STRATALLOC_DROPPED);
   REQUIRE(state_of(gpu, kept) == STRATALLOC_RESIDENT && stats_of(gpu).asleep);
-  FAILS(stratalloc_sleep(gpu, &plan), STRATALLOC_RESIDENCY, "sleeps already");
+  FAILS(stratalloc_sleep(gpu, &plan), STRATALLOC_RESIDENCY, "sleeps: wake it first");
   stratalloc_pinned *pinned = NULL;
   FAILS(stratalloc_pin(gpu, saved, NULL, &pinned), STRATALLOC_RESIDENCY, "sleeps");
   REQUIRE(pinned == NULL);

@@ -5,12 +5,13 @@
 //! whose copies are the processor's, so what is compared is what the engine adds to copying: cutting into pieces, checksums, events.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 use serde::Serialize;
 use stratalloc::units::ByteSize;
 
-use super::{codecs, device};
+use super::{codecs, device, nvme};
 use crate::table::{Table, digits};
 use crate::{Failed, Finish};
 
@@ -25,7 +26,11 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value = "9", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rounds: u32,
 
-    /// Only these rows: `device`, `codec`
+    /// Folder on the disk that the rows `nvme` write to and read from; by default that for temporary files
+    #[arg(long, value_name = "PATH")]
+    pub folder: Option<PathBuf>,
+
+    /// Only these rows: `device`, `nvme`, `codec`
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     pub only: Vec<String>,
 
@@ -56,7 +61,7 @@ pub struct Figure {
 type Rows = fn(&Options) -> Result<Vec<Figure>, Failed>;
 
 /// The parts, in the order of the table. Each is the beginning of its rows' names.
-const PARTS: [(&str, Rows); 2] = [("device", device::rows), ("codec", codec_rows)];
+const PARTS: [(&str, Rows); 3] = [("device", device::rows), ("nvme", nvme::rows), ("codec", codec_rows)];
 
 fn codec_rows(_: &Options) -> Result<Vec<Figure>, Failed> {
     let figure = |row: codecs::Row| {

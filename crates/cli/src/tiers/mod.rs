@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod codecs;
 mod device;
+mod nvme;
 pub mod policies;
 
 use std::io::Write;
@@ -24,6 +25,8 @@ enum Command {
     Bench(bench::Options),
     /// Compare victim policies on recorded traces
     Policies(policies::Options),
+    /// Say what codecs make of numbers, and how fast
+    Codecs(codecs::Options),
 }
 
 /// Runs one of them.
@@ -31,5 +34,6 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
     match &options.command {
         Command::Bench(options) => bench::run(options, out),
         Command::Policies(options) => policies::run(options, out),
+        Command::Codecs(options) => codecs::run(options, out),
     }
 }

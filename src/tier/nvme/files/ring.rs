@@ -118,6 +118,7 @@ impl Files for RingFiles {
         self.files[file].extend(from, to)
     }
 
+    // SAFETY: as the trait says.
     unsafe fn submit(&self, ops: &[Op]) {
         let mut unsent = self.unsent.lock();
         if let Some(errno) = unsent.broken {
@@ -170,6 +171,7 @@ impl Files for RingFiles {
         }
     }
 
+    // SAFETY: as the trait says.
     unsafe fn attach(&self, memory: *mut u8, size: u64) {
         let mut buffers = self.buffers.lock();
         let mut at = memory as u64;

@@ -113,6 +113,7 @@ impl Files for ThreadFiles {
         self.shared.files[file].extend(from, to)
     }
 
+    // SAFETY: as the trait says.
     unsafe fn submit(&self, ops: &[Op]) {
         self.shared.work.lock().waiting.extend(ops);
         self.shared.more.notify_all();

@@ -74,7 +74,9 @@ impl State {
         }
         let mut size = op.size as usize;
         if self.hits(self.odds.short) {
-            size = self.random.below(op.size.into()) as usize;
+            // A read of nothing would be the end of the file.
+            let least = usize::from(op.direction == Direction::Read);
+            size = least.max(self.random.below(op.size.into()) as usize);
         }
         // What fails may have been done in part.
         let failed = self.hits(self.odds.fail);
@@ -118,6 +120,7 @@ impl Files for Faulty {
         Ok(())
     }
 
+    // SAFETY: as the trait says.
     unsafe fn submit(&self, ops: &[Op]) {
         self.0.submitted.fetch_add(ops.len() as u32, Ordering::Relaxed);
         self.0.state.lock().waiting.extend(ops);

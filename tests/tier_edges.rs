@@ -1,0 +1,288 @@
+//! Evictable blocks where calls meet: freed while their bytes are on their way, computed again for several streams, callbacks that call back.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use common::rig::{KIB, MIB, request};
+use common::tiers::{TierRig, host_tier};
+use parking_lot::Mutex;
+use stratalloc::driver::Driver;
+use stratalloc::driver::fault::When;
+use stratalloc::driver::soft::{Access, SoftDevice};
+use stratalloc::tier::fault::{FaultTier, TierFault, TierFaultKind};
+use stratalloc::tier::{Evictable, MemoryChange, Residency, Select, TierKind};
+use stratalloc::{AllocFlags, AllocRequest, Allocator, DevicePtr, Error, ResidencyError, StreamId};
+
+const HOME: StreamId = StreamId::DEFAULT;
+
+fn rig(capacity: u64, text: &str) -> TierRig {
+    TierRig::new(SoftDevice::builder(capacity).seed(3), text)
+}
+
+/// A rig whose one tier is read and written by the host, as slowly as told.
+fn staged(capacity: u64, bytes: u64) -> (TierRig, Arc<FaultTier>) {
+    let device = SoftDevice::builder(capacity).seed(5).checker(true).build().unwrap();
+    let tier = Arc::new(FaultTier::new(host_tier(device.clone(), bytes)));
+    let with_tier = tier.clone();
+    let rig = TierRig::on(device.clone(), device, "", move |builder| builder.tier(0, TierKind::Disk, with_tier));
+    (rig, tier)
+}
+
+fn slow(tier: &FaultTier, looks: u32) {
+    tier.inject(TierFault { when: When::From(1), kind: TierFaultKind::Slow(looks), only: None });
+}
+
+/// Work that must end, on a thread of its own.
+fn within_seconds(work: impl FnOnce() + Send + 'static) {
+    let (done, ended) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    match ended.recv_timeout(Duration::from_secs(60)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it waits for itself"),
+        _ => thread.join().unwrap(),
+    }
+}
+
+#[test]
+fn what_is_freed_on_its_way_back_writes_to_nobody() {
+    for vacated in [false, true] {
+        let (mut rig, tier) = staged(64 * MIB, 64 * MIB);
+        let ptr = rig.alloc(request(8 * MIB, HOME), Evictable::default()).unwrap();
+        rig.allocator.offload(Select::Ptr(ptr)).unwrap();
+        slow(&tier, 20);
+        rig.allocator.prefetch(ptr, HOME).unwrap();
+        assert_eq!(rig.allocator.residency(ptr).unwrap(), Residency::Restoring);
+        // Its reads are under way, and none of it has been copied.
+        rig.free(ptr);
+        if vacated {
+            rig.device.synchronize_device().unwrap();
+            rig.allocator.empty_cache(0).unwrap();
+        }
+        tier.clear();
+        let next = rig.alloc(request(8 * MIB, HOME), Evictable::default()).unwrap();
+        (0..100).for_each(|_| _ = rig.allocator.tier_stats(0));
+        rig.device.synchronize_device().unwrap();
+        rig.verify(next).unwrap();
+        rig.finish();
+    }
+}
+
+#[test]
+fn gaps_that_are_not_aligned_do_not_hide_one_that_is() {
+    let mut rig = rig(64 * MIB, "tiers:host=64MiB");
+    let mut gaps = Vec::new();
+    for _ in 0..9 {
+        for size in [512, 4096, MIB, MIB - 4608] {
+            let ptr = rig.alloc(request(size, HOME), Evictable::default()).unwrap();
+            gaps.extend((size == 4096).then_some(ptr));
+        }
+    }
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().extents, 9);
+    gaps.into_iter().for_each(|ptr| rig.free(ptr));
+    let aligned = AllocRequest::new(4096).alignment(4096);
+    let ptr = rig.alloc(aligned, Evictable::default()).unwrap();
+    assert_eq!(ptr.0 % 4096, 0);
+    rig.verify_all();
+    rig.finish();
+}
+
+/// Frees a block when it goes.
+struct Owner(Allocator, DevicePtr);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.raw_free(self.1).unwrap();
+    }
+}
+
+#[test]
+fn what_a_callback_holds_may_be_freed_with_it() {
+    within_seconds(|| {
+        let rig = rig(64 * MIB, "tiers:host=64MiB");
+        let allocator = rig.allocator.clone();
+        let input = allocator.alloc_evictable(request(4 * KIB, HOME), Evictable::default()).unwrap();
+        let owner = Owner(allocator.clone(), input);
+        let recompute = Arc::new(move |_: DevicePtr, _: u64, _: StreamId| {
+            let _ = &owner;
+            Ok(())
+        });
+        let how = Evictable::default().recompute(recompute, None);
+        let ptr = allocator.alloc_evictable(request(4 * KIB, HOME), how).unwrap();
+        allocator.raw_free(ptr).unwrap();
+        assert_eq!(allocator.tier_stats(0).unwrap().blocks, 0);
+        drop(allocator);
+        rig.finish();
+    });
+}
+
+#[test]
+fn every_stream_comes_after_what_was_computed_again() {
+    let rig = rig(64 * MIB, "tiers:host=64MiB");
+    let other = rig.device.create_stream().unwrap();
+    let contents = TierRig::contents(4 * MIB, 77);
+    let (device, wanted) = (rig.device.clone(), contents.clone());
+    let recompute = Arc::new(move |ptr: DevicePtr, size: u64, stream: StreamId| {
+        // A long kernel.
+        device.launch(stream, &[Access::write(ptr, size)], 50_000_000).unwrap();
+        device.allocator_copies(false);
+        device.write(ptr, &wanted, stream).unwrap();
+        device.allocator_copies(true);
+        Ok(())
+    });
+    let how = Evictable::default().recompute(recompute, None);
+    let ptr = rig.allocator.alloc_evictable(request(4 * MIB, HOME), how).unwrap();
+    rig.allocator.offload(Select::Ptr(ptr)).unwrap();
+    assert_eq!(rig.allocator.residency(ptr).unwrap(), Residency::Dropped);
+    drop(rig.allocator.pin(ptr, HOME).unwrap());
+    let pin = rig.allocator.pin(ptr, other).unwrap();
+    let before = rig.device.clock_ns();
+    let event = rig.device.create_event().unwrap();
+    rig.device.record_event(event, other).unwrap();
+    rig.device.synchronize_event(event).unwrap();
+    assert!(rig.device.clock_ns() - before >= 40_000_000, "the other stream did not wait for the kernel");
+    rig.device.destroy_event(event).unwrap();
+    let mut found = vec![0; contents.len()];
+    rig.device.read(&mut found, ptr, other).unwrap();
+    assert!(found == contents);
+    drop(pin);
+    rig.allocator.raw_free(ptr).unwrap();
+    rig.finish();
+}
+
+#[test]
+fn a_callback_that_asks_for_what_it_computes_is_told_so() {
+    within_seconds(|| {
+        let rig = rig(64 * MIB, "tiers:host=64MiB");
+        let allocator = rig.allocator.clone();
+        let inner = allocator.clone();
+        // The block before it shares its memory: it is being computed as well.
+        let recompute = Arc::new(move |ptr: DevicePtr, _: u64, stream: StreamId| {
+            let input = if ptr.0.is_multiple_of(2 * MIB) { ptr } else { DevicePtr(ptr.0 - 4 * KIB) };
+            inner.pin(input, stream).map(drop).map_err(|error| error.to_string())
+        });
+        let how = Evictable::default().recompute(recompute, None);
+        let blocks: Vec<DevicePtr> =
+            (0..2).map(|_| allocator.alloc_evictable(request(4 * KIB, HOME), how.clone()).unwrap()).collect();
+        drop(how);
+        allocator.offload(Select::All).unwrap();
+        let error = allocator.pin(blocks[1], HOME).unwrap_err();
+        assert!(matches!(error, Error::Residency(ResidencyError::Recompute { .. })), "{error}");
+        assert!(error.to_string().contains("shares memory"), "{error}");
+        assert_eq!(allocator.residency(blocks[1]).unwrap(), Residency::Dropped);
+        for ptr in blocks {
+            allocator.raw_free(ptr).unwrap();
+        }
+        rig.check();
+    });
+}
+
+#[test]
+fn a_block_that_is_away_can_be_stashed() {
+    for is_staged in [false, true] {
+        let mut rig = if is_staged { staged(64 * MIB, 64 * MIB).0 } else { rig(64 * MIB, "tiers:host=64MiB") };
+        let ptr = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+        rig.allocator.offload(Select::Ptr(ptr)).unwrap();
+        let stash = rig.allocator.stash(ptr, 4 * MIB, HOME, None).unwrap();
+        // It may go again, at the latest when its bytes have arrived.
+        assert!(stash.may_free(true).unwrap());
+        assert_eq!(rig.allocator.offload(Select::Ptr(ptr)).unwrap(), 4 * MIB);
+        let to = rig.allocator.raw_alloc(request(4 * MIB, HOME)).unwrap();
+        stash.fetch(to, HOME).unwrap();
+        stash.order(HOME).unwrap();
+        let mut found = vec![0; 4 * MIB as usize];
+        rig.device.read(&mut found, to, HOME).unwrap();
+        assert!(found == TierRig::contents(4 * MIB, rig.blocks[&ptr.0].1));
+        drop(stash);
+        rig.allocator.raw_free(to).unwrap();
+        rig.verify_all();
+        rig.finish();
+    }
+}
+
+#[test]
+fn many_transfers_of_others_keep_no_block_away() {
+    let (mut rig, tier) = staged(64 * MIB, 64 * MIB);
+    let ptr = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+    rig.allocator.offload(Select::Ptr(ptr)).unwrap();
+    let from = rig.allocator.raw_alloc(request(4 * KIB, HOME)).unwrap();
+    slow(&tier, 20_000);
+    let stashes: Vec<_> = (0..256).map(|_| rig.allocator.stash(from, 4 * KIB, HOME, None).unwrap()).collect();
+    rig.verify(ptr).unwrap();
+    tier.clear();
+    for stash in stashes {
+        assert!(stash.may_free(true).unwrap());
+    }
+    rig.allocator.raw_free(from).unwrap();
+    rig.finish();
+}
+
+#[test]
+fn observers_hear_of_comings_and_goings_in_turn() {
+    within_seconds(|| {
+        let rig = rig(64 * MIB, "tiers:host=64MiB");
+        let allocator = rig.allocator.clone();
+        let there = Arc::new(Mutex::new(BTreeMap::new()));
+        let heard = there.clone();
+        let twice = Arc::new(AtomicU32::new(0));
+        let inverted = twice.clone();
+        let observer = allocator.on_residency(move |change| {
+            let (ptr, now) = match *change {
+                MemoryChange::Unmapping { ptr, .. } => (ptr, false),
+                MemoryChange::Remapped { ptr, .. } => (ptr, true),
+                _ => return,
+            };
+            // Time for others to come in between.
+            std::thread::yield_now();
+            let before = heard.lock().insert(ptr.0, now);
+            inverted.fetch_add(u32::from(before.unwrap_or(true) == now), Relaxed);
+        });
+        let observer = observer.unwrap();
+        let ptrs: Vec<DevicePtr> =
+            (0..3).map(|_| allocator.alloc_evictable(request(2 * MIB, HOME), Evictable::default()).unwrap()).collect();
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (allocator, ptrs) = (&allocator, &ptrs);
+                scope.spawn(move || {
+                    for round in 0..200 {
+                        let ptr = ptrs[(round + thread) % 3];
+                        if round % 2 == 0 {
+                            let _ = allocator.offload(Select::Ptr(ptr));
+                        } else {
+                            drop(allocator.pin(ptr, HOME).unwrap());
+                        }
+                    }
+                });
+            }
+        });
+        ptrs.iter().for_each(|&ptr| drop(allocator.pin(ptr, HOME).unwrap()));
+        assert!(there.lock().values().all(|&now| now));
+        assert_eq!(twice.load(Relaxed), 0, "told twice in a row that a block comes, or goes");
+        assert!(allocator.remove_residency_observer(observer));
+        ptrs.into_iter().for_each(|ptr| allocator.raw_free(ptr).unwrap());
+        drop(allocator);
+        rig.finish();
+    });
+}
+
+#[test]
+fn a_block_asked_for_zeroed_is_zero() {
+    let rig = rig(64 * MIB, "tiers:host=64MiB");
+    let old = rig.allocator.raw_alloc(request(2 * MIB, HOME)).unwrap();
+    rig.device.fill(old, 2 * MIB, 7, HOME).unwrap();
+    rig.allocator.raw_free(old).unwrap();
+    let zeroed = request(2 * MIB, HOME).flags(AllocFlags::ZEROED);
+    let ptr = rig.allocator.alloc_evictable(zeroed, Evictable::default()).unwrap();
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().pinned, 0);
+    let mut found = vec![1; 2 * MIB as usize];
+    rig.device.read(&mut found, ptr, HOME).unwrap();
+    assert!(found.iter().all(|&byte| byte == 0));
+    rig.allocator.raw_free(ptr).unwrap();
+    rig.finish();
+}
