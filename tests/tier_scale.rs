@@ -1,5 +1,7 @@
 //! Evictable blocks, many and of all sizes, and from many threads.
 
+#![allow(clippy::print_stdout, reason = "what a block costs is there to be read")]
+
 mod common;
 
 use std::sync::Arc;
