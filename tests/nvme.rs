@@ -1,4 +1,6 @@
 //! The tier of files, as processes see it: killed at any moment, forbidden this and that, with a hundred thousand slots.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what was skipped, and what was counted")]
 #![cfg(all(feature = "nvme", target_os = "linux"))]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -185,7 +187,7 @@ fn work(folder: &str, means: Means) {
 fn kill(name: &str, runs: u64) {
     let folder = Folder::new(name);
     let neighbour = folder.0.join("neighbour");
-    let contents: Vec<u8> = (0..1 << 20).map(|index: u32| (index * 7 >> 5) as u8).collect();
+    let contents: Vec<u8> = (0..1 << 20).map(|index: u32| ((index * 7) >> 5) as u8).collect();
     fs::write(&neighbour, &contents).unwrap();
     let ours = open(&NvmeSpec::new([(&folder.0, 16 << 20)])).unwrap();
     let slot = ours.reserve(4 << 20).unwrap();
