@@ -15,6 +15,7 @@ impl Noise {
         x ^ x >> 31
     }
 
+    #[cfg(feature = "codecs")]
     /// Normally distributed, with a standard deviation of 0.02, as weights are.
     fn weight(&mut self) -> f32 {
         let mut uniform = || (self.word() >> 11) as f64 / (1u64 << 53) as f64;
