@@ -30,7 +30,7 @@ const SIZES: [&[u64]; 3] = [&[100 * KIB, 300 * KIB, 500 * KIB], &[700 * KIB, 130
 #[test]
 fn chunks_used_in_part_share_memory_and_no_pointer_changes() {
     for (index, sizes) in SIZES.into_iter().enumerate() {
-        let mut scene = sparse(index as u64, sizes, 120 * MIB, "");
+        let mut scene = sparse(index as u64, sizes, 120 * MIB, "thrifty:true");
         let before = check(&scene.allocator, 0);
         let report = scene.defragment(PassLimits::default()).unwrap();
         let after = check(&scene.allocator, 0);
@@ -52,7 +52,8 @@ fn chunks_used_in_part_share_memory_and_no_pointer_changes() {
 #[test]
 fn what_is_free_in_shared_memory_serves_once_and_streams_keep_their_order() {
     for seed in 0..8 {
-        let mut scene = sparse(seed, SIZES[1], 80 * MIB, ["", "magazine:0"][seed as usize % 2]);
+        let mut scene =
+            sparse(seed, SIZES[1], 80 * MIB, ["thrifty:true", "thrifty:true,magazine:0"][seed as usize % 2]);
         let report = scene.defragment(PassLimits::default()).unwrap();
         assert!(report.paired > 2, "{report:?}");
         for _ in 0..250 {

@@ -211,16 +211,21 @@ impl Pool {
     }
 
     /// Whether so much lies free in other lanes, or waits for other streams, that a lane is rather made to wait for it on the device than
-    /// given new memory.
+    /// given new memory, where there is any to take.
     fn idles_elsewhere(&self, state: &PoolState, want: Want) -> bool {
         let dedicated = matches!(want.kind, Kind::Dedicated { .. });
         if self.config.cross_stream_wait != StreamWait::Scarce || dedicated || !self.driver.properties().vmm {
             return false;
         }
+        if state.space.physical_bytes() + state.space.unit() > state.limit {
+            return false;
+        }
         let others = state.lanes.ids().filter(|&id| id != want.lane && state.lanes.get(id).private.is_none());
         let free = others.map(|id| state.zones.iter().map(|zone| zone.free_bytes(Owner(id))).sum::<u64>());
         let idle = state.pending.bytes() + free.sum::<u64>();
-        idle >= want.range().1.max(state.space.physical_bytes() >> IDLE_SHIFT)
+        // What is left of the last chunk of each lane is no reason.
+        let least = self.config.chunk_max.0.max(state.space.physical_bytes() >> IDLE_SHIFT);
+        idle >= want.range().1.max(least)
     }
 
     /// Serves a small request from what is free among large blocks, which may be too little for a chunk to be moved.

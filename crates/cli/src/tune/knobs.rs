@@ -25,11 +25,24 @@ const KNOBS: &[Knob] = &[
     Knob { key: "cross_stream_wait", values: &["scarce", "false", "true"], streams: true },
 ];
 
-/// Keys that are not searched: limits and aids, which are the user's to decide; what no replay can see; and plans, whose price is time of the
+/// Keys that are not searched: limits and aids, which are the user's to decide; what no replay can see, tiers among it; and plans, whose price is time of the
 /// host's, which no score has.
 #[cfg(test)]
-const NOT_SEARCHED: &[&str] =
-    &["limit", "address_space", "plan", "trace", "strict", "poison", "redzone", "quarantine", "leaks"];
+const NOT_SEARCHED: &[&str] = &[
+    "limit",
+    "address_space",
+    "plan",
+    "trace",
+    "strict",
+    "poison",
+    "redzone",
+    "quarantine",
+    "leaks",
+    "tiers",
+    "tier_policy",
+    "tier_workers",
+    "tier_encrypt",
+];
 
 /// The knobs of this build that matter to traces with so many streams.
 pub(super) fn knobs(streams: u16) -> impl Iterator<Item = Knob> {
