@@ -35,7 +35,7 @@ impl Default for HostConfig {
     }
 }
 
-/// Pinned host memory as a tier. See the [module](self).
+/// Pinned host memory as a tier.
 #[derive(Debug)]
 pub struct HostTier {
     shared: Arc<Shared>,

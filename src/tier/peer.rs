@@ -11,7 +11,7 @@ use crate::driver::{ChunkHandle, Driver, DriverError, Location};
 use crate::sync::Mutex;
 use crate::units::{ByteSize, DevicePtr, align_up};
 
-/// Memory of another device as a tier. See the [module](self).
+/// Memory of another device as a tier.
 #[derive(Debug)]
 pub struct PeerTier {
     driver: Arc<dyn Driver>,
