@@ -19,7 +19,7 @@ const WIDE_LANES: LaneId = 16;
 /// recorded traces; DESIGN.md has the curve.
 const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.001, 32), (0.0025, 22), (0.01, 10)];
 /// The last of these only where so many 64ths of the largest chunk are held besides: two or three chunks say little.
-const EXCESS_LEAST: u64 = 160;
+const EXCESS_LEAST: u64 = 64;
 /// The part of the limit beyond which all new chunks are small: what is left has to do.
 const ROOMY: f64 = 0.3;
 /// The part beyond which that is so for programs as well that give memory back and take it again.
