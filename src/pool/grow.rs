@@ -17,11 +17,9 @@ const WIDE_LANES: LaneId = 16;
 
 /// From which part of the most that was needed on is held besides it, how large new chunks are, in 64ths of the largest. Measured on the
 /// recorded traces; DESIGN.md has the curve.
-const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.001, 32), (0.0025, 22), (0.01, 10)];
+const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.001, 32), (0.0025, 16), (0.01, 8)];
 /// The last of these only where so many 64ths of the largest chunk are held besides: two or three chunks say little.
-const EXCESS_LEAST: u64 = 160;
-/// From 0.25 % of excess on, none is more than this part of what was needed, 1/512: small programs want small chunks.
-const PART_SHIFT: u32 = 9;
+const EXCESS_LEAST: u64 = 64;
 /// The part of the limit beyond which all new chunks are small: what is left has to do.
 const ROOMY: f64 = 0.3;
 /// The part beyond which that is so for programs as well that give memory back and take it again.
@@ -279,8 +277,7 @@ impl Pool {
         let few = besides < largest / 64 * EXCESS_LEAST || regrowth > 0;
         let steps = if few { &EXCESS[..EXCESS.len() - 1] } else { &EXCESS[..] };
         let (_, part) = steps.iter().rfind(|&&(bound, _)| excess >= bound).unwrap_or(&EXCESS[0]);
-        let whole = if *part < EXCESS[1].1 { state.needed >> PART_SHIFT } else { u64::MAX };
-        let largest = (((largest << regrowth) / 64 * part).min(whole) / unit * unit).clamp(unit, CHUNK_LIMIT);
+        let largest = ((largest << regrowth) / 64 * part / unit * unit).clamp(unit, CHUNK_LIMIT);
         (largest, (2 * unit).min(largest))
     }
 
