@@ -17,7 +17,7 @@ use stratalloc::driver::soft::{Access, SoftDevice};
 use stratalloc::tier::codec::by_name;
 use stratalloc::tier::fault::{FaultTier, TierFault, TierFaultKind};
 use stratalloc::tier::{Evictable, MemoryChange, Residency, Select, TierKind};
-use stratalloc::{AllocFlags, AllocRequest, Allocator, DevicePtr, Error, ResidencyError, StreamId};
+use stratalloc::{AllocFlags, AllocRequest, Allocator, DevicePtr, Error, Limit, ResidencyError, StreamId};
 
 const HOME: StreamId = StreamId::DEFAULT;
 
@@ -324,5 +324,35 @@ fn what_lies_beside_a_block_costs_its_numbers_no_digits() {
             allocator.raw_free(ptr).unwrap();
         }
     }
+    rig.finish();
+}
+
+#[test]
+fn a_lower_limit_sends_evictable_blocks_away() {
+    let mut rig = rig(64 * MIB, "tiers:host=64MiB");
+    let ptrs: Vec<DevicePtr> =
+        (0..6).map(|_| rig.alloc(request(8 * MIB, HOME), Evictable::default()).unwrap()).collect();
+    let free = rig.allocator.raw_alloc(AllocRequest::new(4 * MIB)).unwrap();
+    rig.allocator.raw_free(free).unwrap();
+    let limit = |mib: u64| Limit::from(mib * MIB);
+    // What is free goes first: nothing has to leave for that.
+    rig.allocator.set_limit(0, limit(48)).unwrap();
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().evictions, 0);
+    rig.allocator.set_limit(0, limit(32)).unwrap();
+    let stats = rig.allocator.stats(0).unwrap();
+    assert!(stats.reserved.current <= 32 * MIB, "{stats:#?}");
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().away, 16 * MIB);
+    rig.verify_all();
+    // What is pinned stays, and the limit as well.
+    let pin = rig.allocator.pin(ptrs[0], HOME).unwrap();
+    let error = rig.allocator.set_limit(0, limit(6)).unwrap_err();
+    assert!(
+        matches!(error, Error::LimitBelowUse { limit, in_use } if (limit, in_use) == (6 * MIB, 8 * MIB)),
+        "{error}"
+    );
+    assert_eq!(rig.allocator.stats(0).unwrap().limit, 32 * MIB);
+    drop(pin);
+    rig.allocator.set_limit(0, limit(64)).unwrap();
+    rig.verify_all();
     rig.finish();
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Condvar;
 
+use super::guarded;
 use super::job::{Ended, Job, Kind, Outcome, Piece, UNIT, Way};
 use super::place::{Place, Stored};
 use super::queues::{Batch, Queues, Step};
@@ -265,6 +266,12 @@ impl Shared {
         self.wake();
     }
 
+    /// Nobody can say whether a tier still reads or writes the buffer of a piece.
+    pub(super) fn abandon_one(&self, piece: Piece, error: TierError) {
+        piece.job.progress.lock().abandoned = true;
+        self.finish(piece, Err(error));
+    }
+
     /// The device cannot say when these copies end: what they touch is not used again.
     pub(super) fn abandon(&self, pieces: Vec<(Piece, Option<TierError>)>, error: &DriverError) {
         for (piece, failed) in pieces {
@@ -323,7 +330,7 @@ impl Shared {
             None => self.close(job, stored, end),
         };
         if outcome.is_err() && !abandoned && !matches!(job.kind, Kind::Load { .. }) {
-            job.tier.release(job.slot);
+            guarded::release(&*job.tier, job.slot);
         }
         if !abandoned && !summing {
             let mut sums = self.sums.lock();
@@ -365,7 +372,7 @@ impl Shared {
         if matches!(job.kind, Kind::Load { .. }) {
             return Ok(None);
         }
-        let slot = if end > 0 { job.tier.shrink(job.slot, u64::from(end) * UNIT) } else { job.slot };
+        let slot = if end > 0 { guarded::shrink(&*job.tier, job.slot, u64::from(end) * UNIT) } else { job.slot };
         Ok(Some(Arc::new(Place {
             tier: job.tier.clone(),
             slot,
