@@ -347,7 +347,7 @@ fn a_lower_limit_sends_evictable_blocks_away() {
     let pin = rig.allocator.pin(ptrs[0], HOME).unwrap();
     let error = rig.allocator.set_limit(0, limit(6)).unwrap_err();
     assert!(
-        matches!(error, Error::LimitBelowUse { limit, in_use } if (limit, in_use) == (6 * MIB, 8 * MIB)),
+        matches!(error, Error::LimitBelowUse { limit, in_use } if limit == 6 * MIB && in_use >= 8 * MIB),
         "{error}"
     );
     assert_eq!(rig.allocator.stats(0).unwrap().limit, 32 * MIB);
@@ -355,4 +355,37 @@ fn a_lower_limit_sends_evictable_blocks_away() {
     rig.allocator.set_limit(0, limit(64)).unwrap();
     rig.verify_all();
     rig.finish();
+}
+
+#[test]
+fn streams_beyond_the_last_clock_are_waited_for_on_the_device() {
+    let mut rig = rig(64 * MIB, "tiers:host=64MiB");
+    let late = rig.device.create_stream().unwrap();
+    // There are 65,536 clocks. Streams that no call of the device names need not exist.
+    let mut others = (1..).map(|number| StreamId(1 << 32 | number));
+    'all: loop {
+        let block = rig.allocator.raw_alloc(AllocRequest::new(512)).unwrap();
+        for stream in others.by_ref().take(64) {
+            if rig.allocator.record_stream(block, stream).is_err() {
+                break 'all;
+            }
+        }
+    }
+    assert!(others.next().unwrap().0 & 0xffff_ffff > 65_000);
+    for offloaded in [false, true] {
+        let ptr = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+        rig.device.order_after(late, HOME).unwrap();
+        let pin = rig.allocator.pin(ptr, late).unwrap();
+        rig.device.launch(late, &[Access::read(ptr, 4 * MIB)], 1_000_000).unwrap();
+        drop(pin);
+        if offloaded {
+            assert_eq!(rig.allocator.offload(Select::Ptr(ptr)).unwrap(), 4 * MIB);
+        }
+        rig.free(ptr);
+        // Written on the home stream, in the memory that the other one has read.
+        let next = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+        rig.verify(next).unwrap();
+        rig.check();
+        rig.free(next);
+    }
 }

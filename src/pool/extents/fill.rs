@@ -10,8 +10,8 @@ use crate::pool::{Pool, PoolState};
 use crate::telemetry::{EventKind, Rung};
 use crate::vm::ChunkId;
 
-/// While there is little left of the limit, no chunk made for an extent is more than this part of it: 1/16.
-const TIGHT_PART: u64 = 16;
+/// While there is little left of the limit, no chunk made for an extent is more than this part of it: 1/4.
+const TIGHT_PART: u64 = 4;
 /// So many ghosts may stand before chunks that streams have not passed are handed on no more.
 const GHOSTS_MAX: usize = 1 << 12;
 /// Chunks for an extent, which nothing has happened to yet.
@@ -174,6 +174,9 @@ impl Pool {
         let Extents { by_addr, idle, ghosts, .. } = &state.extents;
         let own = state.lanes.get(lane).clock;
         let missing = size - picked.bytes;
+        if missing == 0 {
+            return;
+        }
         let order = idle.range((missing, 0)..).chain(idle.range((1, 0)..(missing, 0)).rev());
         for &(_, addr) in order {
             if picked.bytes == size {
