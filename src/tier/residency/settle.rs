@@ -104,7 +104,9 @@ impl Tiers {
                         busy.push(extent.manner.stream);
                         busy.extend(&extent.users);
                     }
-                    table.extent_mut(id).busy = self.device.stamps_of(&busy);
+                    // An earlier attempt may have left copies that go on still.
+                    let stamps = self.device.stamps_of(&busy);
+                    table.extent_mut(id).busy.extend(stamps);
                     table.set_stage(id, Stage::Filled { place }, None);
                     self.empty_again(table, id);
                     true
