@@ -12,12 +12,14 @@ use common::rig::{KIB, MIB, request};
 use common::tiers::{TierRig, host_tier};
 use parking_lot::Mutex;
 use stratalloc::driver::Driver;
-use stratalloc::driver::fault::When;
+use stratalloc::driver::fault::{CallKind, Fault, FaultDriver, When};
 use stratalloc::driver::soft::{Access, SoftDevice};
 use stratalloc::tier::codec::by_name;
 use stratalloc::tier::fault::{FaultTier, TierFault, TierFaultKind};
 use stratalloc::tier::{Evictable, MemoryChange, Residency, Select, TierKind};
-use stratalloc::{AllocFlags, AllocRequest, Allocator, DevicePtr, Error, Limit, ResidencyError, StreamId};
+use stratalloc::{
+    AllocFlags, AllocRequest, Allocator, DevicePtr, DriverErrorKind, Error, Limit, ResidencyError, StreamId,
+};
 
 const HOME: StreamId = StreamId::DEFAULT;
 
@@ -73,6 +75,32 @@ fn what_is_freed_on_its_way_back_writes_to_nobody() {
         rig.verify(next).unwrap();
         rig.finish();
     }
+}
+
+#[test]
+fn memory_that_an_earlier_attempt_may_still_write_stays() {
+    let device = SoftDevice::builder(64 * MIB).seed(9).event_lag_ns(10_000_000).checker(true).build().unwrap();
+    let driver = Arc::new(FaultDriver::new(device.clone()));
+    let tier = Arc::new(FaultTier::new(host_tier(driver.clone(), 64 * MIB)));
+    let with_tier = tier.clone();
+    let mut rig = TierRig::on(driver.clone(), device, "", |builder| builder.tier(0, TierKind::Disk, with_tier));
+    let ptr = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+    rig.allocator.offload(Select::Ptr(ptr)).unwrap();
+    let fail = |call: CallKind| {
+        driver.inject(Fault { when: When::From(1), kind: DriverErrorKind::Other, only: Some(call) });
+    };
+    // Nothing says when the first copies end, and the next attempt fails before it copies anything.
+    fail(CallKind::RecordEvent);
+    fail(CallKind::SynchronizeStream);
+    rig.verify(ptr).unwrap_err();
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().abandoned, 1);
+    driver.clear();
+    tier.inject(TierFault { when: When::From(1), kind: TierFaultKind::Failed(5), only: None });
+    rig.verify(ptr).unwrap_err();
+    rig.check();
+    tier.clear();
+    rig.verify(ptr).unwrap();
+    rig.finish();
 }
 
 #[test]

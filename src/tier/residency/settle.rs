@@ -105,6 +105,7 @@ impl Tiers {
                         busy.push(extent.manner.stream);
                         busy.extend(&extent.users);
                     }
+                    // An earlier attempt may have left copies that go on still.
                     let home = table.extent(id).manner.stream;
                     let stamps = self.device.stamps_of(home, &busy).unwrap_or_else(|_| vec![NEVER]);
                     table.extent_mut(id).busy.extend(stamps);

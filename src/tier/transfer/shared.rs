@@ -131,7 +131,11 @@ impl Shared {
         let step = self.queues.lock().next(compute, self.config.piece_bytes);
         match step {
             Some(Step::Compute(piece)) => self.compute(piece),
-            Some(Step::Submit(way, pieces)) => self.submit(way, pieces),
+            Some(Step::Submit(way, pieces)) => {
+                self.submit(way, pieces);
+                self.queues.lock().line(way).submitting = false;
+                self.wake();
+            }
             Some(Step::Start(piece)) => self.start(piece),
             Some(Step::End(job)) => self.end(&job),
             None => {
