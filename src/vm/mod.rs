@@ -199,21 +199,10 @@ impl Space {
         })
     }
 
-    /// Where the chunk that is mapped around an address ends; the address itself where one ends there, or none is mapped.
-    pub fn border_above(&self, addr: u64) -> u64 {
-        self.mapping_across(addr).map_or(addr, |(_, end)| end)
-    }
-
-    /// Where the chunk that is mapped around an address begins; the address itself where one begins there, or none is mapped.
-    pub fn border_below(&self, addr: u64) -> u64 {
-        self.mapping_across(addr).map_or(addr, |(start, _)| start)
-    }
-
-    /// The ends of the mapping that begins below an address and ends above it.
-    fn mapping_across(&self, addr: u64) -> Option<(u64, u64)> {
-        let (start, id) = self.mappings.range(0, addr).next_back()?;
-        let end = start + self.chunk(id).size;
-        (end > addr).then_some((start, end))
+    /// The bytes of the chunks that lie whole in a range of addresses, all of which is mapped. It is not empty.
+    #[inline]
+    pub fn whole_bytes(&self, from: u64, to: u64) -> u64 {
+        self.mappings.whole_bytes(from, to)
     }
 
     /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older
@@ -228,7 +217,7 @@ impl Space {
                 self.undo_map(at, addr);
                 return Err(error);
             }
-            self.mappings.insert(addr, id);
+            self.mappings.insert(addr, id, size);
             self.chunk_mut(id).mappings += 1;
             addr += size;
         }
@@ -410,6 +399,12 @@ impl Space {
                 "{reserve} bytes of chunks without a front, {listed} in the reserve; stuck {:?}",
                 self.stuck
             ));
+        }
+        for (addr, id) in self.mappings.iter() {
+            let (size, whole) = (self.chunk(id).size, self.mappings.whole_bytes(addr, addr + self.chunk(id).size));
+            if whole != size {
+                return Err(format!("a chunk of {size} bytes at {addr:#x}, {whole} mapped there"));
+            }
         }
         let ends = self.mappings.iter().map(|(addr, id)| addr + self.chunk(id).size);
         let starts = self.mappings.iter().skip(1).map(|(addr, _)| addr);
