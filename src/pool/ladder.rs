@@ -306,8 +306,8 @@ impl Pool {
         let id = arena.best_fit(owner, size)?;
         let (addr, end) = (arena.node(id).addr, arena.node(id).end());
         if end - addr - size >= state.space.unit() {
-            let space = &state.space;
-            if space.whole_bytes(addr, end - size) > space.whole_bytes(addr + size, end) {
+            let [beside_lower, beside_upper] = state.space.whole_beside(addr, end, size);
+            if beside_upper > beside_lower {
                 return Some(arena.take_at(id, end - size, size));
             }
         }

@@ -124,19 +124,26 @@ impl Mappings {
         table.begins[unit / 64] &= !(1 << (unit % 64));
     }
 
-    /// The bytes of the chunks that lie whole in a range of a reservation, all of which is mapped. It is not empty.
+    /// The bytes of the chunks that lie whole in a mapped range of a reservation, beside a smaller range at its lower end, and beside one at its
+    /// upper end.
     #[inline]
-    pub(super) fn whole_bytes(&self, from: u64, to: u64) -> u64 {
-        let Some(table) = self.table(from).map(|at| &self.tables[at]) else { return to - from };
+    pub(super) fn whole_beside(&self, from: u64, to: u64, size: u64) -> [u64; 2] {
+        let Some(table) = self.table(from).map(|at| &self.tables[at]) else { return [to - from - size; 2] };
         let (from, to) = (from - table.start, to - table.start);
         let chunk_around = |offset: u64| {
             let (begin, end) = table.chunk_around((offset >> self.unit) as usize);
             ((begin as u64) << self.unit, (end as u64) << self.unit)
         };
-        let (begin, after) = chunk_around(from);
-        let (before, end) = chunk_around(to - 1);
-        let (first, last) = (if begin == from { from } else { after }, if end == to { to } else { before });
-        last.saturating_sub(first)
+        // The first border from an address on, and the last up to one.
+        let above = |offset: u64| {
+            let (begin, end) = chunk_around(offset);
+            if begin == offset { begin } else { end }
+        };
+        let below = |offset: u64| {
+            let (begin, end) = chunk_around(offset - 1);
+            if end == offset { end } else { begin }
+        };
+        [below(to).saturating_sub(above(from + size)), below(to - size).saturating_sub(above(from))]
     }
 
     /// The mappings that begin from one address on, below another, in ascending order.
@@ -223,10 +230,10 @@ mod tests {
     proptest! {
         /// As one counts them, chunk by chunk.
         #[test]
-        fn whole_chunks_are_those_between(
+        fn whole_chunks_are_those_beside(
             sizes in prop::collection::vec(1u64..100, 1..12),
             gone in any::<prop::sample::Index>(),
-            ranges in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 8),
+            ranges in prop::collection::vec(prop::array::uniform3(any::<prop::sample::Index>()), 8),
         ) {
             let end = sizes.iter().sum::<u64>() * UNIT;
             let mut mappings = Mappings::new(UNIT);
@@ -248,13 +255,17 @@ mod tests {
                 chunks.retain(|&(other, _)| other != at);
                 chunks.extend([(at, first), (at + first, size - first)]);
             }
-            for (one, other) in ranges {
+            for points in ranges {
                 // Quarters of units, too.
-                let [one, other] = [one, other].map(|index| index.index((end / UNIT * 4) as usize) as u64 * UNIT / 4);
-                let (from, to) = (one.min(other), one.max(other).max(one.min(other) + 512));
-                let whole = chunks.iter().filter(|&&(at, size)| from <= at && at + size <= to);
-                let expected: u64 = whole.map(|&(_, size)| size).sum();
-                prop_assert_eq!(mappings.whole_bytes(from, to), expected);
+                let mut points = points.map(|index| index.index((end / UNIT * 4) as usize) as u64 * UNIT / 4);
+                points.sort_unstable();
+                let [from, middle, to] = points;
+                let (size, to) = (middle - from, to.max(middle + 512));
+                let whole = |from: u64, to: u64| -> u64 {
+                    let whole = chunks.iter().filter(|&&(at, size)| from <= at && at + size <= to);
+                    whole.map(|&(_, size)| size).sum()
+                };
+                prop_assert_eq!(mappings.whole_beside(from, to, size), [whole(middle, to), whole(from, to - size)]);
             }
         }
 

@@ -199,10 +199,11 @@ impl Space {
         })
     }
 
-    /// The bytes of the chunks that lie whole in a range of addresses, all of which is mapped. It is not empty.
+    /// The bytes of the chunks that lie whole in a range of addresses, all of which is mapped, beside a smaller range at its lower end, and
+    /// beside one at its upper end.
     #[inline]
-    pub fn whole_bytes(&self, from: u64, to: u64) -> u64 {
-        self.mappings.whole_bytes(from, to)
+    pub fn whole_beside(&self, from: u64, to: u64, size: u64) -> [u64; 2] {
+        self.mappings.whole_beside(from, to, size)
     }
 
     /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older
@@ -401,9 +402,10 @@ impl Space {
             ));
         }
         for (addr, id) in self.mappings.iter() {
-            let (size, whole) = (self.chunk(id).size, self.mappings.whole_bytes(addr, addr + self.chunk(id).size));
-            if whole != size {
-                return Err(format!("a chunk of {size} bytes at {addr:#x}, {whole} mapped there"));
+            let size = self.chunk(id).size;
+            let whole = self.mappings.whole_beside(addr, addr + size, 0);
+            if whole != [size; 2] {
+                return Err(format!("a chunk of {size} bytes at {addr:#x}, {whole:?} mapped there"));
             }
         }
         let ends = self.mappings.iter().map(|(addr, id)| addr + self.chunk(id).size);
