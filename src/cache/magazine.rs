@@ -369,22 +369,28 @@ impl ThreadCache {
         self.counted.store(false, Relaxed);
         self.freed.store(0, Relaxed);
         self.begin_round();
-        // Buckets without a key have never had a block; those of large blocks are the last ones.
-        let first = if large_only { FIRST_LARGE } else { 0 };
         let mut bytes = 0;
-        for word in first / 64..self.claimed.len() {
-            let mut claimed = self.claimed[word].load(Relaxed);
-            while claimed != 0 && left > 0 {
+        let mut empty = |bucket: &Bucket| {
+            bytes += self.drain_bucket(bucket, directory, |block| {
+                left -= 1;
+                sink(block);
+            });
+            left > 0
+        };
+        if large_only {
+            // Some of these may be a small size's.
+            let filled = self.buckets[FIRST_LARGE..].iter().filter(|bucket| bucket.head.load(Relaxed) != NO_BLOCK);
+            let _ = filled.filter(|bucket| Key::from_number(bucket.key.load(Relaxed)).is_large()).all(&mut empty);
+            return bytes;
+        }
+        // Buckets without a key have never had a block.
+        for (word, claimed) in self.claimed.iter().enumerate() {
+            let mut claimed = claimed.load(Relaxed);
+            while claimed != 0 {
                 let bucket = &self.buckets[word * 64 + claimed.trailing_zeros() as usize];
                 claimed &= claimed - 1;
-                if bucket.head.load(Relaxed) == NO_BLOCK {
-                    continue;
-                }
-                if !large_only || Key::from_number(bucket.key.load(Relaxed)).is_large() {
-                    bytes += self.drain_bucket(bucket, directory, |block| {
-                        left -= 1;
-                        sink(block);
-                    });
+                if bucket.head.load(Relaxed) != NO_BLOCK {
+                    empty(bucket);
                 }
             }
         }
