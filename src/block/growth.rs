@@ -54,15 +54,7 @@ impl Arena {
         usable: impl Fn(Owner) -> bool,
     ) -> Option<Growth> {
         // Free nodes in a row count together: of one owner they never stand side by side, but `usable` may name several.
-        let beside = |from: NodeId, step: fn(&Node) -> NodeId| {
-            let mut bytes = 0;
-            let mut id = from;
-            while id != NIL && self.is_free_for_any(id, &usable) {
-                bytes += self.nodes[id as usize].size;
-                id = step(&self.nodes[id as usize]);
-            }
-            bytes
-        };
+        let beside = |from, step| self.run(from, step, |id| self.is_free_for_any(id, &usable)).1;
         let mut best: Option<Growth> = None;
         let mut offer = |growth: Growth| {
             if best.is_none_or(|best| (growth.bytes, growth.at) < (best.bytes, best.at)) {
@@ -89,6 +81,50 @@ impl Arena {
             if last > hole.end() && bytes <= room && start + size > hole.end() - bytes {
                 let (start, end) = (start.min(hole.end()), start + size);
                 offer(Growth { at: hole.end() - bytes, bytes, start, end, room, upwards: false });
+            }
+        }
+        best
+    }
+
+    /// The nodes from `from` on, in one direction, as long as they are `wanted`: the first that is not, and the bytes of those before it.
+    fn run(&self, from: NodeId, step: fn(&Node) -> NodeId, wanted: impl Fn(NodeId) -> bool) -> (NodeId, u64) {
+        let (mut id, mut bytes) = (from, 0);
+        while id != NIL && wanted(id) {
+            bytes += self.nodes[id as usize].size;
+            id = step(&self.nodes[id as usize]);
+        }
+        (id, bytes)
+    }
+
+    /// Of those `ghosts` that are over, with the holes between them, the range in whose place the least would have to be mapped to make room
+    /// for `size` bytes at any address: what `usable` owners have free beside it counts. `None` where none takes less than `bytes`.
+    pub fn plan_over_ghosts(
+        &self,
+        ghosts: impl Iterator<Item = NodeId>,
+        is_over: impl Fn(NodeId) -> bool,
+        size: u64,
+        bytes: u64,
+        usable: impl Fn(Owner) -> bool,
+    ) -> Option<(u64, u64)> {
+        let is_open = |id: NodeId| self.nodes[id as usize].state == State::Hole || is_over(id);
+        let is_free = |id: NodeId| self.is_free_for_any(id, &usable);
+        let mut best = None;
+        let mut least = bytes;
+        for ghost in ghosts.filter(|&id| is_over(id)) {
+            let Node { addr, prev, .. } = self.nodes[ghost as usize];
+            // Each range once: from its lowest ghost.
+            if prev != NIL && is_over(prev) {
+                continue;
+            }
+            let (left, before) = self.run(prev, |node| node.prev, is_open);
+            let (right, from_here) = self.run(ghost, |node| node.next, is_open);
+            let range = before + from_here;
+            let (_, below) = self.run(left, |node| node.prev, is_free);
+            let (_, above) = self.run(right, |node| node.next, is_free);
+            let missing = size.saturating_sub(below.max(above)).min(range);
+            if below + range + above >= size && missing < least {
+                least = missing;
+                best = Some((addr - before, addr + from_here));
             }
         }
         best

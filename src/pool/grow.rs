@@ -17,15 +17,23 @@ const WIDE_LANES: LaneId = 16;
 
 /// From which part of the most that was needed on is held besides it, how large new chunks are, in 64ths of the largest. Measured on the
 /// recorded traces; DESIGN.md has the curve.
-const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.001, 32), (0.0025, 16), (0.01, 8)];
+const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.0025, 32), (0.005, 16), (0.0075, 8)];
 /// The last of these only where so many 64ths of the largest chunk are held besides: two or three chunks say little.
-const EXCESS_LEAST: u64 = 64;
+const EXCESS_LEAST: u64 = 48;
+/// No less than this part of what is missing at once: few of its chunks are shared with another block.
+const PIECES: u64 = 64;
+/// The limit from which on chunks are as large as configured. With less they are smaller in proportion: 256 GiB.
+const FULL_SIZE: f64 = (256u64 << 30) as f64;
 /// The part of the limit beyond which all new chunks are small: what is left has to do.
 const ROOMY: f64 = 0.3;
 /// The part beyond which that is so for programs as well that give memory back and take it again.
 const SCARCE: f64 = 0.75;
 /// New chunks get twice as large when memory has been given back, so many times: 4 x.
 const REGROWTH_MAX: u32 = 2;
+/// Memory that was given back is taken again in chunks of this part of the most that was needed,
+const REGROWTH_PART: u64 = 128;
+/// up to this part of it: the rest in chunks that pack.
+const REGROWN: f64 = 0.9;
 /// No chunk is larger: 1 GiB.
 const CHUNK_LIMIT: u64 = 1 << 30;
 
@@ -100,6 +108,7 @@ impl Pool {
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let unit = state.space.unit();
         let mut whose = if terms.waited { Whose::Waited } else { Whose::Own };
+        let mut is_best = false;
         let (growth, picked) = loop {
             let zones = &mut state.zones;
             let Some(growth) = zones[zone].plan_roomy_growth(home, size, alignment, unit, roomy, usable) else {
@@ -134,6 +143,12 @@ impl Pool {
                 }
                 if came_home || !settled || self.others_have_chunks(state, want.lane) {
                     whose = Whose::Passed;
+                    continue;
+                }
+            }
+            if !found && terms.create && !is_best {
+                is_best = true;
+                if self.make_place(state, want, growth)? {
                     continue;
                 }
             }
@@ -239,7 +254,11 @@ impl Pool {
         }
         let missing = growth.bytes - picked.bytes;
         let mut rest = left.into_iter().flatten().flatten();
-        let fits = |donor: &Donor| donor.size >= missing && picked.bytes + donor.size <= growth.room;
+        // Small blocks would keep a large chunk from all others. Rather a new one, as long as there are any.
+        let may_create = state.space.physical_bytes() + missing <= state.limit;
+        let most = if want.range().0 == SMALL && may_create { self.small_chunk(state).max(missing) } else { u64::MAX };
+        let most = most.min(growth.room - picked.bytes);
+        let fits = |donor: &Donor| missing <= donor.size && donor.size <= most;
         let Some(rest) = rest.find(fits) else { return false };
         picked.add(rest);
         true
@@ -248,7 +267,8 @@ impl Pool {
     /// No chunk is larger.
     fn chunk_largest(&self, state: &PoolState) -> u64 {
         let unit = state.space.unit();
-        (self.config.chunk_max.0.max(unit) << REGROWTH_MAX).min(CHUNK_LIMIT.max(unit))
+        let regrowth = (state.needed / REGROWTH_PART).max(self.config.chunk_max.0.max(unit) << REGROWTH_MAX);
+        regrowth.min(CHUNK_LIMIT.max(unit))
     }
 
     /// How large new chunks are to be, and what to round up to. Large ones cost few driver calls, small ones leave no large rests that no
@@ -260,27 +280,42 @@ impl Pool {
         if self.config.thrifty || largest == unit {
             return (unit, unit);
         }
+        let limit = state.limit as f64;
+        let whole = |bytes: u64| (bytes / unit * unit).clamp(unit, CHUNK_LIMIT.max(unit));
+        let largest = whole((largest as f64 * (limit / FULL_SIZE).min(1.0)) as u64);
+        let held = state.space.physical_bytes() + missing;
+        let is_roomy = held as f64 <= limit * ROOMY;
         if zone == SMALL {
-            // A part of what small blocks have already, so that what they do not use of it is little.
-            let part = state.zones[SMALL].used_bytes() / 16;
-            let size = unit.max(1 << part.max(1).ilog2()).min(largest);
+            let size = if is_roomy { self.small_chunk(state).min(largest) } else { unit };
             return (size, size);
         }
         let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
         state.needed = state.needed.max(used + size);
-        let held = state.space.physical_bytes() + missing;
-        let besides = held.saturating_sub(state.needed);
-        let excess = besides as f64 / state.needed as f64;
         let regrowth = state.emptied.min(REGROWTH_MAX);
-        if held as f64 > state.limit as f64 * ROOMY {
-            let regrowth = if held as f64 > state.limit as f64 * SCARCE { 0 } else { regrowth };
+        if !is_roomy {
+            let regrowth = if held as f64 > limit * SCARCE { 0 } else { regrowth };
             return (unit << regrowth, unit);
         }
+        if state.emptied > 0 && state.needed as f64 <= limit * ROOMY {
+            let part = whole(state.needed / REGROWTH_PART);
+            if (held - missing + missing.max(part)) as f64 <= state.needed as f64 * REGROWN {
+                return (part, part);
+            }
+        }
+        let besides = held.saturating_sub(state.needed);
+        let excess = besides as f64 / state.needed as f64;
         let few = besides < largest / 64 * EXCESS_LEAST || regrowth > 0;
         let steps = if few { &EXCESS[..EXCESS.len() - 1] } else { &EXCESS[..] };
         let (_, part) = steps.iter().rfind(|&&(bound, _)| excess >= bound).unwrap_or(&EXCESS[0]);
-        let largest = ((largest << regrowth) / 64 * part / unit * unit).clamp(unit, CHUNK_LIMIT);
-        (largest, (2 * unit).min(largest))
+        let largest = largest << regrowth;
+        let size = whole((largest / 64 * part).max(largest.min(missing / PIECES)));
+        (size, (2 * unit).min(size))
+    }
+
+    /// How large new chunks for small blocks are: a part of what those have, so that what they do not use of it is little.
+    fn small_chunk(&self, state: &PoolState) -> u64 {
+        let part = state.zones[SMALL].used_bytes() / 16;
+        state.space.unit().max(1 << part.max(1).ilog2())
     }
 
     /// Creates chunks of `missing` bytes together, or as much as the limit and the device allow. Returns whether that is all.

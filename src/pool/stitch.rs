@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use super::directory::ZONES;
-use super::ladder::Climb;
+use super::ladder::{Climb, Want};
 use super::lanes::LaneId;
 use super::{DEDICATED, Pool, PoolState};
 use crate::block::{Growth, NodeId, Owner, State};
@@ -70,6 +70,11 @@ impl Ghosts {
         numbers[node as usize] = self.last;
         self.queue.push_back(Ghost { number: self.last, zone, node });
         self.count += 1;
+        // Those that have gone are not to outnumber the others for long.
+        if self.queue.len() > 2 * self.count.max(RETIRE_BATCH) {
+            let numbers = &self.numbers;
+            self.queue.retain(|ghost| numbers[ghost.zone][ghost.node as usize] == ghost.number);
+        }
     }
 
     /// Whether a node is a ghost of these; one of a pair is not.
@@ -188,41 +193,91 @@ impl Pool {
             && let Some(ghost) = state.ghosts.pop_oldest()
         {
             let Ghost { zone, node, .. } = ghost;
-            let is_over = |state: &PoolState, node: NodeId| {
-                let node = state.zones[zone].node(node);
-                debug_assert!(node.state == State::Ghost);
-                state.lanes.has_passed(node.owner.0, node.stamp)
-            };
-            if !is_over(state, node) {
+            if !state.is_over(zone, node) {
                 left.push(ghost);
                 if left.len() > RETIRE_BATCH {
                     break;
                 }
                 continue;
             }
-            // With those beside it, in one call. A segment, whose nodes are linked, is one reservation.
-            let mut run = vec![node];
-            let mut last = node;
-            while let [_, Some(next)] = state.zones[zone].beside(last)
-                && state.ghosts.has(zone, next)
-                && is_over(state, next)
-            {
-                run.push(next);
-                last = next;
-            }
-            let (addr, end) = (state.zones[zone].node(node).addr, state.zones[zone].node(last).end());
-            if state.space.retire(addr, end).is_err() {
-                state.failures += 1;
-                left.push(ghost);
-                break;
-            }
-            for node in run {
-                state.zones[zone].retire_ghost(node);
-                state.ghosts.remove(zone, node);
-                retired += 1;
+            match self.retire_run(state, zone, node) {
+                Some(count) => retired += count,
+                None => {
+                    left.push(ghost);
+                    break;
+                }
             }
         }
         left.into_iter().rev().for_each(|ghost| state.ghosts.queue.push_front(ghost));
         of_extents || retired > 0
+    }
+
+    /// Undoes the mappings of a ghost that is over and of those that follow it, in one call. Returns how many; `None` if the driver failed.
+    fn retire_run(&self, state: &mut PoolState, zone: usize, first: NodeId) -> Option<usize> {
+        let mut run = vec![first];
+        let mut last = first;
+        // A segment, whose nodes are linked, is one reservation.
+        while let [_, Some(next)] = state.zones[zone].beside(last)
+            && state.ghosts.has(zone, next)
+            && state.is_over(zone, next)
+        {
+            run.push(next);
+            last = next;
+        }
+        let (addr, end) = (state.zones[zone].node(first).addr, state.zones[zone].node(last).end());
+        if state.space.retire(addr, end).is_err() {
+            state.failures += 1;
+            return None;
+        }
+        for &node in &run {
+            state.zones[zone].retire_ghost(node);
+            state.ghosts.remove(zone, node);
+        }
+        Some(run.len())
+    }
+
+    /// Undoes ghosts in whose place less would have to be mapped for a request than `growth` takes: what is free beside them, too little for
+    /// a chunk, is of use there. Returns whether there were any.
+    pub(super) fn make_place(&self, state: &mut PoolState, want: Want, growth: Growth) -> Climb<bool> {
+        if state.ghosts.count() == 0 || state.private.capturing() {
+            return Ok(false);
+        }
+        self.poll_clocks(state)?;
+        let (zone, size, _) = want.range();
+        let home = Owner(want.lane);
+        let private = state.lanes.get(want.lane).private.is_some();
+        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+        let arena = &state.zones[zone];
+        let is_over = |id| state.ghosts.has(zone, id) && state.is_over(zone, id);
+        let ghosts =
+            || state.ghosts.nodes().filter(|&(at, id)| at == zone && arena.node(id).home == home).map(|(_, id)| id);
+        // A chunk less, or it does not pay.
+        let least = growth.bytes.saturating_sub(state.space.unit());
+        let Some((from, to)) = arena.plan_over_ghosts(ghosts(), is_over, size, least, usable) else {
+            return Ok(false);
+        };
+        let mut inside: Vec<(u64, NodeId)> = ghosts().map(|id| (arena.node(id).addr, id)).collect();
+        inside.retain(|&(addr, _)| from <= addr && addr < to);
+        inside.sort_unstable();
+        let mut any = false;
+        for (_, id) in inside {
+            // The one before it may have taken it along.
+            if state.ghosts.has(zone, id) {
+                if self.retire_run(state, zone, id).is_none() {
+                    break;
+                }
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+}
+
+impl PoolState {
+    /// Whether a ghost's stream is known to have passed it.
+    fn is_over(&self, zone: usize, ghost: NodeId) -> bool {
+        let node = self.zones[zone].node(ghost);
+        debug_assert!(node.state == State::Ghost);
+        self.lanes.has_passed(node.owner.0, node.stamp)
     }
 }
