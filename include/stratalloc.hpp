@@ -4,6 +4,8 @@
 //   stratalloc::device_resource memory(gpu, 0);                  // device 0, as a stream-ordered memory resource
 //   stratalloc::device_buffer buffer(1 << 20, stream, memory);   // frees itself, in the order of its stream
 //
+// For memory beyond the device: a `device_resource` with a `stratalloc_evictable`, `pin`, `stash`, `tag_scope`. For memory that moves: `movable_buffer`.
+//
 // `memory_resource` is shaped like std::pmr::memory_resource with a stream first, as CUDA's and RMM's resource concepts have it: allocate,
 // deallocate, and equality, which says whether one may free what the other allocated.
 
@@ -81,6 +83,13 @@ class allocator {
   stratalloc_allocator *get() const noexcept { return handle_.get(); }
   int device_count() const noexcept { return stratalloc_device_count(get()); }
 
+  // The number of the tag with this name.
+  std::uint32_t tag(const char *name) const {
+    std::uint32_t number = 0;
+    check(stratalloc_tag(get(), name, &number));
+    return number;
+  }
+
   stratalloc_stats stats(int device) const {
     stratalloc_stats stats{};
     stats.struct_size = sizeof stats;
@@ -143,6 +152,12 @@ class device_resource final : public memory_resource {
   explicit device_resource(const allocator &owner, int device = 0) noexcept : device_resource(owner.get(), device) {}
   explicit device_resource(stratalloc_allocator *handle, int device = 0) noexcept : handle_(handle), device_(device) {}
 
+  // One whose blocks can leave the device and come back, at the same address: `how` says how, and what it points to is not its own.
+  device_resource(const allocator &owner, int device, const stratalloc_evictable &how) noexcept
+      : handle_(owner.get()), device_(device), evictable_(true), how_(how) {
+    how_.struct_size = sizeof how_;
+  }
+
   stratalloc_allocator *handle() const noexcept { return handle_; }
   int device() const noexcept { return device_; }
 
@@ -150,7 +165,7 @@ class device_resource final : public memory_resource {
   void *do_allocate(stratalloc_stream stream, std::size_t bytes, std::size_t alignment) override {
     void *address = nullptr;
     if (bytes == 0) return address;
-    if (alignment <= 512) {
+    if (alignment <= 512 && !evictable_) {
       check(stratalloc_malloc(handle_, bytes, device_, stream, &address));
       return address;
     }
@@ -160,7 +175,8 @@ class device_resource final : public memory_resource {
     request.alignment = alignment;
     request.device = device_;
     request.stream = stream;
-    check(stratalloc_alloc(handle_, &request, &address));
+    check(evictable_ ? stratalloc_alloc_evictable(handle_, &request, &how_, &address)
+                     : stratalloc_alloc(handle_, &request, &address));
     return address;
   }
 
@@ -182,6 +198,8 @@ class device_resource final : public memory_resource {
 
   stratalloc_allocator *handle_;
   int device_;
+  bool evictable_ = false;
+  stratalloc_evictable how_{};
 };
 
 // Bytes of device memory, not initialised, freed in the order of their stream when this goes.
@@ -234,6 +252,110 @@ class device_buffer {
   std::size_t size_ = 0;
   std::size_t alignment_ = 512;
   stratalloc_stream stream_ = nullptr;
+};
+
+// What this thread requests without a tag is for `tag`, as long as this lives; with `how`, it can leave the device. To be destroyed by the thread
+// that made it, the last made first.
+class tag_scope {
+ public:
+  tag_scope(const allocator &owner, std::uint32_t tag, const stratalloc_evictable *how = nullptr) : handle_(owner.get()) {
+    check(stratalloc_push_tag(handle_, tag, how));
+  }
+  tag_scope(const tag_scope &) = delete;
+  tag_scope &operator=(const tag_scope &) = delete;
+  ~tag_scope() { stratalloc_pop_tag(handle_); }
+
+ private:
+  stratalloc_allocator *handle_;
+};
+
+// Keeps an evictable block on the device: work that is submitted to `stream` as long as this lives finds it there.
+class pin {
+ public:
+  pin(const allocator &owner, void *address, stratalloc_stream stream) {
+    stratalloc_pinned *made = nullptr;
+    check(stratalloc_pin(owner.get(), address, stream, &made));
+    handle_.reset(made);
+  }
+
+ private:
+  struct unpinner {
+    void operator()(stratalloc_pinned *handle) const noexcept { stratalloc_unpin(handle); }
+  };
+
+  std::unique_ptr<stratalloc_pinned, unpinner> handle_;
+};
+
+// Bytes of device memory that a tier keeps until this goes, without an address: an activation between the passes of a step.
+class stash {
+ public:
+  // Copies them, behind what `stream` has been given to do. They must stay as they are until `may_free` says so.
+  stash(const allocator &owner, const void *from, std::size_t bytes, stratalloc_stream stream, const char *tier = nullptr) {
+    stratalloc_stashed *made = nullptr;
+    check(stratalloc_stash(owner.get(), from, bytes, stream, tier, &made));
+    handle_.reset(made);
+  }
+
+  // Whether the bytes are safe without the block that they were copied from; with `wait`, they are.
+  bool may_free(bool wait = false) const {
+    bool may = false;
+    check(stratalloc_stash_may_free(handle_.get(), wait, &may));
+    return may;
+  }
+
+  // Begins to copy them to `to`, behind what `stream` has been given to do. Streams that use them come after `order`.
+  void fetch(void *to, stratalloc_stream stream) const { check(stratalloc_stash_fetch(handle_.get(), to, stream)); }
+
+  // Has later work of `stream` come after the last `fetch`.
+  void order(stratalloc_stream stream) const { check(stratalloc_stash_order(handle_.get(), stream)); }
+
+ private:
+  struct dropper {
+    void operator()(stratalloc_stashed *handle) const noexcept { stratalloc_stash_drop(handle); }
+  };
+
+  std::unique_ptr<stratalloc_stashed, dropper> handle_;
+};
+
+// Bytes of device memory that `stratalloc_compact` may move while nobody has them pinned, freed in the order of their stream.
+class movable_buffer {
+ public:
+  movable_buffer(const allocator &owner, std::size_t bytes, stratalloc_stream stream, int device = 0) : size_(bytes) {
+    stratalloc_request request{};
+    request.struct_size = sizeof request;
+    request.bytes = bytes;
+    request.device = device;
+    request.stream = stream;
+    stratalloc_movable *made = nullptr;
+    check(stratalloc_alloc_movable(owner.get(), &request, &made));
+    handle_.reset(made);
+  }
+
+  std::size_t size() const noexcept { return size_; }
+
+  // Where the bytes lie, for as long as this lives, which must be less than the buffer does.
+  class pinned {
+   public:
+    explicit pinned(const movable_buffer &buffer) : handle_(buffer.handle_.get()) {
+      check(stratalloc_movable_pin(handle_, &data_));
+    }
+    pinned(const pinned &) = delete;
+    pinned &operator=(const pinned &) = delete;
+    ~pinned() { stratalloc_movable_unpin(handle_); }
+    void *data() const noexcept { return data_; }
+
+   private:
+    stratalloc_movable *handle_;
+    void *data_ = nullptr;
+  };
+
+ private:
+  struct freer {
+    void operator()(stratalloc_movable *handle) const noexcept { stratalloc_movable_free(handle); }
+  };
+
+  std::unique_ptr<stratalloc_movable, freer> handle_;
+  std::size_t size_;
 };
 
 }  // namespace stratalloc

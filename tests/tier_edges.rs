@@ -12,12 +12,14 @@ use common::rig::{KIB, MIB, request};
 use common::tiers::{TierRig, host_tier};
 use parking_lot::Mutex;
 use stratalloc::driver::Driver;
-use stratalloc::driver::fault::When;
+use stratalloc::driver::fault::{CallKind, Fault, FaultDriver, When};
 use stratalloc::driver::soft::{Access, SoftDevice};
 use stratalloc::tier::codec::by_name;
 use stratalloc::tier::fault::{FaultTier, TierFault, TierFaultKind};
 use stratalloc::tier::{Evictable, MemoryChange, Residency, Select, TierKind};
-use stratalloc::{AllocFlags, AllocRequest, Allocator, DevicePtr, Error, ResidencyError, StreamId};
+use stratalloc::{
+    AllocFlags, AllocRequest, Allocator, DevicePtr, DriverErrorKind, Error, Limit, ResidencyError, StreamId,
+};
 
 const HOME: StreamId = StreamId::DEFAULT;
 
@@ -73,6 +75,32 @@ fn what_is_freed_on_its_way_back_writes_to_nobody() {
         rig.verify(next).unwrap();
         rig.finish();
     }
+}
+
+#[test]
+fn memory_that_an_earlier_attempt_may_still_write_stays() {
+    let device = SoftDevice::builder(64 * MIB).seed(9).event_lag_ns(10_000_000).checker(true).build().unwrap();
+    let driver = Arc::new(FaultDriver::new(device.clone()));
+    let tier = Arc::new(FaultTier::new(host_tier(driver.clone(), 64 * MIB)));
+    let with_tier = tier.clone();
+    let mut rig = TierRig::on(driver.clone(), device, "", |builder| builder.tier(0, TierKind::Disk, with_tier));
+    let ptr = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+    rig.allocator.offload(Select::Ptr(ptr)).unwrap();
+    let fail = |call: CallKind| {
+        driver.inject(Fault { when: When::From(1), kind: DriverErrorKind::Other, only: Some(call) });
+    };
+    // Nothing says when the first copies end, and the next attempt fails before it copies anything.
+    fail(CallKind::RecordEvent);
+    fail(CallKind::SynchronizeStream);
+    rig.verify(ptr).unwrap_err();
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().abandoned, 1);
+    driver.clear();
+    tier.inject(TierFault { when: When::From(1), kind: TierFaultKind::Failed(5), only: None });
+    rig.verify(ptr).unwrap_err();
+    rig.check();
+    tier.clear();
+    rig.verify(ptr).unwrap();
+    rig.finish();
 }
 
 #[test]
@@ -325,4 +353,67 @@ fn what_lies_beside_a_block_costs_its_numbers_no_digits() {
         }
     }
     rig.finish();
+}
+
+#[test]
+fn a_lower_limit_sends_evictable_blocks_away() {
+    let mut rig = rig(64 * MIB, "tiers:host=64MiB");
+    let ptrs: Vec<DevicePtr> =
+        (0..6).map(|_| rig.alloc(request(8 * MIB, HOME), Evictable::default()).unwrap()).collect();
+    let free = rig.allocator.raw_alloc(AllocRequest::new(4 * MIB)).unwrap();
+    rig.allocator.raw_free(free).unwrap();
+    let limit = |mib: u64| Limit::from(mib * MIB);
+    // What is free goes first: nothing has to leave for that.
+    rig.allocator.set_limit(0, limit(48)).unwrap();
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().evictions, 0);
+    rig.allocator.set_limit(0, limit(32)).unwrap();
+    let stats = rig.allocator.stats(0).unwrap();
+    assert!(stats.reserved.current <= 32 * MIB, "{stats:#?}");
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().away, 16 * MIB);
+    rig.verify_all();
+    // What is pinned stays, and the limit as well.
+    let pin = rig.allocator.pin(ptrs[0], HOME).unwrap();
+    let error = rig.allocator.set_limit(0, limit(6)).unwrap_err();
+    assert!(
+        matches!(error, Error::LimitBelowUse { limit, in_use } if limit == 6 * MIB && in_use >= 8 * MIB),
+        "{error}"
+    );
+    assert_eq!(rig.allocator.stats(0).unwrap().limit, 32 * MIB);
+    drop(pin);
+    rig.allocator.set_limit(0, limit(64)).unwrap();
+    rig.verify_all();
+    rig.finish();
+}
+
+#[test]
+fn streams_beyond_the_last_clock_are_waited_for_on_the_device() {
+    let mut rig = rig(64 * MIB, "tiers:host=64MiB");
+    let late = rig.device.create_stream().unwrap();
+    // There are 65,536 clocks. Streams that no call of the device names need not exist.
+    let mut others = (1..).map(|number| StreamId(1 << 32 | number));
+    'all: loop {
+        let block = rig.allocator.raw_alloc(AllocRequest::new(512)).unwrap();
+        for stream in others.by_ref().take(64) {
+            if rig.allocator.record_stream(block, stream).is_err() {
+                break 'all;
+            }
+        }
+    }
+    assert!(others.next().unwrap().0 & 0xffff_ffff > 65_000);
+    for offloaded in [false, true] {
+        let ptr = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+        rig.device.order_after(late, HOME).unwrap();
+        let pin = rig.allocator.pin(ptr, late).unwrap();
+        rig.device.launch(late, &[Access::read(ptr, 4 * MIB)], 1_000_000).unwrap();
+        drop(pin);
+        if offloaded {
+            assert_eq!(rig.allocator.offload(Select::Ptr(ptr)).unwrap(), 4 * MIB);
+        }
+        rig.free(ptr);
+        // Written on the home stream, in the memory that the other one has read.
+        let next = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+        rig.verify(next).unwrap();
+        rig.check();
+        rig.free(next);
+    }
 }

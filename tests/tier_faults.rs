@@ -1,6 +1,7 @@
 //! Random programs over evictable blocks, with tiers and drivers that fail at random: whatever happens, every byte is in one known place.
 //!
-//! `STRATALLOC_TEST_SCHEDULES` is how many schedules are run; `cargo xtask validate` runs all 10,000.
+//! `STRATALLOC_TEST_SCHEDULES` is how many schedules are run; `cargo xtask validate` runs all 10,000. `STRATALLOC_TEST_SCHEDULE` is one to be
+//! run alone.
 
 #![allow(clippy::print_stdout, reason = "the schedule that failed is to be known")]
 
@@ -303,7 +304,12 @@ impl Schedule {
 
 #[test]
 fn every_byte_is_in_one_place_whatever_fails() {
-    let wanted: u64 = std::env::var("STRATALLOC_TEST_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    if let Some(seed) = number("STRATALLOC_TEST_SCHEDULE") {
+        Schedule::new(seed).run(seed);
+        return;
+    }
+    let wanted = number("STRATALLOC_TEST_SCHEDULES").unwrap_or(40);
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64).min(8);
     let some = |first: u64| {
         move || {

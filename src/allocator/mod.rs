@@ -351,10 +351,15 @@ impl Allocator {
         self.device(device)?.empty()
     }
 
-    /// Bounds the physical memory held on a device. Gives free memory back if need be; fails, and changes nothing, where more is in use.
+    /// Bounds the physical memory held on a device. Gives free memory back if need be, and has evictable blocks go to a tier; fails, and leaves
+    /// the bound as it was, where more is in use.
     pub fn set_limit(&self, device: usize, limit: Limit) -> Result<()> {
         let device = self.device(device)?;
-        device.set_limit(limit.bytes(device.pool.capacity))
+        let limit = limit.bytes(device.pool.capacity);
+        match device.set_limit(limit) {
+            Err(Error::LimitBelowUse { in_use, .. }) => self.lower_limit(device, limit, in_use),
+            done => done,
+        }
     }
 
     /// The tag with this name, made if there is none yet. There may be 63.

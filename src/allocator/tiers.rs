@@ -230,6 +230,19 @@ impl Allocator {
         })
     }
 
+    /// Bounds a device's memory by less than is in use: evictable blocks go to a tier for it.
+    #[cold]
+    pub(super) fn lower_limit(&self, device: &DeviceCache, limit: u64, mut in_use: u64) -> Result<()> {
+        let tiers = self.shared.tiers.get(device.pool.device).and_then(Option::as_ref);
+        loop {
+            let evicted = tiers.map_or(0, |tiers| tiers.make_room(in_use.saturating_sub(limit)).evicted);
+            match device.set_limit(limit) {
+                Err(Error::LimitBelowUse { in_use: now, .. }) if evicted > 0 => in_use = now,
+                done => return done,
+            }
+        }
+    }
+
     /// Has an evictable block on its device, and keeps it there while the guard lives. Work submitted to `stream` from now on finds its bytes.
     /// Waits on the host for no more than transfers of its own.
     ///

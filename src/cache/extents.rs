@@ -7,23 +7,29 @@ use crate::pool::{Kind, Want};
 use crate::telemetry::{Event, Rung};
 use crate::units::{DevicePtr, GRANULE, StreamId};
 
-/// What a stream had been given to do at some time, by the number of its clock.
-pub(crate) type Stamp = (u16, u64);
+pub(crate) use crate::pool::{NEVER, Stamp};
 
 impl DeviceCache {
-    /// A mapped extent of `size` bytes for a stream; `None` where there is no room. Without `may_grow`, from what is held and mapped nowhere.
-    pub(crate) fn new_extent(&self, stream: StreamId, size: u64, tag: u8, may_grow: bool) -> Result<Option<DevicePtr>> {
+    /// A mapped extent of `size` bytes for a stream, and what has to pass before other streams use it; `None` where there is no room. Without
+    /// `may_grow`, from what is held and mapped nowhere.
+    pub(crate) fn new_extent(
+        &self,
+        stream: StreamId,
+        size: u64,
+        tag: u8,
+        may_grow: bool,
+    ) -> Result<Option<(DevicePtr, Vec<Stamp>)>> {
         let mut state = self.pool.lock();
         if self.pool.capturing(&state) {
             return Err(Error::Capturing { what: "allocating evictable memory" });
         }
         let made = self.pool.new_extent(&mut state, stream, size, tag, may_grow.then_some(self as _));
         self.check_invariants(&state);
-        Ok(made?.map(DevicePtr))
+        Ok(made?.map(|(addr, after)| (DevicePtr(addr), after)))
     }
 
-    /// Gives an empty extent memory. Returns whether there was enough.
-    pub(crate) fn fill_extent(&self, extent: DevicePtr) -> Result<bool> {
+    /// Gives an empty extent memory. Returns what has to pass before others than its home stream use it; `None` where there was not enough.
+    pub(crate) fn fill_extent(&self, extent: DevicePtr) -> Result<Option<Vec<Stamp>>> {
         let mut state = self.pool.lock();
         if self.pool.capturing(&state) {
             return Err(Error::Capturing { what: "having evicted memory back" });
@@ -75,9 +81,14 @@ impl DeviceCache {
         if self.tag_is_limited(tag) { self.check_tag_limit(&state, request) } else { Ok(()) }
     }
 
-    /// What these streams have been given to do so far.
-    pub(crate) fn stamps_of(&self, streams: &[StreamId]) -> Vec<Stamp> {
-        self.pool.stamps_of(&mut self.pool.lock(), streams)
+    /// What these streams have been given to do so far, `home` standing for those that there is no clock for.
+    pub(crate) fn stamps_of(&self, home: StreamId, streams: &[StreamId]) -> Result<Vec<Stamp>> {
+        self.pool.stamps_of(&mut self.pool.lock(), home, streams)
+    }
+
+    /// Lets later work of a stream come after what these stamps stand for. Returns the streams whose work so far has to be waited for instead.
+    pub(crate) fn order_after_stamps(&self, later: StreamId, stamps: &[Stamp]) -> Result<Vec<StreamId>> {
+        self.pool.order_after_stamps(&mut self.pool.lock(), later, stamps)
     }
 
     /// Whether streams have got that far; with `wait`, once they have.

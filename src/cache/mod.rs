@@ -28,7 +28,7 @@ use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInf
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
 pub(crate) use counts::TAGS;
-pub(crate) use extents::Stamp;
+pub(crate) use extents::{NEVER, Stamp};
 use gate::Gate;
 use magazine::ThreadCache;
 use stats::Retired;

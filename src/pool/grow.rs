@@ -126,6 +126,8 @@ impl Pool {
                 // is looked for anew.
                 let settled = !state.slabs.any_shared() && !state.pairs.any();
                 self.poll(state)?;
+                let missing = growth.bytes.saturating_sub(picked.bytes);
+                let settled = settled && self.vacate_idle(state, missing) == 0;
                 let came_home = self.finish_pending(state);
                 if came_home && let Some(block) = self.search(state, want)? {
                     return Ok(Some((block, Rung::Passed)));

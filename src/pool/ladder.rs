@@ -377,7 +377,6 @@ impl Pool {
     /// Learns how far all streams are.
     pub(super) fn poll(&self, state: &mut PoolState) -> Climb<()> {
         self.poll_clocks(state)?;
-        self.vacate_idle(state);
         // What shares memory with others goes its own way again as soon as it can.
         self.part_passed(state)
     }
@@ -424,7 +423,7 @@ impl Pool {
 
     /// What the lanes have passed becomes everyone's.
     pub(super) fn share_passed(&self, state: &mut PoolState) -> bool {
-        let mut any = self.vacate_idle(state);
+        let mut any = false;
         for id in state.lanes.ids() {
             let lane = state.lanes.get(id);
             if lane.private.is_some() {

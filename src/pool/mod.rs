@@ -62,6 +62,7 @@ pub(crate) use private::StreamFilter;
 use directory::{Place, ZONES, place};
 use explain::Notes;
 use extents::Extents;
+pub(crate) use extents::{NEVER, Stamp};
 use lanes::Lanes;
 use pairs::Pairs;
 use pending::Pending;

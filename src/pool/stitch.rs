@@ -181,6 +181,7 @@ impl Pool {
     /// Undoes the mappings of so many ghosts, the oldest first, as far as streams are known to have passed them. Returns whether
     /// there were any.
     pub(super) fn retire_ghosts(&self, state: &mut PoolState, count: usize) -> bool {
+        let of_extents = count == usize::MAX && self.bury_ghosts(state, true);
         let mut left = Vec::new();
         let mut retired = 0;
         while retired < count
@@ -222,6 +223,6 @@ impl Pool {
             }
         }
         left.into_iter().rev().for_each(|ghost| state.ghosts.queue.push_front(ghost));
-        retired > 0
+        of_extents || retired > 0
     }
 }

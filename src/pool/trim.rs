@@ -12,7 +12,8 @@ impl Pool {
     /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; those of the
     /// largest free blocks first. Without virtual memory management, plain segments go back to the device. Returns the bytes gained.
     pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64) -> Climb<u64> {
-        self.harvest_where(state, wanted, |_, _| true)
+        let of_arenas = self.harvest_where(state, wanted, |_, _| true)?;
+        Ok(of_arenas + self.vacate_idle(state, wanted.saturating_sub(of_arenas)))
     }
 
     /// Gives dedicated memory that is free back to the device, up to `wanted` bytes. Returns the bytes given back.
@@ -197,6 +198,7 @@ impl Pool {
         if state.space.release_reserve(keep.saturating_sub(in_use)) > 0 {
             state.emptied += 1;
         }
+        self.give_addresses_back(state);
         self.bury(state);
         Ok(before - state.space.physical_bytes())
     }

@@ -52,7 +52,7 @@ impl Pool {
     }
 
     /// Lets the lane's stream wait for the streams of these clocks.
-    fn order_after(&self, state: &mut PoolState, lane: LaneId, mut clocks: Vec<u16>) -> Climb<()> {
+    pub(super) fn order_after(&self, state: &mut PoolState, lane: LaneId, mut clocks: Vec<u16>) -> Climb<()> {
         let PoolState { lanes, events, .. } = &mut *state;
         let stream = lanes.stream(lane);
         let own = lanes.get(lane).clock;

@@ -68,6 +68,11 @@ impl Clock {
         !self.stamped && self.closed.is_empty()
     }
 
+    /// An event that stands for all work of a stamp, and that has been recorded.
+    pub fn event_of(&self, stamp: u64) -> Option<EventId> {
+        self.closed.iter().find(|&&(epoch, _)| epoch >= stamp).map(|&(_, event)| event)
+    }
+
     /// Closes the open epoch, if anything was freed in it.
     pub fn close(&mut self, driver: &dyn Driver, events: &mut EventPool) -> DriverResult<()> {
         if !self.stamped {

@@ -341,6 +341,11 @@ impl Engine {
         Ok(self.soft.order_after(stream, other)?)
     }
 
+    /// Waits until the device has done all that it was given.
+    pub fn finish(&self) -> Result<()> {
+        Ok(self.soft.synchronize_device()?)
+    }
+
     /// What the checker found.
     pub fn reports(&self) -> Vec<String> {
         self.soft.reports().iter().map(ToString::to_string).collect()

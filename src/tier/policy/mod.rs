@@ -4,7 +4,6 @@
 //! a victim really goes, and where to, is its owner's business, who says so by [`VictimPolicy::evicted`]. Policies are pure: time is
 //! counted in touches, and no answer depends on the order of a hash table.
 
-mod admission;
 mod arc;
 mod cost;
 mod lru;
@@ -16,7 +15,6 @@ mod tests;
 use std::fmt;
 use std::str::FromStr;
 
-pub use admission::{Admission, Way};
 pub use arc::AdaptiveReplacement;
 pub use cost::CostAware;
 pub use lru::Lru;

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::stage::Stage;
 use super::table::{Extent, ExtentId, Table, transfer_ns};
 use super::{Select, Tiers, Wait, keep_first};
-use crate::error::{ResidencyError, Result, TierError};
+use crate::cache::NEVER;
+use crate::error::{Error, ResidencyError, Result, TierError};
 use crate::sync::MutexGuard;
 use crate::tier::transfer::is_busy;
 use crate::units::DevicePtr;
@@ -22,8 +23,10 @@ pub(crate) struct Room {
 /// How bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// To a tier, or dropped where that is as good.
+    /// To a tier, or dropped where that is as good, behind all that its streams have been given to do.
     Cheapest,
+    /// The same, since room is needed: whoever used it held pins, so what was submitted after the last of them is not waited for.
+    Room,
     /// They are not wanted.
     Blank,
 }
@@ -35,6 +38,9 @@ enum Begun {
     After(Wait),
     No(TierError),
 }
+
+/// What goes ahead of need is at most this part of the device: 1/64.
+const AHEAD_SHIFT: u32 = 6;
 
 /// So often slower tiers are asked to make a faster one roomy for one extent.
 const SPILLS_MAX: u32 = 4;
@@ -61,27 +67,52 @@ impl Tiers {
                     && !spared(extent)
                     && !tried.contains(&id)
             };
-            let victims = table.victims(bytes - room.evicted, &may_go);
-            if victims.is_empty() {
-                // Others may have begun what helps here as well.
-                let helps =
-                    |&id: &ExtentId| matches!(table.extent(id).stage, Stage::Evicting { .. }) && !tried.contains(&id);
-                let Some(id) = table.moving.iter().copied().find(helps) else { break };
+            // What was begun ahead of need, or by others, helps first.
+            let helps =
+                |&id: &ExtentId| matches!(table.extent(id).stage, Stage::Evicting { .. }) && !tried.contains(&id);
+            if let Some(id) = table.moving.iter().copied().find(helps) {
                 tried.insert(id);
                 table.extent_mut(id).held += 1;
                 room.evicted += self.await_gone(&mut table, id, &mut room.failure);
                 self.let_go(&mut table, id);
                 continue;
             }
+            let victims = table.victims(bytes - room.evicted, &may_go);
+            if victims.is_empty() {
+                break;
+            }
             tried.extend(&victims);
-            let gone = self.evict(&mut table, &victims, Way::Cheapest);
+            let gone = self.evict(&mut table, &victims, Way::Room);
             room.evicted += gone.evicted;
             if let Some(failure) = gone.failure {
                 keep_first(&mut room.failure, failure);
             }
         }
+        if room.evicted > 0 && !self.is_observed() {
+            self.evict_ahead(&mut table, bytes, spared);
+        }
         self.unlock(table);
         room
+    }
+
+    /// Begins to evict what the next requests are likely to want, and waits for none of it: twice as much with each request that found no room,
+    /// half as much with each block that is wanted back.
+    fn evict_ahead(&self, table: &mut MutexGuard<'_, Table>, bytes: u64, spared: &dyn Fn(&Extent) -> bool) {
+        let most = self.device.pool.capacity >> AHEAD_SHIFT;
+        table.ahead = (table.ahead * 2).max(bytes).min(most);
+        let may_go = |_: ExtentId, extent: &Extent| {
+            extent.may_go() && extent.held == 0 && extent.manner.automatic && extent.size <= most && !spared(extent)
+        };
+        let going = |&&id: &&ExtentId| matches!(table.extent(id).stage, Stage::Evicting { .. });
+        let under_way: u64 = table.moving.iter().filter(going).map(|&id| table.extent(id).size).sum();
+        let wanted = table.ahead.saturating_sub(under_way);
+        for id in table.victims(wanted, &may_go) {
+            // Nothing spills for it, which would have to be waited for.
+            let mut spills = SPILLS_MAX;
+            if !matches!(self.try_begin(table, id, Way::Room, &mut spills), Begun::Yes) {
+                break;
+            }
+        }
     }
 
     /// Evicts blocks by name. Returns the bytes that have gone. Those that are pinned stay, which is an error only for one that was named.
@@ -228,12 +259,26 @@ impl Tiers {
         let first_tier = extent.manner.first_tier;
         let mut after = vec![extent.manner.stream];
         after.extend(&extent.users);
+        let by_pins = way == Way::Room && extent.manner.automatic;
         // Unknown, it is worth it: the callback is there to be used.
         let cheap = extent.recompute_ns.is_none_or(|ns| ns <= transfer_ns(size));
         if way == Way::Blank || (extent.manner.recompute && cheap) {
-            let stamps = self.device.stamps_of(&after);
+            let stamps = match self.device.stamps_of(after[0], &after) {
+                Ok(stamps) => stamps,
+                Err(error) => return Begun::No(super::settle::tier_error(error)),
+            };
             table.set_stage(id, Stage::Dropping { stamps, blank: way == Way::Blank }, None);
             return Begun::Yes;
+        }
+        if by_pins && !extent.used.contains(&NEVER) {
+            let used = extent.used.clone();
+            after.clone_from(&extent.recorded);
+            let outward = self.engine.stream(false);
+            let open = outward.map_err(Error::from).and_then(|outward| self.device.order_after_stamps(outward, &used));
+            match open {
+                Ok(open) => after.extend(open),
+                Err(error) => return Begun::No(super::settle::tier_error(error)),
+            }
         }
         let mut failure = None;
         for (tier, store) in self.stores.iter().enumerate().skip(first_tier) {

@@ -43,7 +43,7 @@ use parking_lot::Condvar;
 
 use super::codec::Codec;
 use super::policy::VictimPolicy;
-use super::transfer::{Engine, Place, Transfer};
+use super::transfer::{Engine, Place, Transfer, words_of};
 use super::{Tier, TierError};
 use crate::cache::{DeviceCache, Stamp};
 use crate::error::{ResidencyError, Result};
@@ -390,13 +390,6 @@ impl Tiers {
         self.unlock(table);
         checked
     }
-}
-
-/// A panic, in words.
-fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.map_or_else(|| "it panicked".to_string(), |text| format!("it panicked: {text}"))
 }
 
 /// The first of what failed.

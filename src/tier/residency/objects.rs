@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::table::{ExtentId, Manner, Table};
 use super::{Evictable, Tiers, not_evictable};
-use crate::cache::Request;
+use crate::cache::{NEVER, Request, Stamp};
 use crate::driver::Driver;
 use crate::error::{ResidencyError, Result};
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind};
@@ -38,8 +38,8 @@ impl Tiers {
             None => {
                 // Rather one chunk than none.
                 let sizes = if shared { [whole.max(self.shared_bytes), whole] } else { [whole, whole] };
-                let make = |size: u64| -> Result<Option<(DevicePtr, u64)>> {
-                    Ok(self.device.new_extent(stream, size, tag, may_grow)?.map(|addr| (addr, size)))
+                let make = |size: u64| -> Result<Option<(DevicePtr, Vec<Stamp>, u64)>> {
+                    Ok(self.device.new_extent(stream, size, tag, may_grow)?.map(|(addr, after)| (addr, after, size)))
                 };
                 let mut made = make(sizes[0]);
                 if matches!(made, Ok(None)) && sizes[0] != sizes[1] {
@@ -52,11 +52,13 @@ impl Tiers {
                         return Err(error);
                     }
                 };
-                let Some((addr, extent_bytes)) = made else {
+                let Some((addr, after, extent_bytes)) = made else {
                     self.unlock(table);
                     return Ok(None);
                 };
                 let id = table.add_extent(addr.0, extent_bytes, manner, how, shared);
+                // The home stream comes after what its memory was used for. Others that pin it come after the home stream.
+                table.extent_mut(id).computed = after;
                 if !shared {
                     (id, addr)
                 } else {
@@ -66,6 +68,7 @@ impl Tiers {
         };
         table.add_object(id, ptr, size, how);
         let cleared = self.clear_behind(&table, id, ptr, size);
+        self.note_use(&mut table, id);
         self.blocks.fetch_add(1, Relaxed);
         self.device.count_in_extent(DevicePtr(table.extent(id).addr), size as i64, tag);
         self.unlock(table);
@@ -107,7 +110,14 @@ impl Tiers {
         let (addr, tag, home) = (DevicePtr(extent.addr), extent.manner.tag, extent.manner.stream);
         // What goes with its extent waits with that.
         let last = extent.objects == 1;
-        let stamps = if last { Vec::new() } else { self.device.stamps_of(&extent.users) };
+        let stamps = if last { Ok(Vec::new()) } else { self.device.stamps_of(home, &extent.users) };
+        let stamps = match stamps {
+            Ok(stamps) => stamps,
+            Err(error) => {
+                self.unlock(table);
+                return Some(Err(error));
+            }
+        };
         let removed = table.remove_object(ptr, stamps);
         if let Some(object) = &removed {
             self.blocks.fetch_sub(1, Relaxed);
@@ -129,7 +139,7 @@ impl Tiers {
         let mut table = self.lock();
         let id = table.objects.get(&ptr.0).map(|object| object.extent);
         if let Some(id) = id {
-            table.extent_mut(id).used_by(stream);
+            table.extent_mut(id).recorded_on(stream);
         }
         self.unlock(table);
         id.is_some()
@@ -187,8 +197,20 @@ impl Tiers {
                 let size = extent.size;
                 table.pinned_bytes -= size;
             }
+            self.note_use(&mut table, id);
         }
         self.unlock(table);
+    }
+
+    /// Its streams use an extent up to here.
+    pub(super) fn note_use(&self, table: &mut Table, id: ExtentId) {
+        let extent = table.extent_mut(id);
+        let home = extent.manner.stream;
+        let mut streams = vec![home];
+        streams.extend(&extent.users);
+        // Where nobody can say, all that they are given to do counts.
+        let stamps = self.device.stamps_of(home, &streams).unwrap_or_else(|_| vec![NEVER]);
+        extent.used_until(&stamps);
     }
 
     /// What a pointer must be.

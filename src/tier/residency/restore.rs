@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::stage::Stage;
 use super::table::{Extent, ExtentId, Table};
 use super::{Recompute, Select, Tiers, Transfer, Wait, words_of};
+use crate::cache::{NEVER, Stamp};
 use crate::driver::Driver;
 use crate::error::{ResidencyError, Result};
 use crate::sync::MutexGuard;
@@ -54,7 +55,7 @@ impl Tiers {
     /// Begins to have a block back, if it is not there, for work on `stream`, which counts as recorded. Whoever pins it waits for the rest.
     pub(crate) fn prefetch(&self, ptr: DevicePtr, stream: StreamId) -> Result<()> {
         self.with_block(ptr, Goal::Begun, |table, id| {
-            table.extent_mut(id).used_by(stream);
+            table.extent_mut(id).recorded_on(stream);
             Ok(())
         })
     }
@@ -243,7 +244,7 @@ impl Tiers {
     ) -> Result<()> {
         let extent = table.extent(id);
         let (addr, size) = (DevicePtr(extent.addr), extent.size);
-        if self.device.fill_extent(addr)? {
+        if let Some(after) = self.device.fill_extent(addr)? {
             let next = match &table.extent(id).stage {
                 Stage::Away { place } => Stage::Filled { place: place.clone() },
                 Stage::Spilling { place, transfer } => {
@@ -254,13 +255,19 @@ impl Tiers {
                 _ => Stage::Resident,
             };
             let extent = table.extent_mut(id);
-            extent.busy.clear();
+            extent.used_until(&after);
+            extent.busy = after;
             if matches!(next, Stage::Recomputing | Stage::Resident) && extent.grain() > 1 {
                 // Of what nobody writes nothing is to be found beside what is written. Where that fails, some numbers are less exact.
                 let cleared = self.device.pool.driver.fill(addr, size, 0, extent.manner.stream);
                 cleared.unwrap_or_else(|_| self.counts.failed());
             }
             table.set_stage(id, next, None);
+            if matches!(table.extent(id).stage, Stage::Resident) {
+                let extent = table.extent_mut(id);
+                extent.computed = std::mem::take(&mut extent.busy);
+                self.note_use(table, id);
+            }
             self.came_back(table, id);
             return Ok(());
         }
@@ -276,7 +283,11 @@ impl Tiers {
 
     /// Begins to bring the bytes of an extent that has memory.
     fn load(&self, table: &mut MutexGuard<'_, Table>, id: ExtentId, place: &Arc<super::Place>) -> Result<()> {
-        match self.engine.try_load(place, DevicePtr(table.extent(id).addr), &[]) {
+        // Nothing is brought to memory that others use still, in the order of their streams.
+        let inward = self.engine.stream(true)?;
+        let after = self.device.order_after_stamps(inward, &table.extent(id).busy)?;
+        table.ahead /= 2;
+        match self.engine.try_load(place, DevicePtr(table.extent(id).addr), &after) {
             Ok(transfer) => {
                 let place = Arc::clone(place);
                 table.set_stage(id, Stage::Restoring { place, transfer, lent: false }, None);
@@ -316,14 +327,15 @@ impl Tiers {
         table.extent_mut(id).computing = None;
         let outcome = match computed {
             Ok(()) => {
-                table.extent_mut(id).computed = self.device.stamps_of(&[home]);
+                table.extent_mut(id).computed = self.home_stamps(home);
                 table.set_stage(id, Stage::Resident, None);
+                self.note_use(table, id);
                 Ok(())
             }
             Err(error) => {
                 self.counts.failed();
                 // What it has submitted before it failed may touch the memory still.
-                let stamps = self.device.stamps_of(&[home]);
+                let stamps = self.home_stamps(home);
                 let passed = self.without_lock(table, id, || self.device.have_passed(&stamps, true));
                 let addr = DevicePtr(table.extent(id).addr);
                 match passed.and_then(|_| self.device.vacate_extent(addr)) {
@@ -336,6 +348,11 @@ impl Tiers {
         };
         self.changed.notify_all();
         outcome
+    }
+
+    /// What a home stream has been given to do. It has a clock since the first extent of it was made.
+    fn home_stamps(&self, home: StreamId) -> Vec<Stamp> {
+        self.device.stamps_of(home, &[home]).unwrap_or_else(|_| vec![NEVER])
     }
 
     /// Lets later work of a stream come after all that has begun to come back. Waits on the host until its copies are submitted.

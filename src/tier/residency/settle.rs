@@ -3,6 +3,7 @@
 use super::Tiers;
 use super::stage::Stage;
 use super::table::{ExtentId, Table};
+use crate::cache::NEVER;
 use crate::driver::DriverError;
 use crate::error::{Error, TierError};
 use crate::telemetry::{Event, EventKind};
@@ -104,7 +105,10 @@ impl Tiers {
                         busy.push(extent.manner.stream);
                         busy.extend(&extent.users);
                     }
-                    table.extent_mut(id).busy = self.device.stamps_of(&busy);
+                    // An earlier attempt may have left copies that go on still.
+                    let home = table.extent(id).manner.stream;
+                    let stamps = self.device.stamps_of(home, &busy).unwrap_or_else(|_| vec![NEVER]);
+                    table.extent_mut(id).busy.extend(stamps);
                     table.set_stage(id, Stage::Filled { place }, None);
                     self.empty_again(table, id);
                     true
@@ -215,8 +219,17 @@ impl Tiers {
         // What is begun nothing more of may still be under way on the engine's streams.
         if let Some(transfer) = extent.stage.transfer() {
             transfer.cancel();
-            let inwards = matches!(extent.stage, Stage::Restoring { .. });
-            users.extend(self.engine.stream(inwards).ok());
+            match &extent.stage {
+                // The home stream comes after all of it. It has come back, and was used.
+                Stage::Restoring { place, lent: true, .. } if !transfer.is_abandoned() => {
+                    self.counts.loaded(self.tier_of(place), place.stored());
+                    self.counts.restored(extent.size);
+                }
+                stage => {
+                    let inwards = matches!(stage, Stage::Restoring { .. });
+                    users.extend(self.engine.stream(inwards).ok());
+                }
+            }
         }
         let addr = DevicePtr(table.remove_extent(id).addr);
         self.device.give_up_extent(addr, &users);

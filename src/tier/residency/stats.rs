@@ -67,6 +67,8 @@ pub struct TierStats {
     pub abandoned: u64,
     /// How long calls have waited for all that, by the driver's clock, in nanoseconds.
     pub stall_ns: u64,
+    /// Of that, how long for copies, reads and writes under way: the rest is what the calls of the driver cost, and waits for streams.
+    pub transfer_wait_ns: u64,
     /// Whether the device sleeps.
     pub asleep: bool,
     /// Host memory for blocks and extents, in bytes.
@@ -139,7 +141,7 @@ impl Tiers {
         // What nobody waits for has its place until somebody looks.
         self.engine.pump();
         let table = self.lock();
-        let counts = &self.counts;
+        let (counts, engine) = (&self.counts, self.engine.stats());
         let read = |count: &AtomicU64| count.load(Relaxed);
         let mut stats = TierStats {
             blocks: table.objects.len() as u64,
@@ -153,8 +155,9 @@ impl Tiers {
             restored_bytes: read(&counts.restored_bytes),
             recomputes: read(&counts.recomputes),
             failures: read(&counts.failures),
-            abandoned: self.engine.stats().abandoned,
+            abandoned: engine.abandoned,
             stall_ns: read(&counts.stall_ns),
+            transfer_wait_ns: engine.stall_ns,
             asleep: table.asleep,
             metadata: table.metadata_bytes(),
             ..TierStats::default()

@@ -73,13 +73,17 @@ pub(super) struct Extent {
     pub(super) pins: u32,
     /// Streams besides the home stream that have used it since its memory came.
     pub(super) users: Vec<StreamId>,
+    /// Those of them that do so without pins: only what they have been given to do by now says when they are done.
+    pub(super) recorded: Vec<StreamId>,
+    /// What its streams had been given to do when the last pin was taken off, and when its memory came.
+    pub(super) used: Vec<Stamp>,
     /// A transfer out of it has failed, and nobody can say whether its copies still read it: streams that use it next come after them.
     pub(super) is_read: bool,
     /// The thread that is having it computed again: it would wait for itself.
     pub(super) computing: Option<ThreadId>,
     /// What the home stream had been given to do when it had been computed again.
     pub(super) computed: Vec<Stamp>,
-    /// What has to pass before memory that was filled in vain may go.
+    /// What has to pass before memory that was filled in vain may go, and before anything is brought there.
     pub(super) busy: Vec<Stamp>,
     /// Calls under way that come back to it.
     pub(super) held: u32,
@@ -111,6 +115,24 @@ impl Extent {
         }
     }
 
+    /// [`Extent::used_by`], without pins.
+    pub(super) fn recorded_on(&mut self, stream: StreamId) {
+        self.used_by(stream);
+        if self.stage.is_mapped() && !self.recorded.contains(&stream) {
+            self.recorded.push(stream);
+        }
+    }
+
+    /// What it is used for is over when these have passed, too.
+    pub(super) fn used_until(&mut self, stamps: &[Stamp]) {
+        for &(clock, stamp) in stamps {
+            match self.used.iter_mut().find(|(known, _)| *known == clock) {
+                Some((_, known)) => *known = stamp.max(*known),
+                None => self.used.push((clock, stamp)),
+            }
+        }
+    }
+
     /// Whether its bytes are there, and nobody has pinned them.
     pub(super) fn may_go(&self) -> bool {
         self.pins == 0 && matches!(self.stage, Stage::Resident)
@@ -134,6 +156,8 @@ pub(super) struct Table {
     /// Blocks that have come back, which observers are to be told.
     pub(super) remapped: VecDeque<ExtentId>,
     pub(super) pinned_bytes: u64,
+    /// So many bytes go ahead of need when the next request finds no room.
+    pub(super) ahead: u64,
 }
 
 impl Table {
@@ -150,6 +174,7 @@ impl Table {
             asleep: false,
             remapped: VecDeque::new(),
             pinned_bytes: 0,
+            ahead: 0,
         }
     }
 
@@ -258,6 +283,8 @@ impl Table {
             objects: 0,
             pins: 0,
             users: Vec::new(),
+            recorded: Vec::new(),
+            used: Vec::new(),
             is_read: false,
             computing: None,
             computed: Vec::new(),
@@ -355,6 +382,8 @@ impl Table {
         extent.stage = stage;
         if !extent.stage.is_mapped() {
             extent.users.clear();
+            extent.recorded.clear();
+            extent.used.clear();
             extent.is_read = false;
             extent.computed.clear();
             // No stream touches what has been taken away.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::guarded;
 use super::job::{Job, Kind, Progress, UNIT, Way};
 use super::place::{Place, Stored};
 use super::staging::Staging;
@@ -45,7 +46,7 @@ impl Engine {
         let whole =
             size.checked_next_multiple_of(UNIT).ok_or_else(|| unusable(format!("{size} bytes are too many")))?;
         let host = tier.is_host_memory();
-        let probe = tier.reserve(if codec.is_some() { whole } else { size })?;
+        let probe = guarded::reserve(&**tier, if codec.is_some() { whole } else { size })?;
         let mut job = Job {
             kind: Kind::Save { from },
             source: Mutex::new(None),
@@ -86,7 +87,7 @@ impl Engine {
         let count = job.size.div_ceil(job.piece);
         job.count = u32::try_from(count).map_err(|_| unusable(format!("{count} pieces are too many")))?;
         if let Some(codec) = &job.codec {
-            let bound = codec.bound(job.piece.min(job.size) as usize) as u64;
+            let bound = guarded::bound(&**codec, job.piece.min(job.size) as usize)? as u64;
             let buffer = self.shared.config.buffer_bytes();
             if bound > buffer {
                 let name = codec.name();
@@ -164,7 +165,7 @@ impl Engine {
             [job.source_sum, job.copy_sum].into_iter().flatten().for_each(|sum| sums.give(sum));
         }
         if !matches!(job.kind, Kind::Load { .. }) {
-            job.tier.release(job.slot);
+            guarded::release(&*job.tier, job.slot);
         }
     }
 
@@ -242,7 +243,7 @@ impl Engine {
             self.ensure_staging(&place.tier)?;
         }
         self.shared.attach(tier);
-        let slot = tier.reserve(place.slot.size)?;
+        let slot = guarded::reserve(&**tier, place.slot.size)?;
         let count = place.pieces.len() as u32;
         let progress = Progress { stored: vec![Stored::default(); count as usize], ..Progress::default() };
         let job = Job {

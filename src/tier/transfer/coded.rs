@@ -1,6 +1,7 @@
 //! Codecs that a device carries out by itself: its kernels read or write the staging buffer, so that fewer bytes cross the link, and the
 //! processor has nothing to do with it.
 
+use super::guarded;
 use super::job::{Piece, Way};
 use super::shared::Shared;
 use crate::driver::DriverErrorKind;
@@ -26,7 +27,7 @@ impl Piece {
         if let (Some(codec), Some(coded), Some(raw)) = (&self.job.codec, &self.coded, &mut self.raw) {
             // SAFETY: both buffers are the piece's and long enough; nothing is under way in either.
             let (from, into) = unsafe { (coded.bytes(stored.bytes as usize), raw.bytes_mut(size)) };
-            codec.decode(from, into)?;
+            guarded::decode(&**codec, from, into)?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What takes the processor's time: checksums and codecs.
 
+use super::guarded;
 use super::job::{Kind, Piece, UNIT, Way};
 use super::place::Stored;
 use super::shared::Shared;
@@ -45,11 +46,11 @@ impl Shared {
             let bytes = unsafe { raw.bytes(size) };
             let mut encoded = None;
             if let (Some(codec), Some(coded)) = (&job.codec, &mut piece.coded) {
-                let bound = codec.bound(size);
+                let bound = guarded::bound(&**codec, size)?;
                 // SAFETY: as above; that the bound fits was seen when the job began.
                 let into = unsafe { coded.bytes_mut(bound) };
                 // What a device makes is as long as it can be at most.
-                let length = if piece.on_device { bound } else { codec.encode(bytes, into)? };
+                let length = if piece.on_device { bound } else { guarded::encode(&**codec, bytes, into)? };
                 if length < size {
                     stored.sum = crc32c(&into[..length]);
                     encoded = Some(length);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::guarded::{self, NotBegun};
 use super::job::{Kind, Piece, UNIT};
 use super::shared::Shared;
 use crate::tier::{Direction, Io, Ticket, TierError};
@@ -42,10 +43,11 @@ impl Shared {
         // SAFETY: the buffer is the piece's own, is a whole number of units long and no shorter than what is stored; the piece stays in
         // `io`, and the buffer with it, until `finish` has said that this ended. Without a buffer it is whole units of the place that is
         // spilled, which the job holds, and which nobody writes.
-        match unsafe { tier.start(io) } {
+        match unsafe { guarded::start(&*tier, io) } {
             Ok(ticket) => self.queues.lock().io.push_back((ticket, piece)),
-            Err(TierError::Busy { .. }) => self.queues.lock().stalled.push_back(piece),
-            Err(error) => self.finish(piece, Err(error)),
+            Err(NotBegun::Error(TierError::Busy { .. })) => self.queues.lock().stalled.push_back(piece),
+            Err(NotBegun::Error(error)) => self.finish(piece, Err(error)),
+            Err(NotBegun::Panic(error)) => self.abandon_one(piece, error),
         }
     }
 
@@ -78,7 +80,14 @@ impl Shared {
             (true, Some(place)) => place.tier.clone(),
             _ => piece.job.tier.clone(),
         };
-        match tier.finish(ticket, wait) {
+        let ended = match guarded::finish(&*tier, ticket, wait) {
+            Ok(ended) => ended,
+            Err(error) => {
+                self.abandon_one(piece, error);
+                return true;
+            }
+        };
+        match ended {
             None => {
                 self.queues.lock().io.push_back((ticket, piece));
                 false

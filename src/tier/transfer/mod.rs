@@ -23,6 +23,7 @@
 mod begin;
 mod coded;
 mod compute;
+mod guarded;
 mod io;
 mod job;
 mod lines;
@@ -37,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
+pub(crate) use self::guarded::words_of;
 pub use self::job::Outcome;
 use self::job::{Ended, Job, UNIT, Way};
 pub use self::place::Place;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::guarded;
 use crate::tier::codec::Codec;
 use crate::tier::{Slot, Tier};
 
@@ -65,7 +66,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.tier.release(self.slot);
+        guarded::release(&*self.tier, self.slot);
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Line {
     pub(super) flying_pieces: usize,
     /// Whether somebody asks about the first batches, which stay here meanwhile.
     pub(super) polling: bool,
+    /// Whether somebody is submitting copies.
+    pub(super) submitting: bool,
 }
 
 impl Line {
@@ -147,34 +149,40 @@ impl Queues {
     /// Whether a worker has anything to do at once.
     pub(super) fn has_work(&self) -> bool {
         !self.compute.is_empty()
-            || self.lines.iter().any(|line| !line.waiting.is_empty())
+            || self.lines.iter().any(|line| !line.waiting.is_empty() && !line.submitting)
             || self.begin.iter().any(|queue| !queue.is_empty())
     }
 
-    /// What is next: what frees something before what takes something, and calls that are worth while before those that are not.
+    /// What is next: calls that are worth while, so that the device has something to do; then what frees something before what takes something,
+    /// and calls that are worth less.
     pub(super) fn next(&mut self, compute: bool, batch_bytes: u64) -> Option<Step> {
-        const WAYS: [Way; 2] = [Way::In, Way::Out];
         loop {
+            for way in [Way::In, Way::Out] {
+                if self.line(way).is_full(batch_bytes) && !self.line(way).submitting {
+                    return Some(self.submit(way, batch_bytes));
+                }
+            }
             if compute && let Some(piece) = self.compute.pop_front() {
                 return Some(Step::Compute(piece));
-            }
-            for way in WAYS {
-                if self.line(way).is_full(batch_bytes) {
-                    return Some(Step::Submit(way, self.line(way).take(batch_bytes)));
-                }
             }
             match self.begin_piece() {
                 Begun::Queued => continue,
                 Begun::Step(step) => return Some(step),
                 Begun::Nothing => {}
             }
-            for way in WAYS {
-                if !self.line(way).waiting.is_empty() {
-                    return Some(Step::Submit(way, self.line(way).take(batch_bytes)));
-                }
-            }
-            return None;
+            let has_rest = |line: &Line| !line.waiting.is_empty() && !line.submitting;
+            return [Way::In, Way::Out]
+                .into_iter()
+                .find(|&way| has_rest(self.line(way)))
+                .map(|way| self.submit(way, batch_bytes));
         }
+    }
+
+    /// What one call takes. Until it has returned, other threads do something else: it goes to the same stream.
+    fn submit(&mut self, way: Way, batch_bytes: u64) -> Step {
+        let line = self.line(way);
+        line.submitting = true;
+        Step::Submit(way, line.take(batch_bytes))
     }
 
     /// Begins a piece, if there is one for which there is room.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Condvar;
 
+use super::guarded;
 use super::job::{Ended, Job, Kind, Outcome, Piece, UNIT, Way};
 use super::place::{Place, Stored};
 use super::queues::{Batch, Queues, Step};
@@ -130,7 +131,11 @@ impl Shared {
         let step = self.queues.lock().next(compute, self.config.piece_bytes);
         match step {
             Some(Step::Compute(piece)) => self.compute(piece),
-            Some(Step::Submit(way, pieces)) => self.submit(way, pieces),
+            Some(Step::Submit(way, pieces)) => {
+                self.submit(way, pieces);
+                self.queues.lock().line(way).submitting = false;
+                self.wake();
+            }
             Some(Step::Start(piece)) => self.start(piece),
             Some(Step::End(job)) => self.end(&job),
             None => {
@@ -265,6 +270,12 @@ impl Shared {
         self.wake();
     }
 
+    /// Nobody can say whether a tier still reads or writes the buffer of a piece.
+    pub(super) fn abandon_one(&self, piece: Piece, error: TierError) {
+        piece.job.progress.lock().abandoned = true;
+        self.finish(piece, Err(error));
+    }
+
     /// The device cannot say when these copies end: what they touch is not used again.
     pub(super) fn abandon(&self, pieces: Vec<(Piece, Option<TierError>)>, error: &DriverError) {
         for (piece, failed) in pieces {
@@ -323,7 +334,7 @@ impl Shared {
             None => self.close(job, stored, end),
         };
         if outcome.is_err() && !abandoned && !matches!(job.kind, Kind::Load { .. }) {
-            job.tier.release(job.slot);
+            guarded::release(&*job.tier, job.slot);
         }
         if !abandoned && !summing {
             let mut sums = self.sums.lock();
@@ -365,7 +376,7 @@ impl Shared {
         if matches!(job.kind, Kind::Load { .. }) {
             return Ok(None);
         }
-        let slot = if end > 0 { job.tier.shrink(job.slot, u64::from(end) * UNIT) } else { job.slot };
+        let slot = if end > 0 { guarded::shrink(&*job.tier, job.slot, u64::from(end) * UNIT) } else { job.slot };
         Ok(Some(Arc::new(Place {
             tier: job.tier.clone(),
             slot,

@@ -52,6 +52,17 @@ fn memory_resource() {
     }
 }
 
+#[test]
+fn tiers_of_cpp() {
+    if missing() {
+        return;
+    }
+    for linked in [Linked::Shared, Linked::Static] {
+        let path = compile(&example("cpp/tiers.cpp"), SANITIZED, linked);
+        run("tiers", &mut program(&path));
+    }
+}
+
 /// A program linked with `-lstratalloc` asks for the library of its ABI, whatever newer one may be installed beside it.
 #[test]
 fn programs_ask_for_the_library_by_its_abi() {

@@ -3,6 +3,7 @@
 //! Traces do not say when memory is used. The model: a kernel writes all of a block when it has been allocated, uses it where the
 //! trace records a stream for it, and reads all of it before it is freed. Each pins the block for that.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::str::FromStr;
 
@@ -10,10 +11,10 @@ use serde::Serialize;
 use stratalloc::config::{TierList, TierSpec};
 use stratalloc::error::{Error, Result};
 use stratalloc::tier::TierStats;
-use stratalloc::units::{DevicePtr, StreamId};
+use stratalloc::units::{ByteSize, DevicePtr, PAGE, StreamId};
 
 use super::Options;
-use crate::engine::{Engine, Setup, Use};
+use crate::engine::{Call, Engine, Setup, Spent, Use};
 use crate::trace::{Op, Trace};
 use crate::{Failed, Finish};
 
@@ -30,14 +31,77 @@ impl FromStr for Tiers {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Tiers, String> {
-        let specs = text.split(',').map(|spec| spec.trim().replace(':', "=").parse::<TierSpec>());
-        match specs.collect::<std::result::Result<Vec<TierSpec>, ()>>() {
-            Ok(specs) => Ok(Tiers(TierList { specs })),
-            Err(()) => Err(format!(
-                "'{text}' is no list of tiers: write host:SIZE, nvme:/FOLDER:SIZE, with commas between them"
-            )),
+        let specs =
+            text.split(',').map(|spec| one(spec.trim())).collect::<std::result::Result<Vec<TierSpec>, String>>();
+        let specs =
+            specs.map_err(|why| format!("{why}; write host:SIZE, nvme:/FOLDER:SIZE, with commas between them"))?;
+        if specs.iter().filter(|spec| matches!(spec, TierSpec::Host(_))).count() > 1 {
+            return Err("host is named twice: there is one".to_owned());
+        }
+        Ok(Tiers(TierList { specs }))
+    }
+}
+
+/// One tier, or what is wrong with it.
+fn one(spec: &str) -> std::result::Result<TierSpec, String> {
+    let (kind, rest) = spec.split_once([':', '=']).unwrap_or((spec, ""));
+    let (folder, size) = rest.rsplit_once([':', '=']).unwrap_or(("", rest));
+    match kind {
+        "" => return Err("no tier is named".to_owned()),
+        "host" if !folder.is_empty() => return Err(format!("'{spec}': host has a size only")),
+        "host" => {}
+        "nvme" if rest.contains([':', '=']) && !folder.starts_with('/') => {
+            return Err(format!("'{spec}': the folder must begin with /"));
+        }
+        "nvme" if folder.is_empty() => return Err(format!("'{spec}': nvme has a folder and a size")),
+        "nvme" => {}
+        "peer" => return Err(format!("'{spec}': a replay has one device, so there is no peer")),
+        _ => return Err(format!("'{kind}' is no kind of tier: there are host and nvme")),
+    }
+    if size.is_empty() {
+        return Err(format!("'{spec}' has no size"));
+    }
+    let bytes = size.parse::<ByteSize>().map_err(|_| format!("'{spec}': '{size}' is not a size"))?;
+    if bytes.0 < PAGE {
+        return Err(format!("'{spec}': {bytes} is too small, nothing below {} leaves a device", ByteSize(PAGE)));
+    }
+    Ok(if kind == "host" { TierSpec::Host(bytes) } else { TierSpec::Nvme { folder: folder.into(), bytes } })
+}
+
+/// Where virtual time went. All of it together is the row's `tiered_ns`.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+struct Time {
+    /// The program's own.
+    program_ns: u64,
+    /// What calls of the driver cost, but for pinning.
+    driver_ns: u64,
+    /// Pinning memory of the host, which a program does once.
+    pinning_ns: u64,
+    /// Waits for copies, reads and writes of tiers.
+    transfer_wait_ns: u64,
+    /// Waits for what the program has given the device to do.
+    other_wait_ns: u64,
+}
+
+impl Time {
+    fn of(spent: &Spent, stats: &TierStats) -> Time {
+        let pinning_ns = spent.calls.0.get("cuMemHostRegister").map_or(0, |call| call.time_ns);
+        let transfer_wait_ns = stats.transfer_wait_ns.min(spent.stall_ns);
+        Time {
+            program_ns: spent.clock_ns.saturating_sub(spent.driver_ns + spent.stall_ns),
+            driver_ns: spent.driver_ns.saturating_sub(pinning_ns),
+            pinning_ns,
+            transfer_wait_ns,
+            other_wait_ns: spent.stall_ns - transfer_wait_ns,
         }
     }
+}
+
+/// How often a driver call was made, and how long all of them took, waits included.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Asked {
+    count: u64,
+    time_ns: u64,
 }
 
 /// What became of a trace.
@@ -57,8 +121,12 @@ struct Row {
     /// Virtual time on a device on which all has room, and on this one.
     roomy_ns: u64,
     tiered_ns: u64,
-    /// Of that, waits for tiers.
+    /// Of that, in calls that waited for tiers, with what they asked of the driver meanwhile.
     tier_stall_ns: u64,
+    /// Where the virtual time went.
+    time: Time,
+    /// What the driver was asked for, with tiers.
+    driver_calls: BTreeMap<&'static str, Asked>,
     /// Blocks whose bytes were compared; none where the device has no bytes.
     verified_blocks: u64,
     checker_reports: u64,
@@ -73,7 +141,8 @@ pub(super) fn run(
     traces: &[Trace],
     out: &mut impl Write,
 ) -> std::result::Result<Finish, Failed> {
-    let rows: Vec<Row> = traces.iter().map(|trace| replay(options, tiers, setup, trace)).collect();
+    let rows = traces.iter().map(|trace| replay(options, tiers, setup, trace));
+    let rows = rows.collect::<std::result::Result<Vec<Row>, Failed>>()?;
     if options.json {
         serde_json::to_writer_pretty(&mut *out, &rows)?;
         writeln!(out)?;
@@ -84,7 +153,7 @@ pub(super) fn run(
     Ok(if rows.iter().all(good) { Finish::Good } else { Finish::Bad })
 }
 
-fn replay(options: &Options, tiers: &Tiers, setup: &Setup, trace: &Trace) -> Row {
+fn replay(options: &Options, tiers: &Tiers, setup: &Setup, trace: &Trace) -> std::result::Result<Row, Failed> {
     let divisor = u64::from(options.shrink);
     let size_of = |bytes: u64| (bytes / divisor).max(1);
     let peak = peak_live(trace, &size_of);
@@ -106,6 +175,8 @@ fn replay(options: &Options, tiers: &Tiers, setup: &Setup, trace: &Trace) -> Row
         roomy_ns: 0,
         tiered_ns: 0,
         tier_stall_ns: 0,
+        time: Time::default(),
+        driver_calls: BTreeMap::new(),
         verified_blocks: 0,
         checker_reports: 0,
         first_report: None,
@@ -118,14 +189,14 @@ fn replay(options: &Options, tiers: &Tiers, setup: &Setup, trace: &Trace) -> Row
     });
     row.roomy_ns = outcome.unwrap_or(0);
     let tight = Setup { capacity: device_bytes, checker: true, ..setup.clone() };
-    let mut follower = match Follower::new(&tight, trace, Some(tiers), options.contents) {
-        Ok(follower) => follower,
-        Err(error) => return Row { error: Some(error.to_string()), ..row },
-    };
+    // Tiers that cannot be had are no result of a replay.
+    let refused = |error| Failed::from(format!("--tiers {}: {error}", tiers.0));
+    let mut follower = Follower::new(&tight, trace, Some(tiers), options.contents).map_err(refused)?;
     let followed = follower.follow(trace, &size_of);
     row.completed = followed.is_ok();
     row.error = followed.err().map(|error| error.to_string());
-    row.tiered_ns = follower.engine.spent().clock_ns;
+    let spent = follower.engine.spent();
+    row.tiered_ns = spent.clock_ns;
     row.verified_blocks = follower.verified;
     let reports = follower.engine.reports();
     row.checker_reports = reports.len() as u64;
@@ -136,7 +207,10 @@ fn replay(options: &Options, tiers: &Tiers, setup: &Setup, trace: &Trace) -> Row
     row.restored_bytes = stats.restored_bytes;
     row.spills = stats.spills;
     row.tier_stall_ns = stats.stall_ns;
-    row
+    row.time = Time::of(&spent, &stats);
+    let asked = |(name, call): (_, Call)| (name, Asked { count: call.count, time_ns: call.time_ns });
+    row.driver_calls = spent.calls.0.into_iter().map(asked).collect();
+    Ok(row)
 }
 
 /// The most live bytes at one time, by sizes as they are replayed.
@@ -201,7 +275,7 @@ impl Follower {
         for &id in &trace.live_at_end {
             self.free(id)?;
         }
-        Ok(())
+        self.engine.finish()
     }
 
     fn step(&mut self, op: Op, size_of: &dyn Fn(u64) -> u64) -> Result<()> {
@@ -323,6 +397,16 @@ fn for_people(rows: &[Row], out: &mut impl Write) -> std::io::Result<()> {
             ms(row.tier_stall_ns),
             row.tiered_ns as f64 / row.roomy_ns.max(1) as f64,
         )?;
+        let Time { program_ns, driver_ns, pinning_ns, transfer_wait_ns, other_wait_ns } = row.time;
+        writeln!(
+            out,
+            "  where the time went: transfers {:.1} ms, driver {:.1} ms, pinning host memory {:.1} ms (once), other waits {:.1} ms, the program {:.1} ms",
+            ms(transfer_wait_ns),
+            ms(driver_ns),
+            ms(pinning_ns),
+            ms(other_wait_ns),
+            ms(program_ns),
+        )?;
         if let Some(report) = &row.first_report {
             writeln!(out, "  {report}")?;
         }
@@ -332,8 +416,6 @@ fn for_people(rows: &[Row], out: &mut impl Write) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use stratalloc::units::ByteSize;
-
     use super::*;
 
     #[test]
@@ -342,8 +424,25 @@ mod tests {
         let wanted =
             [TierSpec::Host(ByteSize::gib(32)), TierSpec::Nvme { folder: "/mnt/a".into(), bytes: ByteSize::gib(200) }];
         assert_eq!(tiers.0.specs, wanted);
-        for text in ["", "host", "host:0", "nvme:/a", "disk:/a:1GiB"] {
-            assert!(text.parse::<Tiers>().unwrap_err().contains("host:SIZE"), "{text}");
+        for (text, words) in [
+            ("", "no tier is named"),
+            ("host", "'host' has no size"),
+            ("host:", "'host:' has no size"),
+            ("host:much", "'much' is not a size"),
+            ("host:0", "0 B is too small"),
+            ("host:1KiB", "1 KiB is too small, nothing below 2 MiB"),
+            ("host:/a:1GiB", "host has a size only"),
+            ("nvme:/a", "nvme has a folder and a size"),
+            ("nvme:1GiB", "nvme has a folder and a size"),
+            ("nvme:a:1GiB", "must begin with /"),
+            ("nvme:/a:1KiB", "too small"),
+            ("peer:1:1GiB", "one device"),
+            ("disk:/a:1GiB", "'disk' is no kind of tier: there are host and nvme"),
+            ("host:1GiB,,nvme:/a:1GiB", "no tier is named"),
+        ] {
+            let error = text.parse::<Tiers>().unwrap_err();
+            assert!(error.contains(words) && error.contains("write host:SIZE"), "{text}: {error}");
         }
+        assert!("host:1GiB,host:2GiB".parse::<Tiers>().unwrap_err().contains("twice"));
     }
 }

@@ -206,39 +206,3 @@ fn cost_prefers_what_is_cheap_large_and_stale() {
     real.insert(2, Item { size: u64::MAX, frees: 1, transfer_ns: u64::MAX, recompute_ns: Some(u64::MAX) });
     assert_eq!(real.victims(u64::MAX, &mut |_| true).len(), 3);
 }
-
-#[test]
-fn admission_lets_in_what_pays() {
-    let way = |recompute_ns| Way { store_ns: 100, load_ns: 100, recompute_ns };
-    let mut admission = Admission::new(64);
-    assert!(admission.admit(1, &way(None)), "nobody can compute it");
-    assert!(!admission.admit(1, &way(Some(90))), "reading it back takes longer than computing it");
-    assert!(!admission.admit(1, &way(Some(250))), "one in two: 75 saved for 100");
-    assert!(admission.admit(1, &way(Some(350))), "one in two: 125 saved for 100");
-    // Keys that go after one use are never wanted; those that go after two are.
-    for round in 0..200_u64 {
-        admission.touch(1000 + round);
-        admission.admit(1000 + round, &way(Some(350)));
-        let hot = round % 4;
-        admission.touch(hot);
-        admission.admit(hot, &way(Some(350)));
-    }
-    admission.touch(5000);
-    assert!(!admission.admit(5000, &way(Some(350))), "what is used once does not come back");
-    assert!(admission.admit(5000, &way(None)));
-    assert!(admission.admit(2, &way(Some(350))), "what is used often does");
-    assert!(admission.admit(2, &way(Some(220))), "nearly always: 120 saved for 100");
-}
-
-#[test]
-fn admission_remembers_no_more_than_it_may() {
-    let mut admission = Admission::new(8);
-    for key in 0..1000 {
-        admission.touch(key);
-        admission.admit(key, &Way { store_ns: 1, load_ns: 1, recompute_ns: Some(1) });
-        if key % 3 == 0 {
-            admission.remove(key);
-        }
-    }
-    assert!(admission.keys() <= 8);
-}

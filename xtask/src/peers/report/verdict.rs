@@ -29,6 +29,7 @@ pub(super) fn all(traces: &[Trace], answers: &Answers) -> Vec<Verdict> {
     all.extend(judge.spare());
     all.extend(judge.driver_time());
     all.extend(judge.steps());
+    all.extend(judge.repeated());
     all.extend(judge.syncs());
     all.extend(judge.stall());
     all.extend(judge.lags(OURS));
@@ -221,6 +222,19 @@ impl Judge<'_> {
             bound: "a tenth of expandable's",
             measured: format!("{} of {} traces{}", over.len() - those.len(), over.len(), told(&those)),
             met: those.is_empty(),
+        })
+    }
+
+    fn repeated(&self) -> Option<Verdict> {
+        let total = |peer: &str| -> Option<f64> {
+            self.traces.iter().map(|trace| self.number("spare", trace, peer, "driver_ns.later")).sum()
+        };
+        let (ours, theirs) = (total(OURS)?, total(EXPANDABLE)?);
+        Some(Verdict {
+            what: "memory to spare: modelled driver time of all second passes, when all has happened once".to_string(),
+            bound: "a tenth of expandable's",
+            measured: format!("{} ms, expandable {} ms", ms(ours), ms(theirs)),
+            met: ours <= theirs / 10.0,
         })
     }
 
