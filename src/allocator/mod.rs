@@ -253,8 +253,10 @@ impl Allocator {
         if let Some(freed) = self.free_evictable(ptr) {
             return freed;
         }
-        let device = self.owner(ptr).ok_or(Error::InvalidPointer { ptr })?;
-        let freed = device.free(ptr);
+        let Some((device, block)) = self.locate(ptr) else { return Err(Error::InvalidPointer { ptr }) };
+        // The first device's magazine has had its turn.
+        let is_first = std::ptr::eq(device, &*self.shared.first);
+        let freed = if !is_first && device.try_free(ptr) { Ok(()) } else { device.free_block(block) };
         self.tell_found(device);
         freed
     }

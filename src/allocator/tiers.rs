@@ -170,7 +170,7 @@ impl Allocator {
     }
 
     /// A request for which evictable blocks go to a tier where there is no room.
-    #[cold]
+    #[inline]
     pub(super) fn alloc_with_tiers(&self, device: &DeviceCache, inner: Request) -> Result<DevicePtr> {
         let tiers = self.shared.tiers.get(device.pool.device).and_then(Option::as_ref);
         match tiers.filter(|tiers| inner.may_grow && tiers.has_blocks()) {
@@ -185,6 +185,7 @@ impl Allocator {
     }
 
     /// Tries until there is room: evicts for it, at last explains why there is none, and asks observers.
+    #[cold]
     fn with_room(
         &self,
         tiers: &Arc<Tiers>,

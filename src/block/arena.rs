@@ -302,6 +302,7 @@ impl Arena {
         node.state == State::Free && node.owner == owner
     }
 
+    #[inline]
     pub(super) fn is_free_for_any(&self, id: NodeId, usable: impl Fn(Owner) -> bool) -> bool {
         let node = &self.nodes[id as usize];
         node.state == State::Free && usable(node.owner)
@@ -313,7 +314,7 @@ impl Arena {
     }
 
     /// Splits an unbinned node after `size` bytes. Returns the second part.
-    #[inline]
+    #[inline(always)]
     fn split(&mut self, id: NodeId, size: u64) -> NodeId {
         let Node { addr, size: whole, next, home, .. } = self.nodes[id as usize];
         debug_assert!(0 < size && size < whole);
@@ -350,39 +351,45 @@ impl Arena {
     ) -> NodeId {
         let mut id = id;
         let Node { prev, next, .. } = self.nodes[id as usize];
-        for neighbour in [next, prev] {
-            if neighbour == NIL {
-                continue;
-            }
-            let node = self.nodes[neighbour as usize];
-            if node.state != State::Free || !joins(node.owner) {
-                continue;
-            }
-            self.bins[node.owner.0 as usize].remove(&mut self.nodes, neighbour);
-            if node.owner == owner {
-                stamp = stamp.max(node.stamp);
-            }
-            if neighbour == next {
-                self.merge_next(id);
-            } else {
-                self.merge_next(prev);
-                id = prev;
-            }
+        if next != NIL && self.is_free_for_any(next, &joins) {
+            stamp = self.unbin(next, owner, stamp);
+            self.merge_next(id);
+        }
+        if prev != NIL && self.is_free_for_any(prev, &joins) {
+            stamp = self.unbin(prev, owner, stamp);
+            self.merge_next(prev);
+            id = prev;
         }
         self.put_free(id, owner, stamp);
         id
     }
 
-    #[inline]
+    /// Takes a free node out of its bins. Returns the later one of `stamp` and its own, if it is `owner`'s.
+    #[inline(always)]
+    fn unbin(&mut self, id: NodeId, owner: Owner, stamp: u64) -> u64 {
+        let node = &self.nodes[id as usize];
+        let (whose, at) = (node.owner, node.stamp);
+        self.bins[whose.0 as usize].remove(&mut self.nodes, id);
+        if whose == owner { stamp.max(at) } else { stamp }
+    }
+
+    #[inline(always)]
     pub(super) fn put_free(&mut self, id: NodeId, owner: Owner, stamp: u64) {
         let node = &mut self.nodes[id as usize];
         node.state = State::Free;
         node.owner = owner;
         node.stamp = stamp;
         if self.bins.len() <= owner.0 as usize {
-            self.bins.resize_with(owner.0 as usize + 1, Bins::default);
+            self.add_bins(owner);
         }
         self.bins[owner.0 as usize].insert(&mut self.nodes, id);
+    }
+
+    /// Bins for all owners up to this one. Apart, since they are large, and pass through the stack.
+    #[cold]
+    #[inline(never)]
+    fn add_bins(&mut self, owner: Owner) {
+        self.bins.resize_with(owner.0 as usize + 1, Bins::default);
     }
 
     pub(super) fn put_hole(&mut self, id: NodeId) {

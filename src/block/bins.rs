@@ -50,7 +50,7 @@ impl Default for Bins {
 }
 
 impl Bins {
-    #[inline]
+    #[inline(always)]
     pub(super) fn insert(&mut self, nodes: &mut [Node], id: NodeId) {
         let size = nodes[id as usize].size;
         let (doubling, step) = bin_of(size);
@@ -66,7 +66,7 @@ impl Bins {
         self.bytes += size;
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn remove(&mut self, nodes: &mut [Node], id: NodeId) {
         let Node { size, bin_prev, bin_next, .. } = nodes[id as usize];
         if bin_next != NIL {

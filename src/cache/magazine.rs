@@ -323,7 +323,9 @@ impl ThreadCache {
         claimed.store(claimed.load(Relaxed) | 1 << ((first + place) % 64), Relaxed);
         self.drain_bucket(bucket, directory, evict);
         let (old, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
-        self.sizes[size_count_index(old.granules())].add(old.bytes(), allocs, bucket.frees.load(Relaxed));
+        let size = &self.sizes[size_count_index(old.granules())];
+        size.add_allocs(old.bytes(), allocs);
+        size.add_frees(old.bytes(), bucket.frees.load(Relaxed));
         bump(&self.hits, allocs);
         bucket.allocs.store(0, Relaxed);
         bucket.frees.store(0, Relaxed);
@@ -369,22 +371,28 @@ impl ThreadCache {
         self.counted.store(false, Relaxed);
         self.freed.store(0, Relaxed);
         self.begin_round();
-        // Buckets without a key have never had a block; those of large blocks are the last ones.
-        let first = if large_only { FIRST_LARGE } else { 0 };
         let mut bytes = 0;
-        for word in first / 64..self.claimed.len() {
-            let mut claimed = self.claimed[word].load(Relaxed);
-            while claimed != 0 && left > 0 {
+        let mut empty = |bucket: &Bucket| {
+            bytes += self.drain_bucket(bucket, directory, |block| {
+                left -= 1;
+                sink(block);
+            });
+            left > 0
+        };
+        if large_only {
+            // Some of these may be a small size's.
+            let filled = self.buckets[FIRST_LARGE..].iter().filter(|bucket| bucket.head.load(Relaxed) != NO_BLOCK);
+            let _ = filled.filter(|bucket| Key::from_number(bucket.key.load(Relaxed)).is_large()).all(&mut empty);
+            return bytes;
+        }
+        // Buckets without a key have never had a block.
+        for (word, claimed) in self.claimed.iter().enumerate() {
+            let mut claimed = claimed.load(Relaxed);
+            while claimed != 0 {
                 let bucket = &self.buckets[word * 64 + claimed.trailing_zeros() as usize];
                 claimed &= claimed - 1;
-                if bucket.head.load(Relaxed) == NO_BLOCK {
-                    continue;
-                }
-                if !large_only || Key::from_number(bucket.key.load(Relaxed)).is_large() {
-                    bytes += self.drain_bucket(bucket, directory, |block| {
-                        left -= 1;
-                        sink(block);
-                    });
+                if bucket.head.load(Relaxed) != NO_BLOCK {
+                    empty(bucket);
                 }
             }
         }
@@ -486,7 +494,7 @@ impl ThreadCache {
             self.active.note_peak();
         }
         self.change_base(key.bytes() as i64);
-        self.sizes[size_count_index(key.granules())].add(key.bytes(), 1, 0);
+        self.sizes[size_count_index(key.granules())].add_allocs(key.bytes(), 1);
         if tag != 0 {
             self.count_tag(tag, requested as i64);
         }
@@ -497,7 +505,7 @@ impl ThreadCache {
         self.live.lower(requested);
         self.active.lower(active);
         self.change_base(-(active as i64));
-        self.sizes[size_count_index(key.granules())].add(key.bytes(), 0, 1);
+        self.sizes[size_count_index(key.granules())].add_frees(key.bytes(), 1);
         if tag != 0 {
             self.count_tag(tag, -(requested as i64));
         }

@@ -20,7 +20,7 @@ use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
 use crate::debug::MemoryReport;
 use crate::driver::Driver;
-use crate::error::{Error, OomExplanation, PlanError, Result};
+use crate::error::{DriverError, Error, OomExplanation, PlanError, Result};
 use crate::plan::{PlanStats, Step};
 use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, NO_BLOCK, Pool, PoolState, Want};
 use crate::sync::Mutex;
@@ -32,6 +32,9 @@ pub(crate) use extents::{NEVER, Stamp};
 use gate::Gate;
 use magazine::ThreadCache;
 use stats::Retired;
+
+/// What the pool says to a request.
+type Served = std::result::Result<Option<(BlockId, Rung)>, DriverError>;
 
 /// The most that can be asked for, in bytes: what a block's number of granules can say.
 pub(crate) const SIZE_MAX: u64 = (u32::MAX as u64) * GRANULE;
@@ -148,7 +151,7 @@ impl DeviceCache {
             return Ok(());
         }
         let (block, _) = self.find(ptr).ok_or(Error::InvalidPointer { ptr })?;
-        self.free_slow(block)
+        self.free_block(block)
     }
 
     /// The block at `ptr`, if it is this device's.
@@ -158,6 +161,7 @@ impl DeviceCache {
     }
 
     /// Hands out a block.
+    #[inline]
     pub(crate) fn alloc(&self, request: Request) -> Result<DevicePtr> {
         let Request { size, alignment, tag, .. } = request;
         if size == 0 || size > SIZE_MAX {
@@ -189,7 +193,7 @@ impl DeviceCache {
     }
 
     /// Hands out a block under the pool's lock.
-    #[cold]
+    #[inline(never)]
     fn alloc_slow(&self, request: Request, granules: u32) -> Result<DevicePtr> {
         let Request { size, alignment, stream, tag, persistent, may_grow, dedicated, first_try } = request;
         let cache = threads::current_or_new(self);
@@ -239,8 +243,8 @@ impl DeviceCache {
                 }
                 let want = Want { lane, kind, may_grow };
                 let mut served = pool.alloc(&mut state, want, self);
-                if !matches!(served, Ok(Some(_))) && pool.release_held(&mut state, Some(0)) > 0 {
-                    served = pool.alloc(&mut state, want, self);
+                if !matches!(served, Ok(Some(_))) {
+                    served = self.alloc_held(&mut state, want, served);
                 }
                 let (block, rung) = match served {
                     Ok(Some(found)) => found,
@@ -287,9 +291,15 @@ impl DeviceCache {
         Ok(ptr)
     }
 
-    /// Takes a block back under the pool's lock.
+    /// A request found no room: once more with what quarantine holds, if it holds any.
     #[cold]
-    fn free_slow(&self, block: BlockId) -> Result<()> {
+    fn alloc_held(&self, state: &mut PoolState, want: Want, refused: Served) -> Served {
+        if self.pool.release_held(state, Some(0)) > 0 { self.pool.alloc(state, want, self) } else { refused }
+    }
+
+    /// Takes a block back under the pool's lock.
+    #[inline(never)]
+    pub(crate) fn free_block(&self, block: BlockId) -> Result<()> {
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();

@@ -403,6 +403,7 @@ impl Directory {
         (header.ptr() == ptr).then_some((id, header))
     }
 
+    #[inline]
     fn window(&self, addr: u64) -> Result<&Entry, DriverError> {
         self.windows(addr, 1).map(|windows| &windows[0])
     }
@@ -410,20 +411,25 @@ impl Directory {
     /// So many windows from the one of an address on, as far as its leaf goes.
     #[inline]
     fn windows(&self, addr: u64, count: usize) -> Result<&[Entry], DriverError> {
-        let fail = || DriverError::new(DriverErrorKind::Other, "address", format!("{addr:#x} has more than 48 bits"));
-        let slot = self.root.get((addr >> LEAF_SHIFT) as usize).ok_or_else(fail)?;
-        let mut leaf = slot.load(Relaxed);
-        if leaf.is_null() {
-            let mut leaves = self.leaves.lock();
-            let table = LazyTable::<Entry>::new(LEAF_WINDOWS)?;
-            leaf = table.base.as_ptr();
-            leaves.push(table);
-            // Only the pool, under its lock, adds leaves.
-            slot.store(leaf, std::sync::atomic::Ordering::Release);
-        }
+        let leaf = self.root.get((addr >> LEAF_SHIFT) as usize).map_or(std::ptr::null_mut(), |slot| slot.load(Relaxed));
+        let leaf = if leaf.is_null() { self.new_leaf(addr)? } else { leaf };
         let first = (addr >> WINDOW_SHIFT) as usize & (LEAF_WINDOWS - 1);
         // SAFETY: as in `find`; the windows end where the leaf does.
         Ok(unsafe { std::slice::from_raw_parts(leaf.add(first), count.min(LEAF_WINDOWS - first)) })
+    }
+
+    /// The leaf for an address, which has none yet.
+    #[cold]
+    fn new_leaf(&self, addr: u64) -> Result<*mut Entry, DriverError> {
+        let fail = || DriverError::new(DriverErrorKind::Other, "address", format!("{addr:#x} has more than 48 bits"));
+        let slot = self.root.get((addr >> LEAF_SHIFT) as usize).ok_or_else(fail)?;
+        let mut leaves = self.leaves.lock();
+        let table = LazyTable::<Entry>::new(LEAF_WINDOWS)?;
+        let leaf = table.base.as_ptr();
+        leaves.push(table);
+        // Only the pool, under its lock, adds leaves.
+        slot.store(leaf, std::sync::atomic::Ordering::Release);
+        Ok(leaf)
     }
 
     /// Enters an arena's block. Its number, or `None` when the numbers are used up.

@@ -74,6 +74,7 @@ pub(super) type Climb<T> = std::result::Result<T, DriverError>;
 impl Pool {
     /// Serves a request, or says that there is no room (`Ok(None)`) or that the driver failed. On failure nothing has changed that a
     /// caller could see.
+    #[inline]
     pub(crate) fn alloc(
         &self,
         state: &mut PoolState,
@@ -97,14 +98,15 @@ impl Pool {
         if let Some(block) = self.take(state, want, Owner(want.lane))? {
             return Ok(Some((block, Rung::Own)));
         }
-        if let Some(block) = self.take(state, want, Owner::SHARED)? {
-            return Ok(Some((block, Rung::Shared)));
-        }
         self.climb(state, want, magazines)
     }
 
+    #[inline(never)]
     fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
+        if let Some(found) = found(self.take(state, want, Owner::SHARED)?, Rung::Shared) {
+            return Ok(Some(found));
+        }
         state.refusal = None;
         let at_hand = state.at_hand(want.lane);
         state.notes.begin(at_hand);
@@ -304,9 +306,8 @@ impl Pool {
         let id = arena.best_fit(owner, size)?;
         let (addr, end) = (arena.node(id).addr, arena.node(id).end());
         if end - addr - size >= state.space.unit() {
-            let space = &state.space;
-            let whole = |from, to| space.border_below(to).saturating_sub(space.border_above(from));
-            if whole(addr, end - size) > whole(addr + size, end) {
+            let [beside_lower, beside_upper] = state.space.whole_beside(addr, end, size);
+            if beside_upper > beside_lower {
                 return Some(arena.take_at(id, end - size, size));
             }
         }

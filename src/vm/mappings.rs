@@ -12,6 +12,8 @@ struct Table {
     chunks: Vec<u32>,
     /// A bit for each unit: whether a chunk begins there.
     begins: Vec<u64>,
+    /// By unit: how many of the chunk that was last mapped there lie before it, and after it.
+    places: Vec<[u32; 2]>,
 }
 
 impl Table {
@@ -42,6 +44,13 @@ impl Table {
         }
         Some(word * 64 + 63 - bits.leading_zeros() as usize).filter(|&unit| unit >= from)
     }
+
+    /// The ends of the chunk that is mapped around a unit, in units.
+    #[inline]
+    fn chunk_around(&self, unit: usize) -> (usize, usize) {
+        let [before, after] = self.places[unit];
+        (unit - before as usize, unit + after as usize + 1)
+    }
 }
 
 /// See the [module](self).
@@ -63,7 +72,8 @@ impl Mappings {
     /// Adds a reservation.
     pub(super) fn add(&mut self, start: u64, size: u64) {
         let units = (size >> self.unit) as usize;
-        let table = Table { start, end: start + size, chunks: vec![0; units], begins: vec![0; units.div_ceil(64)] };
+        let (begins, places) = (vec![0; units.div_ceil(64)], vec![[0; 2]; units]);
+        let table = Table { start, end: start + size, chunks: vec![0; units], begins, places };
         let at = self.tables.partition_point(|other| other.start < start);
         self.tables.insert(at, table);
     }
@@ -93,13 +103,16 @@ impl Mappings {
         self.tables[table].chunks[unit].checked_sub(1).map(ChunkId)
     }
 
-    /// A chunk is mapped at an address of a reservation: another one than was there, if one was.
-    pub(super) fn insert(&mut self, addr: u64, chunk: ChunkId) {
+    /// A chunk of so many bytes is mapped at an address of a reservation: another one than was there, of the same size, if one was.
+    pub(super) fn insert(&mut self, addr: u64, chunk: ChunkId, size: u64) {
         let (table, unit) = self.place(addr).expect("mappings lie in reservations");
         let table = &mut self.tables[table];
+        let units = (size >> self.unit) as u32;
         self.count += usize::from(table.chunks[unit] == 0);
         table.chunks[unit] = chunk.0 + 1;
         table.begins[unit / 64] |= 1 << (unit % 64);
+        let places = &mut table.places[unit..unit + units as usize];
+        (0..units).zip(places).for_each(|(before, place)| *place = [before, units - 1 - before]);
     }
 
     /// Nothing begins at this address any more.
@@ -109,6 +122,28 @@ impl Mappings {
         self.count -= usize::from(table.chunks[unit] != 0);
         table.chunks[unit] = 0;
         table.begins[unit / 64] &= !(1 << (unit % 64));
+    }
+
+    /// The bytes of the chunks that lie whole in a mapped range of a reservation, beside a smaller range at its lower end, and beside one at its
+    /// upper end.
+    #[inline]
+    pub(super) fn whole_beside(&self, from: u64, to: u64, size: u64) -> [u64; 2] {
+        let Some(table) = self.table(from).map(|at| &self.tables[at]) else { return [to - from - size; 2] };
+        let (from, to) = (from - table.start, to - table.start);
+        let chunk_around = |offset: u64| {
+            let (begin, end) = table.chunk_around((offset >> self.unit) as usize);
+            ((begin as u64) << self.unit, (end as u64) << self.unit)
+        };
+        // The first border from an address on, and the last up to one.
+        let above = |offset: u64| {
+            let (begin, end) = chunk_around(offset);
+            if begin == offset { begin } else { end }
+        };
+        let below = |offset: u64| {
+            let (begin, end) = chunk_around(offset - 1);
+            if end == offset { end } else { begin }
+        };
+        [below(to).saturating_sub(above(from + size)), below(to - size).saturating_sub(above(from))]
     }
 
     /// The mappings that begin from one address on, below another, in ascending order.
@@ -181,7 +216,7 @@ mod tests {
         let mut mappings = Mappings::new(UNIT);
         mappings.add(640 * UNIT, 2 * UNIT);
         mappings.add(0, 130 * UNIT);
-        mappings.insert(641 * UNIT, ChunkId(7));
+        mappings.insert(641 * UNIT, ChunkId(7), UNIT);
         assert_eq!(mappings.get(641 * UNIT), Some(ChunkId(7)));
         assert_eq!(
             (mappings.get(640 * UNIT), mappings.get(641 * UNIT + 512), mappings.get(642 * UNIT)),
@@ -193,6 +228,47 @@ mod tests {
     }
 
     proptest! {
+        /// As one counts them, chunk by chunk.
+        #[test]
+        fn whole_chunks_are_those_beside(
+            sizes in prop::collection::vec(1u64..100, 1..12),
+            gone in any::<prop::sample::Index>(),
+            ranges in prop::collection::vec(prop::array::uniform3(any::<prop::sample::Index>()), 8),
+        ) {
+            let end = sizes.iter().sum::<u64>() * UNIT;
+            let mut mappings = Mappings::new(UNIT);
+            mappings.add(0, end);
+            let mut chunks = Vec::new();
+            for (number, units) in (0..).zip(sizes) {
+                let at = chunks.last().map_or(0, |&(at, size)| at + size);
+                chunks.push((at, units * UNIT));
+                mappings.insert(at, ChunkId(number), units * UNIT);
+            }
+            // One is mapped once more where it was, and in two halves instead.
+            let (at, size) = chunks[gone.index(chunks.len())];
+            mappings.insert(at, ChunkId(99), size);
+            if size > UNIT {
+                let first = size / UNIT / 2 * UNIT;
+                mappings.remove(at);
+                mappings.insert(at, ChunkId(100), first);
+                mappings.insert(at + first, ChunkId(101), size - first);
+                chunks.retain(|&(other, _)| other != at);
+                chunks.extend([(at, first), (at + first, size - first)]);
+            }
+            for points in ranges {
+                // Quarters of units, too.
+                let mut points = points.map(|index| index.index((end / UNIT * 4) as usize) as u64 * UNIT / 4);
+                points.sort_unstable();
+                let [from, middle, to] = points;
+                let (size, to) = (middle - from, to.max(middle + 512));
+                let whole = |from: u64, to: u64| -> u64 {
+                    let whole = chunks.iter().filter(|&&(at, size)| from <= at && at + size <= to);
+                    whole.map(|&(_, size)| size).sum()
+                };
+                prop_assert_eq!(mappings.whole_beside(from, to, size), [whole(middle, to), whole(from, to - size)]);
+            }
+        }
+
         /// As a tree does it.
         #[test]
         fn ranges_are_those_of_a_tree(
@@ -210,7 +286,7 @@ mod tests {
                 if (130..140).contains(&unit) {
                     prop_assert_eq!(mappings.get(addr), None);
                 } else if insert {
-                    mappings.insert(addr, ChunkId(number));
+                    mappings.insert(addr, ChunkId(number), UNIT);
                     tree.insert(addr, ChunkId(number));
                 } else {
                     mappings.remove(addr);

@@ -41,7 +41,7 @@ impl Space {
             }
             return Err(error);
         }
-        self.mappings.insert(give, kept);
+        self.mappings.insert(give, kept, size);
         self.chunk_mut(kept).mappings += 1;
         let chunk = self.chunk_mut(given);
         (chunk.front, chunk.mappings) = (None, chunk.mappings - 1);

@@ -199,21 +199,11 @@ impl Space {
         })
     }
 
-    /// Where the chunk that is mapped around an address ends; the address itself where one ends there, or none is mapped.
-    pub fn border_above(&self, addr: u64) -> u64 {
-        self.mapping_across(addr).map_or(addr, |(_, end)| end)
-    }
-
-    /// Where the chunk that is mapped around an address begins; the address itself where one begins there, or none is mapped.
-    pub fn border_below(&self, addr: u64) -> u64 {
-        self.mapping_across(addr).map_or(addr, |(start, _)| start)
-    }
-
-    /// The ends of the mapping that begins below an address and ends above it.
-    fn mapping_across(&self, addr: u64) -> Option<(u64, u64)> {
-        let (start, id) = self.mappings.range(0, addr).next_back()?;
-        let end = start + self.chunk(id).size;
-        (end > addr).then_some((start, end))
+    /// The bytes of the chunks that lie whole in a range of addresses, all of which is mapped, beside a smaller range at its lower end, and
+    /// beside one at its upper end.
+    #[inline]
+    pub fn whole_beside(&self, from: u64, to: u64, size: u64) -> [u64; 2] {
+        self.mappings.whole_beside(from, to, size)
     }
 
     /// Maps chunks one after the other from `at` on, where nothing is mapped: their fronts from now on. Those that they had are older
@@ -228,7 +218,7 @@ impl Space {
                 self.undo_map(at, addr);
                 return Err(error);
             }
-            self.mappings.insert(addr, id);
+            self.mappings.insert(addr, id, size);
             self.chunk_mut(id).mappings += 1;
             addr += size;
         }
@@ -410,6 +400,13 @@ impl Space {
                 "{reserve} bytes of chunks without a front, {listed} in the reserve; stuck {:?}",
                 self.stuck
             ));
+        }
+        for (addr, id) in self.mappings.iter() {
+            let size = self.chunk(id).size;
+            let whole = self.mappings.whole_beside(addr, addr + size, 0);
+            if whole != [size; 2] {
+                return Err(format!("a chunk of {size} bytes at {addr:#x}, {whole:?} mapped there"));
+            }
         }
         let ends = self.mappings.iter().map(|(addr, id)| addr + self.chunk(id).size);
         let starts = self.mappings.iter().skip(1).map(|(addr, _)| addr);

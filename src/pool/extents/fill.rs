@@ -1,6 +1,6 @@
 //! Memory for empty extents: chunks of the reserve, chunks that idle extents hand on, new ones.
 
-use super::{Backing, Extent, Extents, Stamp};
+use super::{Backing, Extent, Extents, NEVER, Stamp};
 use crate::block::Owner;
 use crate::config::StreamWait;
 use crate::error::Result;
@@ -14,6 +14,7 @@ use crate::vm::ChunkId;
 const TIGHT_PART: u64 = 4;
 /// So many ghosts may stand before chunks that streams have not passed are handed on no more.
 const GHOSTS_MAX: usize = 1 << 12;
+
 /// Chunks for an extent, which nothing has happened to yet.
 #[derive(Debug, Default)]
 struct Picked {
@@ -184,7 +185,11 @@ impl Pool {
             }
             let Extent { size: whole, backing: Backing::Idle { stamps, .. }, .. } = &by_addr[&addr] else { continue };
             let over = self.have_passed(state, stamps);
-            let in_order = from == Lenders::All || self.have_passed_but(state, stamps, Some(own));
+            let in_order = if from == Lenders::All {
+                !stamps.contains(&NEVER)
+            } else {
+                self.have_passed_but(state, stamps, Some(own))
+            };
             if !over && (!in_order || *ghosts >= GHOSTS_MAX) {
                 continue;
             }

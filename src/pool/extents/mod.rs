@@ -230,9 +230,11 @@ impl Pool {
         self.have_passed_but(state, stamps, None)
     }
 
-    /// Whether clocks have passed these stamps, but for one that need not.
+    /// Whether clocks have passed these stamps, but for one that need not, since its stream comes after them anyhow.
     fn have_passed_but(&self, state: &PoolState, stamps: &[Stamp], own: Option<u16>) -> bool {
-        stamps.iter().all(|&(clock, stamp)| own == Some(clock) || state.lanes.clocks[clock as usize].has_passed(stamp))
+        stamps.iter().all(|&(clock, stamp)| {
+            (own == Some(clock) && stamp != NEVER.1) || state.lanes.clocks[clock as usize].has_passed(stamp)
+        })
     }
 
     /// Those of these stamps that have not passed yet.
