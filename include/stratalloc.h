@@ -1110,7 +1110,8 @@ enum stratalloc_status stratalloc_restore(struct stratalloc_allocator *allocator
 // Required: `allocator` is null or a handle. `ptr` may be anything.
 enum stratalloc_status stratalloc_prefetch(struct stratalloc_allocator *allocator, void *ptr, stratalloc_stream stream);
 
-// Brings an evictable block back for work on `stream`, which waits for it on the device, and holds it there until `stratalloc_unpin`.
+// Brings an evictable block back for work on `stream`, which waits for it on the device, and holds it there until `stratalloc_unpin`. `*out`
+// is null after a failure.
 //
 // Required: `allocator` is null or a handle, which outlives the pin; `out` is null or may be written. `ptr` may be anything.
 enum stratalloc_status stratalloc_pin(struct stratalloc_allocator *allocator,

@@ -253,7 +253,7 @@ impl Allocator {
         if let Some(freed) = self.free_evictable(ptr) {
             return freed;
         }
-        let (device, block) = self.locate(ptr).ok_or_else(|| Error::InvalidPointer { ptr })?;
+        let Some((device, block)) = self.locate(ptr) else { return Err(Error::InvalidPointer { ptr }) };
         // The first device's magazine has had its turn.
         let is_first = std::ptr::eq(device, &*self.shared.first);
         let freed = if !is_first && device.try_free(ptr) { Ok(()) } else { device.free_block(block) };

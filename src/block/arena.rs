@@ -380,9 +380,16 @@ impl Arena {
         node.owner = owner;
         node.stamp = stamp;
         if self.bins.len() <= owner.0 as usize {
-            self.bins.resize_with(owner.0 as usize + 1, Bins::default);
+            self.add_bins(owner);
         }
         self.bins[owner.0 as usize].insert(&mut self.nodes, id);
+    }
+
+    /// Bins for all owners up to this one. Apart, since they are large, and pass through the stack.
+    #[cold]
+    #[inline(never)]
+    fn add_bins(&mut self, owner: Owner) {
+        self.bins.resize_with(owner.0 as usize + 1, Bins::default);
     }
 
     pub(super) fn put_hole(&mut self, id: NodeId) {

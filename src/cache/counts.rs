@@ -85,12 +85,14 @@ impl Tally {
         freed: AtomicU64::new(0),
     };
 
-    pub(super) fn add(&self, bytes: u64, allocs: u64, frees: u64) {
-        let SizeCount { allocated, freed, .. } = tally(bytes, allocs, frees);
-        bump(&self.allocs, allocs);
-        bump(&self.frees, frees);
-        bump(&self.allocated, allocated);
-        bump(&self.freed, freed);
+    pub(super) fn add_allocs(&self, bytes: u64, count: u64) {
+        bump(&self.allocs, count);
+        bump(&self.allocated, bytes * count);
+    }
+
+    pub(super) fn add_frees(&self, bytes: u64, count: u64) {
+        bump(&self.frees, count);
+        bump(&self.freed, bytes * count);
     }
 
     pub(super) fn get(&self) -> SizeCount {

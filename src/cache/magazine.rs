@@ -323,7 +323,9 @@ impl ThreadCache {
         claimed.store(claimed.load(Relaxed) | 1 << ((first + place) % 64), Relaxed);
         self.drain_bucket(bucket, directory, evict);
         let (old, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
-        self.sizes[size_count_index(old.granules())].add(old.bytes(), allocs, bucket.frees.load(Relaxed));
+        let size = &self.sizes[size_count_index(old.granules())];
+        size.add_allocs(old.bytes(), allocs);
+        size.add_frees(old.bytes(), bucket.frees.load(Relaxed));
         bump(&self.hits, allocs);
         bucket.allocs.store(0, Relaxed);
         bucket.frees.store(0, Relaxed);
@@ -492,7 +494,7 @@ impl ThreadCache {
             self.active.note_peak();
         }
         self.change_base(key.bytes() as i64);
-        self.sizes[size_count_index(key.granules())].add(key.bytes(), 1, 0);
+        self.sizes[size_count_index(key.granules())].add_allocs(key.bytes(), 1);
         if tag != 0 {
             self.count_tag(tag, requested as i64);
         }
@@ -503,7 +505,7 @@ impl ThreadCache {
         self.live.lower(requested);
         self.active.lower(active);
         self.change_base(-(active as i64));
-        self.sizes[size_count_index(key.granules())].add(key.bytes(), 0, 1);
+        self.sizes[size_count_index(key.granules())].add_frees(key.bytes(), 1);
         if tag != 0 {
             self.count_tag(tag, -(requested as i64));
         }

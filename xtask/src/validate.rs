@@ -193,7 +193,13 @@ fn traces_checked(root: &Path, _: &Options) -> Outcome {
 /// All of the schedules, of which the tests run a few.
 fn tier_faults(root: &Path, _: &Options) -> Outcome {
     let mut run = command("cargo", "test --release -p stratalloc --test tier_faults");
-    run_in(root, run.env("STRATALLOC_TEST_SCHEDULES", "10000"), "the schedule that failed is named above")
+    let advice = "the schedule that failed is named above";
+    if let failed @ Outcome::Failed(_) = run_in(root, run.env("STRATALLOC_TEST_SCHEDULES", "10000"), advice) {
+        return failed;
+    }
+    // Files, peers and codecs take longer.
+    let mut run = command("cargo", "test --release -p stratalloc --features nvme,codecs --test tier_random");
+    run_in(root, run.env("STRATALLOC_TEST_SCHEDULES", "500"), advice)
 }
 
 /// The committed PTX and cubins are those of the sources. The compilers are fetched once.

@@ -232,7 +232,8 @@ pub struct stratalloc_pinned {
     _guard: PinGuard,
 }
 
-/// Brings an evictable block back for work on `stream`, which waits for it on the device, and holds it there until `stratalloc_unpin`.
+/// Brings an evictable block back for work on `stream`, which waits for it on the device, and holds it there until `stratalloc_unpin`. `*out`
+/// is null after a failure.
 ///
 /// # Safety
 /// `allocator` is null or a handle, which outlives the pin; `out` is null or may be written. `ptr` may be anything.
@@ -245,10 +246,12 @@ pub unsafe extern "C" fn stratalloc_pin(
 ) -> stratalloc_status {
     guard(|| {
         check_out(out, "out")?;
+        // SAFETY: not null, aligned, writable as the caller promises.
+        unsafe { *out = std::ptr::null_mut() };
         // SAFETY: as the caller promises.
         let handle = unsafe { get(allocator) }?;
         let guard = handle.allocator.pin(DevicePtr(ptr as u64), StreamId(stream as u64))?;
-        // SAFETY: not null, aligned, writable as the caller promises.
+        // SAFETY: as above.
         unsafe { *out = Box::into_raw(Box::new(stratalloc_pinned { _guard: guard })) };
         Ok(())
     })

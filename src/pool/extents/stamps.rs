@@ -50,6 +50,10 @@ impl Pool {
         stamps: &[Stamp],
     ) -> Result<Vec<StreamId>> {
         let mut open = Vec::new();
+        // Of these nobody can say when it is over.
+        if stamps.contains(&NEVER) {
+            return Err(too_many_streams());
+        }
         for &(clock, stamp) in stamps {
             let clock = &state.lanes.clocks[clock as usize];
             if clock.stream() != later && !clock.has_passed(stamp) {

@@ -68,8 +68,10 @@ impl Tiers {
                     && !tried.contains(&id)
             };
             // What was begun ahead of need, or by others, helps first.
-            let helps =
-                |&id: &ExtentId| matches!(table.extent(id).stage, Stage::Evicting { .. }) && !tried.contains(&id);
+            let helps = |&id: &ExtentId| {
+                let extent = table.extent(id);
+                matches!(extent.stage, Stage::Evicting { .. }) && !tried.contains(&id) && !spared(extent)
+            };
             if let Some(id) = table.moving.iter().copied().find(helps) {
                 tried.insert(id);
                 table.extent_mut(id).held += 1;
