@@ -30,8 +30,8 @@ impl Growth {
 }
 
 impl Arena {
-    /// The cheapest place in the segments of `home` where mapping memory into a hole makes room for `size` bytes: the least to map, the
-    /// lowest address among equals. What `usable` owners have free beside the hole counts.
+    /// The cheapest place in the segments of `home` where mapping memory into a hole makes room for `size` bytes: the least to map; among
+    /// equals what leaves the least beside the request, then the lowest address. What `usable` owners have free beside the hole counts.
     pub fn plan_growth(
         &self,
         home: Owner,
@@ -55,10 +55,10 @@ impl Arena {
     ) -> Option<Growth> {
         // Free nodes in a row count together: of one owner they never stand side by side, but `usable` may name several.
         let beside = |from, step| self.run(from, step, |id| self.is_free_for_any(id, &usable)).1;
-        let mut best: Option<Growth> = None;
-        let mut offer = |growth: Growth| {
-            if best.is_none_or(|best| (growth.bytes, growth.at) < (best.bytes, best.at)) {
-                best = Some(growth);
+        let mut best: Option<(Growth, u64)> = None;
+        let mut offer = |growth: Growth, rest: u64| {
+            if best.is_none_or(|(best, least)| (growth.bytes, rest, growth.at) < (best.bytes, least, best.at)) {
+                best = Some((growth, rest));
             }
         };
         for id in self.holes.get(home.0 as usize)?.iter_from(&self.nodes, least) {
@@ -74,16 +74,18 @@ impl Arena {
             let Some(end) = start.checked_add(size).filter(|&end| end <= last) else { continue };
             let bytes = align_up(end.saturating_sub(hole.addr).max(1), chunk).unwrap_or(u64::MAX).min(room);
             // What is free between the request and the hole stays, or the two would not meet.
-            offer(Growth { at: hole.addr, bytes, start, end: end.max(hole.addr), room, upwards: true });
+            let rest = (hole.addr + bytes).saturating_sub(end);
+            offer(Growth { at: hole.addr, bytes, start, end: end.max(hole.addr), room, upwards: true }, rest);
             // From the right: it ends as high as it can.
             let start = align_down(last - size, alignment);
             let bytes = align_up(hole.end().saturating_sub(start).max(1), chunk).unwrap_or(u64::MAX);
             if last > hole.end() && bytes <= room && start + size > hole.end() - bytes {
+                let (at, rest) = (hole.end() - bytes, start.saturating_sub(hole.end() - bytes));
                 let (start, end) = (start.min(hole.end()), start + size);
-                offer(Growth { at: hole.end() - bytes, bytes, start, end, room, upwards: false });
+                offer(Growth { at, bytes, start, end, room, upwards: false }, rest);
             }
         }
-        best
+        best.map(|(growth, _)| growth)
     }
 
     /// The nodes from `from` on, in one direction, as long as they are `wanted`: the first that is not, and the bytes of those before it.
