@@ -265,6 +265,8 @@ impl Schedule {
     fn end(mut self, seed: u64) -> (u64, u64) {
         self.driver.clear();
         self.tiers.iter().for_each(|tier| tier.clear());
+        // What began before may fail still.
+        self.rig.settle();
         self.pins.clear();
         for ptr in self.plain.drain(..) {
             self.rig.allocator.raw_free(ptr).unwrap();

@@ -142,6 +142,14 @@ impl TierRig {
         self.allocator.raw_free(ptr).unwrap();
     }
 
+    /// Has all end that is under way: what nobody waits for ends when its copies are seen to be done, and a slow tier is looked at more than
+    /// once.
+    pub fn settle(&self) {
+        self.device.synchronize_device().unwrap();
+        self.device.advance_clock(1_000_000);
+        (0..16).for_each(|_| _ = self.allocator.tier_stats(0));
+    }
+
     /// Frees all, and finds that nothing is left anywhere.
     #[track_caller]
     pub fn finish(mut self) {
@@ -149,10 +157,7 @@ impl TierRig {
             self.free(DevicePtr(ptr));
         }
         self.check();
-        // What nobody waits for any more ends when its copies are seen to be done, and a slow tier is looked at more than once.
-        self.device.synchronize_device().unwrap();
-        self.device.advance_clock(1_000_000);
-        (0..8).for_each(|_| _ = self.allocator.tier_stats(0));
+        self.settle();
         let stats = self.allocator.tier_stats(0).unwrap();
         assert_eq!(
             (stats.blocks, stats.extents, stats.resident, stats.away, stats.pinned),
