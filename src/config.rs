@@ -159,7 +159,7 @@ pub struct Config {
     pub limit: Option<Limit>,
     /// Bytes of the smallest physical chunks: a power of two, 2 MiB to 1 GiB.
     pub chunk: ByteSize,
-    /// Bytes of the largest physical chunks where the limit is 256 GiB or more, in proportion less where it is lower: a power of two, up to
+    /// Bytes of the largest physical chunks where the limit is 256 GiB or more, in proportion less, to a quarter, where it is lower: a power of two, up to
     /// 1 GiB. Below [`Config::chunk`], all are of that size. A program that gives memory back takes it again in larger ones.
     pub chunk_max: ByteSize,
     /// Whether all chunks are as small as they can be: less memory is lost between blocks, for more driver calls when memory is taken.

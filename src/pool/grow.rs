@@ -24,6 +24,8 @@ const EXCESS_LEAST: u64 = 48;
 const PIECES: u64 = 64;
 /// The limit from which on chunks are as large as configured. With less they are smaller in proportion: 256 GiB.
 const FULL_SIZE: f64 = (256u64 << 30) as f64;
+/// But no smaller than this part: a quarter.
+const FULL_LEAST: f64 = 0.25;
 /// The part of the limit beyond which all new chunks are small: what is left has to do.
 const ROOMY: f64 = 0.3;
 /// The part beyond which that is so for programs as well that give memory back and take it again.
@@ -282,7 +284,7 @@ impl Pool {
         }
         let limit = state.limit as f64;
         let whole = |bytes: u64| (bytes / unit * unit).clamp(unit, CHUNK_LIMIT.max(unit));
-        let largest = whole((largest as f64 * (limit / FULL_SIZE).min(1.0)) as u64);
+        let largest = whole((largest as f64 * (limit / FULL_SIZE).clamp(FULL_LEAST, 1.0)) as u64);
         let held = state.space.physical_bytes() + missing;
         let is_roomy = held as f64 <= limit * ROOMY;
         if zone == SMALL {
