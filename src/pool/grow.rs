@@ -17,7 +17,7 @@ const WIDE_LANES: LaneId = 16;
 
 /// From which part of the most that was needed on is held besides it, how large new chunks are, in 64ths of the largest. Measured on the
 /// recorded traces; DESIGN.md has the curve.
-const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.0025, 32), (0.005, 16), (0.0075, 8)];
+const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.0025, 32), (0.0045, 16), (0.0065, 8)];
 /// The last of these only where so many 64ths of the largest chunk are held besides: two or three chunks say little.
 const EXCESS_LEAST: u64 = 48;
 /// No less than this part of what is missing at once: few of its chunks are shared with another block.
