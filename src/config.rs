@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use crate::error::ConfigError;
 use crate::units::{ByteSize, PAGE};
-pub use tiers::{TierList, TierSpec, VictimOrder};
+pub use tiers::{TierAdmission, TierList, TierSpec, VictimOrder};
 
 /// The environment variable that [`Config::from_env`] reads.
 pub const ENV: &str = "STRATALLOC_CONF";
@@ -195,6 +195,8 @@ pub struct Config {
     pub tiers: TierList,
     /// Which evictable memory goes first.
     pub tier_policy: VictimOrder,
+    /// What may push others out of a tier that is full.
+    pub tier_admission: TierAdmission,
     /// Threads for each device that get transfers on, if there are tiers. 0: whoever waits does, and nothing depends on time.
     pub tier_workers: usize,
     /// Whether files of `nvme` tiers are encrypted, with a key that never leaves the process.
@@ -221,6 +223,7 @@ impl Default for Config {
             leaks: false,
             tiers: TierList::default(),
             tier_policy: VictimOrder::default(),
+            tier_admission: TierAdmission::default(),
             tier_workers: 1,
             tier_encrypt: false,
         }
@@ -247,7 +250,7 @@ fn part(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part))
 }
 
-const TABLE: [Key; 19] = [
+const TABLE: [Key; 20] = [
     Key {
         name: "limit",
         allowed: "a size such as 70GiB, or a part of the device's memory above 0 and at most 1.0, such as 0.9",
@@ -332,6 +335,11 @@ const TABLE: [Key; 19] = [
         set: |config, text| put(&mut config.tier_policy, text.parse().ok()),
     },
     Key {
+        name: "tier_admission",
+        allowed: "all or again",
+        set: |config, text| put(&mut config.tier_admission, text.parse().ok()),
+    },
+    Key {
         name: "tier_workers",
         allowed: "a number of threads from 0 to 64",
         set: |config, text| put(&mut config.tier_workers, text.parse().ok().filter(|&n| n <= 64)),
@@ -388,6 +396,7 @@ impl fmt::Display for Config {
             leaks,
             tiers,
             tier_policy,
+            tier_admission,
             tier_workers,
             tier_encrypt,
         } = self;
@@ -396,7 +405,7 @@ impl fmt::Display for Config {
         write!(f, "address_space:{address_space},plan:{},trace:{trace},strict:{strict},", plan.name())?;
         write!(f, "poison:{poison},redzone:{},quarantine:{},leaks:{leaks},", redzone.0, quarantine.0)?;
         write!(f, "tiers:{tiers},tier_policy:{tier_policy},tier_workers:{tier_workers},")?;
-        write!(f, "tier_encrypt:{tier_encrypt}")
+        write!(f, "tier_admission:{tier_admission},tier_encrypt:{tier_encrypt}")
     }
 }
 
@@ -468,13 +477,13 @@ mod tests {
     fn reads_every_key() {
         let text = "limit:0.5, chunk:32MiB,magazine: 0.1,gc_threshold:0.8,cross_stream_wait:true,address_space:4,plan:inline,\
              trace:100,strict:true,poison:check,redzone:512,quarantine:1MiB,leaks:true,\
-             tiers:host=1GiB+nvme=/a=b=2GiB+peer=1=3GiB,tier_policy:arc,tier_workers:0,tier_encrypt:true";
+             tiers:host=1GiB+nvme=/a=b=2GiB+peer=1=3GiB,tier_policy:arc,tier_workers:0,tier_admission:again,tier_encrypt:true";
         let config = Config::parse(text).unwrap();
         assert_eq!(
             (config.poison, config.redzone, config.quarantine),
             (Poison::Check, ByteSize(512), ByteSize::mib(1))
         );
-        assert!(config.leaks && config.tier_encrypt);
+        assert!(config.leaks && config.tier_encrypt && config.tier_admission == TierAdmission::Again);
         assert_eq!((config.tiers.specs.len(), config.tier_policy, config.tier_workers), (3, VictimOrder::Arc, 0));
         assert_eq!(config.limit, Some(Limit::Fraction(0.5)));
         assert_eq!(config.chunk, ByteSize::mib(32));
@@ -514,6 +523,7 @@ mod tests {
             ("tiers:nvme=a=1GiB", ["tiers", "'nvme=a=1GiB'", "nvme=/FOLDER=SIZE"]),
             ("tiers:host=1GiB+host=1GiB", ["tiers", "host=1GiB+host", "+ between"]),
             ("tier_policy:mru", ["tier_policy", "'mru'", "lru"]),
+            ("tier_admission:some", ["tier_admission", "'some'", "again"]),
             ("tier_workers:65", ["tier_workers", "'65'", "0 to 64"]),
             ("limit=0.5", ["limit=0.5", "key:value", "commas"]),
         ] {

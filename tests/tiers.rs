@@ -363,6 +363,32 @@ fn what_does_not_fit_into_the_first_tier_goes_on_to_the_next() {
 }
 
 #[test]
+fn what_never_came_back_pushes_nothing_out_of_a_tier() {
+    let device = SoftDevice::builder(128 * MIB).seed(9).checker(true).build().unwrap();
+    let slow: Arc<FaultTier> = Arc::new(FaultTier::new(host_tier(device.clone(), 128 * MIB)));
+    let mut rig = TierRig::on(device.clone(), device, "tiers:host=16MiB,tier_admission:again", move |builder| {
+        builder.tier(0, TierKind::Disk, slow)
+    });
+    let ptrs: Vec<DevicePtr> =
+        (0..5).map(|_| rig.alloc(request(8 * MIB, HOME), Evictable::default()).unwrap()).collect();
+    let places =
+        |rig: &TierRig| -> Vec<Residency> { ptrs.iter().map(|&ptr| rig.allocator.residency(ptr).unwrap()).collect() };
+    let go = |rig: &TierRig, ptr: DevicePtr| assert_eq!(rig.allocator.offload(Select::Ptr(ptr)).unwrap(), 8 * MIB);
+    ptrs.iter().for_each(|&ptr| go(&rig, ptr));
+    // The first two found room in the fast tier, and stay there.
+    use Residency::{Disk, Host};
+    assert_eq!(places(&rig), [Host, Host, Disk, Disk, Disk]);
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().spills, 0);
+    // One that was wanted back may push the oldest out.
+    rig.verify(ptrs[4]).unwrap();
+    go(&rig, ptrs[4]);
+    assert_eq!(places(&rig), [Disk, Host, Disk, Disk, Host]);
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().spills, 1);
+    rig.verify_all();
+    rig.finish();
+}
+
+#[test]
 fn observers_hear_of_memory_that_goes_and_comes_back() {
     let mut rig = rig(64 * MIB, "tiers:host=64MiB");
     let a = rig.alloc(request(8 * MIB, HOME), Evictable::default()).unwrap();

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::{AllocFlags, AllocRequest, Allocator, Lifetime, Tag};
 use crate::cache::{DeviceCache, Request};
-use crate::config::{Config, TierSpec};
+use crate::config::{Config, TierAdmission, TierSpec};
 use crate::driver::Driver;
 use crate::error::{Error, OomTiers, ResidencyError, Result};
 use crate::tier::policy::Policy;
@@ -50,7 +50,8 @@ pub(super) fn open(devices: &[Arc<DeviceCache>], config: &Config, own: &[OwnTier
         let engine = Engine::new(device.pool.driver.clone(), engine)?;
         let policy = config.tier_policy.to_string().parse::<Policy>().unwrap_or_default();
         let policy = policy.build(device.pool.capacity);
-        Ok(Some(Arc::new(Tiers::new(device.clone(), engine, stores, policy))))
+        let selective = config.tier_admission == TierAdmission::Again;
+        Ok(Some(Arc::new(Tiers::new(device.clone(), engine, stores, policy, selective))))
     };
     devices.iter().enumerate().map(of_device).collect()
 }

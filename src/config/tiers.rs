@@ -85,6 +85,31 @@ impl FromStr for TierList {
     }
 }
 
+/// What may push other bytes out of a tier that is full, on to the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum TierAdmission {
+    /// All that goes.
+    #[default]
+    All,
+    /// What has been wanted back before. The rest goes to a slower tier at once: much is stored that nobody wants again.
+    Again,
+}
+
+impl fmt::Display for TierAdmission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == TierAdmission::All { "all" } else { "again" })
+    }
+}
+
+impl FromStr for TierAdmission {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<TierAdmission, ()> {
+        [TierAdmission::All, TierAdmission::Again].into_iter().find(|known| known.to_string() == text).ok_or(())
+    }
+}
+
 /// Which evictable memory goes first when room is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

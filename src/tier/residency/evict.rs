@@ -259,6 +259,7 @@ impl Tiers {
         extent.failure = None;
         let (from, size, codec) = (DevicePtr(extent.addr), extent.size, extent.codec.clone());
         let first_tier = extent.manner.first_tier;
+        let may_push = !self.selective || extent.returned;
         let mut after = vec![extent.manner.stream];
         after.extend(&extent.users);
         let by_pins = way == Way::Room && extent.manner.automatic;
@@ -294,7 +295,7 @@ impl Tiers {
                     let full = error.is_full();
                     keep_first(&mut failure, error);
                     // What went there first goes on to a slower tier, so that what went last is the quickest to have back.
-                    if full && *spills < SPILLS_MAX && tier + 1 < self.stores.len() {
+                    if full && may_push && *spills < SPILLS_MAX && tier + 1 < self.stores.len() {
                         *spills += 1;
                         if let Some(wait) = self.spill(table, tier, size) {
                             return Begun::After(wait);

@@ -192,6 +192,8 @@ pub(crate) struct Tiers {
     table: Mutex<Table>,
     engine: Engine,
     stores: Vec<Store>,
+    /// Whether only what has been wanted back before may push others out of a tier.
+    selective: bool,
     changed: Condvar,
     observers: Mutex<Vec<(u64, ResidencyObserver)>>,
     counts: Counts,
@@ -220,6 +222,7 @@ impl Tiers {
         engine: Engine,
         stores: Vec<Store>,
         policy: Box<dyn VictimPolicy>,
+        selective: bool,
     ) -> Tiers {
         let unit = device.unit();
         let part = device.pool.capacity >> SHARED_SHIFT;
@@ -229,6 +232,7 @@ impl Tiers {
             counts: Counts::new(stores.len()),
             engine,
             stores,
+            selective,
             changed: Condvar::new(),
             observers: Mutex::default(),
             blocks: AtomicU64::new(0),

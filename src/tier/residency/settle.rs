@@ -86,6 +86,7 @@ impl Tiers {
                     let (tier, stored, size) = (self.tier_of(place), place.stored(), table.extent(id).size);
                     self.counts.loaded(tier, stored);
                     self.counts.restored(size);
+                    table.extent_mut(id).returned = true;
                     table.set_stage(id, Stage::Resident, None);
                     self.note(table, id, EventKind::Restored);
                     true

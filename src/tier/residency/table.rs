@@ -91,6 +91,8 @@ pub(super) struct Extent {
     pub(super) telling: u32,
     /// Whether sleep has put it away, and whether it had been resident.
     pub(super) slept: Option<bool>,
+    /// Whether its bytes have been wanted back before.
+    pub(super) returned: bool,
     /// Why it could not be moved the last time.
     pub(super) failure: Option<Box<TierError>>,
     /// When it went to the tier that it is in.
@@ -286,6 +288,7 @@ impl Table {
             recorded: Vec::new(),
             used: Vec::new(),
             is_read: false,
+            returned: false,
             computing: None,
             computed: Vec::new(),
             busy: Vec::new(),

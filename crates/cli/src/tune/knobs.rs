@@ -40,6 +40,7 @@ const NOT_SEARCHED: &[&str] = &[
     "leaks",
     "tiers",
     "tier_policy",
+    "tier_admission",
     "tier_workers",
     "tier_encrypt",
 ];

@@ -39,12 +39,14 @@ pub struct Row {
     pub trace: String,
     /// As in [`Options::room`].
     pub room: f64,
-    /// The policy's name, or `oracle`: what will be used last goes first.
+    /// The policy's name; with `again`, behind `tier_admission:again`; or `oracle`: what will be used last goes first.
     pub policy: &'static str,
     /// The part of what is used (bytes or blocks) that was there.
     pub found: f64,
     /// The part of the cost of bringing everything back each time that was not paid.
     pub saved: f64,
+    /// What was stored, as a part of what is used.
+    pub stored: f64,
 }
 
 /// Compares, and prints.
@@ -71,26 +73,38 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
 /// Every policy and the oracle in each room, those of `rooms` or the workload's own.
 pub fn compare(workload: &Workload, rooms: &[f64]) -> Vec<Row> {
     let rooms = if rooms.is_empty() { &workload.rooms } else { rooms };
-    let choosers = || Policy::ALL.into_iter().map(Chooser::Policy).chain([Chooser::Oracle]);
+    let choosers = || {
+        let policies = Policy::ALL.into_iter();
+        policies.clone().map(Chooser::Policy).chain(policies.map(Chooser::Again)).chain([Chooser::Oracle])
+    };
     let pairs = rooms.iter().flat_map(|&room| choosers().map(move |chooser| (room, chooser)));
     pairs
         .map(|(room, chooser)| {
             let tally = simulate::run(workload, (room * workload.unit as f64) as u64, chooser);
             let part = |of: u128, all: u128| if all == 0 { 1.0 } else { of as f64 / all as f64 };
-            let Tally { used, found, cost, paid } = tally;
+            let Tally { used, found, cost, paid, stored } = tally;
             let (trace, policy) = (workload.name.clone(), chooser.name());
-            Row { trace, room, policy, found: part(found, used), saved: 1.0 - part(paid, cost) }
+            Row {
+                trace,
+                room,
+                policy,
+                found: part(found, used),
+                saved: 1.0 - part(paid, cost),
+                stored: part(stored, used),
+            }
         })
         .collect()
 }
 
 fn print(name: &str, rows: &[Row], out: &mut impl Write) -> std::io::Result<()> {
-    writeln!(out, "{name}: % found / % of the cost saved")?;
-    let per_room = Policy::ALL.len() + 1;
+    writeln!(out, "{name}: % found / % of the cost saved / % stored")?;
+    let per_room = 2 * Policy::ALL.len() + 1;
     let names: Vec<&str> = rows.iter().take(per_room).map(|row| row.policy).collect();
     let mut table = Table::new(&[&["room"], &names[..]].concat());
     for rows in rows.chunks(per_room) {
-        let cells = rows.iter().map(|row| format!("{:.1} / {:.1}", 100.0 * row.found, 100.0 * row.saved));
+        let cells = rows
+            .iter()
+            .map(|row| format!("{:.1} / {:.1} / {:.0}", 100.0 * row.found, 100.0 * row.saved, 100.0 * row.stored));
         table.row([rows[0].room.to_string()].into_iter().chain(cells).collect());
     }
     writeln!(out, "{table}")
@@ -115,6 +129,15 @@ mod tests {
             let found = 100.0 * tally.found as f64 / tally.used as f64;
             assert!((found - percent).abs() < 0.06, "{room}: {found}");
         }
+    }
+
+    /// Most blocks of a conversation are wanted once.
+    #[test]
+    fn what_nobody_wants_again_is_better_kept_out_of_a_small_tier() {
+        let [root_first, _] = &serving()[..] else { panic!("two orders") };
+        let run = |chooser| simulate::run(root_first, 1000, chooser);
+        let (all, again) = (run(Chooser::Policy(Policy::Lru)), run(Chooser::Again(Policy::Lru)));
+        assert!(again.found > all.found && again.stored * 2 < all.stored, "{all:?}, {again:?}");
     }
 
     #[test]

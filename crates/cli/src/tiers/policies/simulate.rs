@@ -11,6 +11,8 @@ use super::access::{Access, Workload};
 pub enum Chooser {
     /// A policy.
     Policy(Policy),
+    /// A policy, with `tier_admission:again`: what has not been wanted back before pushes nothing out.
+    Again(Policy),
     /// Somebody who knows what comes.
     Oracle,
 }
@@ -20,6 +22,10 @@ impl Chooser {
     pub fn name(self) -> &'static str {
         match self {
             Chooser::Policy(policy) => policy.name(),
+            Chooser::Again(Policy::Lru) => "lru again",
+            Chooser::Again(Policy::S3Fifo) => "s3fifo again",
+            Chooser::Again(Policy::Arc) => "arc again",
+            Chooser::Again(_) => "cost again",
             Chooser::Oracle => "oracle",
         }
     }
@@ -36,6 +42,8 @@ pub struct Tally {
     pub cost: u128,
     /// What bringing back what was missing costs.
     pub paid: u128,
+    /// What was stored.
+    pub stored: u128,
 }
 
 struct Room<'a> {
@@ -44,17 +52,20 @@ struct Room<'a> {
     there: HashSet<Key>,
     bytes: u64,
     capacity: u64,
+    /// With `tier_admission:again`: what has been wanted back.
+    wanted: Option<HashSet<Key>>,
     tally: Tally,
 }
 
 /// Runs a workload in a room of `capacity` bytes or blocks.
 pub fn run(workload: &Workload, capacity: u64, chooser: Chooser) -> Tally {
     let policy = match chooser {
-        Chooser::Policy(policy) => policy.build(capacity),
+        Chooser::Policy(policy) | Chooser::Again(policy) => policy.build(capacity),
         Chooser::Oracle => Box::new(Oracle::new(workload)),
     };
     let (there, tally) = (HashSet::new(), Tally::default());
-    let mut room = Room { items: &workload.items, policy, there, bytes: 0, capacity, tally };
+    let wanted = matches!(chooser, Chooser::Again(_)).then(HashSet::new);
+    let mut room = Room { items: &workload.items, policy, there, bytes: 0, capacity, wanted, tally };
     for access in &workload.accesses {
         match access {
             Access::Make(key) => room.bring(*key),
@@ -94,6 +105,14 @@ impl Room<'_> {
             return;
         }
         let excess = (self.bytes + item.size).saturating_sub(self.capacity);
+        // Asked for the first time, it is remembered; it was not there, so the next time it is wanted back.
+        if let Some(wanted) = &mut self.wanted
+            && wanted.insert(key)
+            && excess > 0
+        {
+            return;
+        }
+        self.tally.stored += u128::from(item.size);
         for victim in self.policy.victims(excess, &mut |_| true) {
             self.policy.evicted(victim);
             self.leave(victim);
@@ -112,6 +131,9 @@ impl Room<'_> {
     fn free(&mut self, key: Key) {
         self.policy.remove(key);
         self.leave(key);
+        if let Some(wanted) = &mut self.wanted {
+            wanted.remove(&key);
+        }
     }
 }
 
