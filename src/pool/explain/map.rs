@@ -49,8 +49,10 @@ pub(super) struct SlabInfo {
     pub(super) number: u32,
     pub(super) class: ClassId,
     pub(super) lane: LaneId,
-    /// Slots that are not free.
+    /// Slots that are not free, or that another slab of its group has.
     pub(super) taken: u32,
+    /// Whether others share its page's memory: it leaves them once its stream is known to have passed it.
+    pub(super) shares: bool,
     /// Whether the counts below were taken.
     pub(super) looked: bool,
     pub(super) live: u32,
@@ -189,8 +191,9 @@ impl Map {
             by_node.insert(node, self.slabs.len());
             let (class, taken) = (slab.class, slab.class.slots() - slab.free_slots());
             let lane = state.slabs.lane(number);
+            let shares = !state.slabs.is_own(number);
             let (looked, live, cached, pending, tag) = (false, 0, 0, 0, None);
-            self.slabs.push(SlabInfo { number, class, lane, taken, looked, live, cached, pending, tag });
+            self.slabs.push(SlabInfo { number, class, lane, taken, shares, looked, live, cached, pending, tag });
         }
         let mut order: Vec<usize> = (0..self.slabs.len()).collect();
         order.sort_by_key(|&index| (self.slabs[index].taken, index));
@@ -279,7 +282,7 @@ impl Map {
         let goes = slab.looked
             && live_goes
             && (slab.cached == 0 || assume.drained)
-            && (slab.pending == 0 || assume.waited == Waited::All);
+            && ((slab.pending == 0 && !slab.shares) || assume.waited == Waited::All);
         if goes { Map::lane_serves(state, assume, slab.lane) } else { Use::No }
     }
 
