@@ -459,7 +459,8 @@ def what_cannot_go_stays():
     host = torch.randn(512, 512, requires_grad=True)
     with stratalloc.torch.offload_activations(min_bytes=1, keep_last=0) as context:
         host.exp().sum().backward()
-    assert context.bytes_out == 0 and torch.equal(host.grad, host.detach().exp())
+    # How the work is split over threads may cost the last digit.
+    assert context.bytes_out == 0 and torch.allclose(host.grad, host.detach().exp())
     for options in ({"min_bytes": 0}, {"keep_last": -1}, {"prefetch": 1.5}, {"min_bytes": True}):
         with raises(ValueError, next(iter(options))):
             stratalloc.torch.offload_activations(**options)
