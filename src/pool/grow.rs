@@ -19,7 +19,7 @@ const WIDE_LANES: LaneId = 16;
 /// recorded traces; DESIGN.md has the curve.
 const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.0025, 32), (0.0045, 16), (0.0065, 8)];
 /// The last of these only where so many 64ths of the largest chunk are held besides: two or three chunks say little.
-const EXCESS_LEAST: u64 = 48;
+const EXCESS_LEAST: u64 = 32;
 /// No less than this part of what is missing at once: few of its chunks are shared with another block.
 const PIECES: u64 = 64;
 /// The limit from which on chunks are as large as configured. With less they are smaller in proportion: 256 GiB.
