@@ -5,11 +5,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::mpsc;
-use std::time::Duration;
 
 use common::rig::{KIB, MIB, request};
-use common::tiers::{TierRig, host_tier};
+use common::tiers::{TierRig, host_tier, within_seconds};
 use parking_lot::Mutex;
 use stratalloc::driver::Driver;
 use stratalloc::driver::fault::{CallKind, Fault, FaultDriver, When};
@@ -38,19 +36,6 @@ fn staged(capacity: u64, bytes: u64) -> (TierRig, Arc<FaultTier>) {
 
 fn slow(tier: &FaultTier, looks: u32) {
     tier.inject(TierFault { when: When::From(1), kind: TierFaultKind::Slow(looks), only: None });
-}
-
-/// Work that must end, on a thread of its own.
-fn within_seconds(work: impl FnOnce() + Send + 'static) {
-    let (done, ended) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        work();
-        let _ = done.send(());
-    });
-    match ended.recv_timeout(Duration::from_secs(60)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it waits for itself"),
-        _ => thread.join().unwrap(),
-    }
 }
 
 #[test]

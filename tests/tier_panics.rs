@@ -4,11 +4,9 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::mpsc;
-use std::time::Duration;
 
 use common::rig::{MIB, config, pattern, request};
-use common::tiers::host_tier;
+use common::tiers::{host_tier, within_seconds};
 use stratalloc::driver::Driver;
 use stratalloc::driver::soft::{Backing, SoftDevice};
 use stratalloc::tier::codec::Codec;
@@ -137,19 +135,6 @@ impl Codec for Turned {
     }
     fn lossless(&self) -> bool {
         true
-    }
-}
-
-/// Work that must end, on a thread of its own.
-fn within_seconds(work: impl FnOnce() + Send + 'static) {
-    let (done, ended) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        work();
-        let _ = done.send(());
-    });
-    match ended.recv_timeout(Duration::from_secs(60)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it waits for ever"),
-        _ => thread.join().unwrap(),
     }
 }
 

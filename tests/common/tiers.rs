@@ -1,7 +1,8 @@
 //! Evictable blocks with known contents, on a device that is watched.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use stratalloc::driver::Driver;
 use stratalloc::driver::soft::{Access, SoftDevice, SoftDeviceBuilder};
@@ -186,4 +187,17 @@ impl TierRig {
 pub fn host_tier(driver: Arc<dyn Driver>, bytes: u64) -> Arc<dyn Tier> {
     let config = HostConfig { capacity_bytes: bytes, step_bytes: bytes.min(64 << 20), background: false };
     Arc::new(HostTier::new(driver, &config).unwrap())
+}
+
+/// Work that must end, on a thread of its own.
+pub fn within_seconds(work: impl FnOnce() + Send + 'static) {
+    let (done, ended) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    match ended.recv_timeout(Duration::from_secs(60)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it waits for ever"),
+        _ => thread.join().unwrap(),
+    }
 }

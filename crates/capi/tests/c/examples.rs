@@ -42,24 +42,15 @@ fn observers() {
 }
 
 #[test]
-fn memory_resource() {
+fn cpp() {
     if missing() {
         return;
     }
-    for linked in [Linked::Shared, Linked::Static] {
-        let path = compile(&example("cpp/memory_resource.cpp"), SANITIZED, linked);
-        run("memory_resource", &mut program(&path));
-    }
-}
-
-#[test]
-fn tiers_of_cpp() {
-    if missing() {
-        return;
-    }
-    for linked in [Linked::Shared, Linked::Static] {
-        let path = compile(&example("cpp/tiers.cpp"), SANITIZED, linked);
-        run("tiers", &mut program(&path));
+    for name in ["memory_resource", "tiers"] {
+        for linked in [Linked::Shared, Linked::Static] {
+            let path = compile(&example(&format!("cpp/{name}.cpp")), SANITIZED, linked);
+            run(name, &mut program(&path));
+        }
     }
 }
 
