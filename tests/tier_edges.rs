@@ -89,6 +89,27 @@ fn memory_that_an_earlier_attempt_may_still_write_stays() {
 }
 
 #[test]
+fn an_extent_that_hands_chunks_on_may_go_when_mappings_run_out() {
+    let device = SoftDevice::builder(8 * MIB).seed(9).checker(true).build().unwrap();
+    let driver = Arc::new(FaultDriver::new(device.clone()));
+    let mut rig = TierRig::on(driver.clone(), device, "tiers:host=64MiB,chunk_max:2MiB", |builder| builder);
+    let alloc = |rig: &mut TierRig, size: u64| rig.alloc(request(size, HOME), Evictable::default()).unwrap();
+    let first = alloc(&mut rig, 4 * MIB);
+    alloc(&mut rig, 4 * MIB);
+    rig.free(first);
+    rig.device.synchronize_device().unwrap();
+    // It has handed on a half of its chunks, and is to hand on the other.
+    alloc(&mut rig, 2 * MIB);
+    rig.device.synchronize_device().unwrap();
+    driver.inject(Fault { when: When::Nth(1), kind: DriverErrorKind::OutOfMemory, only: Some(CallKind::Map) });
+    alloc(&mut rig, 2 * MIB);
+    assert_eq!(driver.failures(), 1);
+    driver.clear();
+    rig.verify_all();
+    rig.finish();
+}
+
+#[test]
 fn gaps_that_are_not_aligned_do_not_hide_one_that_is() {
     let mut rig = rig(64 * MIB, "tiers:host=64MiB");
     let mut gaps = Vec::new();

@@ -149,7 +149,12 @@ impl Pool {
             }
             Err(error) => return Err(error),
         }
-        picked.donors.iter().for_each(|&(donor, bytes)| state.extents.hand_on(donor, bytes));
+        for (donor, bytes) in picked.donors {
+            // One that was over may have been undone for the sake of mappings: its chunks came from the reserve then.
+            if state.extents.by_addr.contains_key(&donor) {
+                state.extents.hand_on(donor, bytes);
+            }
+        }
         self.bury_ghosts(state, false);
         Ok(Some(stamps))
     }
