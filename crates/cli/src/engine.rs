@@ -6,15 +6,16 @@ use std::ops::Sub;
 use std::sync::Arc;
 
 use crate::bare::BareDriver;
+use crate::target::Target;
 use stratalloc::block::CLASS_SIZE_MAX;
-use stratalloc::config::Config;
+use stratalloc::config::{Config, Limit};
 use stratalloc::driver::cuda::CudaDriver;
 use stratalloc::driver::metered::{CallKind, Tally};
 use stratalloc::driver::soft::{Access, Backing, LatencyModel, SoftDevice};
-use stratalloc::driver::{DeviceProperties, Driver};
+use stratalloc::driver::{DeviceProperties, Driver, EventId, HostPtr};
 use stratalloc::error::{ConfigError, DriverError, Result};
 use stratalloc::tier::{Evictable, PinGuard, TierStats};
-use stratalloc::units::{DevicePtr, StreamId};
+use stratalloc::units::{ByteSize, DevicePtr, StreamId};
 use stratalloc::{AllocRequest, Allocator, BlockState, DefragReport, DeviceSpec, PassLimits, PlanStats};
 
 /// Every engine has one device.
@@ -39,7 +40,9 @@ pub enum Latency {
 /// The device and the configuration of an [`Engine`].
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
-    /// The memory of the software device, in bytes.
+    /// Which device. What only the software device has (latency, lag, checker, seed) is nothing on another.
+    pub target: Target,
+    /// The memory of the software device, in bytes; of another, the most to hold, or 0 for all of it.
     pub capacity: u64,
     /// The cost of its driver calls.
     pub latency: Latency,
@@ -86,6 +89,12 @@ impl Calls {
         })
     }
 
+    /// What those took that wait for work of the device and do nothing else.
+    fn wait_ns(&self) -> u64 {
+        let waits = ["cuCtxSynchronize", "cuStreamSynchronize", "cuEventSynchronize"];
+        waits.map(|name| self.0.get(name).map_or(0, |call| call.time_ns)).iter().sum()
+    }
+
     /// Those that wait for all work of the device. The real driver's frees do as well.
     pub fn device_waits(&self) -> u64 {
         ["cuCtxSynchronize", "cuMemFree", "cuMemFreeHost"].map(|name| self.count(name)).iter().sum()
@@ -114,7 +123,7 @@ impl Sub<&Calls> for &Calls {
     }
 }
 
-/// What an allocator has spent on its device. Times are virtual.
+/// What an allocator has spent on its device. Times are the device's: virtual on the software device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Spent {
     /// Driver calls.
@@ -163,34 +172,53 @@ pub enum Use {
     ReadWrite,
 }
 
-/// One allocator over one software device that keeps addresses only.
+/// One allocator over one device: a software device, which keeps addresses only unless contents are wanted, or a GPU.
 #[derive(Debug)]
 pub struct Engine {
     allocator: Allocator,
-    soft: Arc<SoftDevice>,
+    driver: Arc<dyn Driver>,
+    /// The same device, if it is a software device.
+    soft: Option<Arc<SoftDevice>>,
+    /// What kernels of a GPU work with.
+    gpu: Option<Gpu>,
 }
 
+/// An event that orders streams, and a sum that nobody looks at.
+#[derive(Debug)]
+struct Gpu {
+    event: EventId,
+    sum: HostPtr,
+}
+
+/// What a GPU's kernels write.
+const FILL: u32 = 0x5a5a_5a5a;
+
 impl Engine {
-    /// A fresh device and an allocator on it.
+    /// An allocator on a device, which is fresh if it is a software device.
     pub fn open(setup: &Setup) -> Result<Engine> {
-        let soft = SoftDevice::builder(setup.capacity)
-            .backing(if setup.contents { Backing::Memfd } else { Backing::AddressesOnly })
-            .latency(match setup.latency {
-                Latency::A100 => LatencyModel::A100,
-                Latency::StudyA => LatencyModel::StudyA,
-                Latency::Off => LatencyModel::Off,
-            })
-            .event_lag_ns(setup.event_lag_ns)
-            .checker(setup.checker)
-            .seed(setup.seed)
-            .build()?;
-        let config = Config::parse(&setup.config)?;
-        let driver: Arc<dyn Driver> = if setup.bare { Arc::new(BareDriver::new(soft.clone())) } else { soft.clone() };
-        let allocator = Allocator::builder().device(DeviceSpec::Driver(driver)).config(config).build()?;
+        let mut config = Config::parse(&setup.config)?;
+        let (driver, soft): (Arc<dyn Driver>, _) = match setup.target {
+            Target::Software => {
+                let soft = software(setup)?;
+                (soft.clone(), Some(soft))
+            }
+            Target::Cuda(ordinal) => {
+                if setup.capacity > 0 {
+                    config.limit = Some(Limit::Bytes(ByteSize(setup.capacity)));
+                }
+                (CudaDriver::open(ordinal)?, None)
+            }
+        };
+        let used: Arc<dyn Driver> = if setup.bare { Arc::new(BareDriver::new(driver.clone())) } else { driver.clone() };
+        let allocator = Allocator::builder().device(DeviceSpec::Driver(used)).config(config).build()?;
         if let Some(plan) = &setup.plan {
             allocator.import_plan(DEVICE, plan)?;
         }
-        Ok(Engine { allocator, soft })
+        let gpu = match soft {
+            Some(_) => None,
+            None => Some(Gpu { event: driver.create_event()?, sum: driver.alloc_host(size_of::<u64>() as u64)? }),
+        };
+        Ok(Engine { allocator, driver, soft, gpu })
     }
 
     /// Says that a step begins.
@@ -210,7 +238,7 @@ impl Engine {
 
     /// A new stream of the device.
     pub fn create_stream(&self) -> Result<StreamId> {
-        Ok(self.soft.create_stream()?)
+        Ok(self.driver.create_stream()?)
     }
 
     /// Allocates.
@@ -248,13 +276,13 @@ impl Engine {
 
     /// Writes contents, in the order of a stream.
     pub fn write(&self, ptr: DevicePtr, bytes: &[u8], stream: StreamId) -> Result<()> {
-        Ok(self.soft.write(ptr, bytes, stream)?)
+        Ok(self.driver.write(ptr, bytes, stream)?)
     }
 
     /// Reads contents, in the order of a stream.
     pub fn read(&self, ptr: DevicePtr, len: u64, stream: StreamId) -> Result<Vec<u8>> {
         let mut bytes = vec![0; len as usize];
-        self.soft.read(&mut bytes, ptr, stream)?;
+        self.driver.read(&mut bytes, ptr, stream)?;
         Ok(bytes)
     }
 
@@ -300,56 +328,100 @@ impl Engine {
 
     /// What has been spent so far.
     pub fn spent(&self) -> Spent {
-        let soft = &self.soft;
-        Spent {
-            calls: self.driver_calls(),
-            driver_ns: soft.charged_ns(),
-            stall_ns: soft.stall_ns(),
-            clock_ns: soft.clock_ns(),
+        let calls = self.driver_calls();
+        let clock_ns = self.driver.clock_ns();
+        match &self.soft {
+            Some(soft) => Spent { calls, driver_ns: soft.charged_ns(), stall_ns: soft.stall_ns(), clock_ns },
+            None => {
+                let stall_ns = calls.wait_ns();
+                Spent { driver_ns: calls.total().time_ns - stall_ns, stall_ns, calls, clock_ns }
+            }
         }
     }
 
     /// Lets virtual time pass, as if the host were busy.
     pub fn advance_clock(&self, ns: u64) {
-        self.soft.advance_clock(ns);
+        if let Some(soft) = &self.soft {
+            soft.advance_clock(ns);
+        }
     }
 
     // ---- for the checker -----------------------------------------------------------------------------------------
 
     /// Tells the checker that the program was given this block: after the fact.
     pub fn note_alloc(&self, ptr: DevicePtr, bytes: u64, stream: StreamId) {
-        self.soft.note_alloc(ptr, bytes, stream);
+        if let Some(soft) = &self.soft {
+            soft.note_alloc(ptr, bytes, stream);
+        }
     }
 
     /// Tells the checker that the program gives this block up: before the fact.
     pub fn note_free(&self, ptr: DevicePtr, bytes: u64) {
-        self.soft.note_free(ptr, bytes);
+        if let Some(soft) = &self.soft {
+            soft.note_free(ptr, bytes);
+        }
     }
 
-    /// Submits a kernel to `stream` that uses the block and takes `ns` of virtual time. It costs the host nothing.
+    /// Submits a kernel to `stream` that uses the block, and costs the host nothing. On the software device it takes `ns` of virtual time; on
+    /// a GPU it writes the whole block, or reads it, and takes what that takes.
     pub fn launch(&self, stream: StreamId, ptr: DevicePtr, bytes: u64, how: Use, ns: u64) -> Result<()> {
         let (read, write) = (Access::read(ptr, bytes), Access::write(ptr, bytes));
-        match how {
-            Use::Write => self.soft.keep_busy(stream, &[write], ns)?,
-            Use::ReadWrite => self.soft.keep_busy(stream, &[read, write], ns)?,
+        match (&self.soft, &self.gpu, how) {
+            (Some(soft), _, Use::Write) => soft.keep_busy(stream, &[write], ns)?,
+            (Some(soft), _, Use::ReadWrite) => soft.keep_busy(stream, &[read, write], ns)?,
+            (None, Some(gpu), Use::ReadWrite) => self.driver.checksum(ptr, bytes, gpu.sum, stream)?,
+            (None, ..) => self.driver.fill_words(ptr, bytes, FILL, stream)?,
         }
         Ok(())
     }
 
     /// Makes later work of `stream` wait for all work so far of `other`. It costs the host nothing.
     pub fn wait_for(&self, stream: StreamId, other: StreamId) -> Result<()> {
-        Ok(self.soft.order_after(stream, other)?)
+        match (&self.soft, &self.gpu) {
+            (Some(soft), _) => soft.order_after(stream, other)?,
+            (None, Some(gpu)) => {
+                self.driver.record_event(gpu.event, other)?;
+                self.driver.wait_event(stream, gpu.event)?;
+            }
+            (None, None) => {}
+        }
+        Ok(())
     }
 
     /// Waits until the device has done all that it was given.
     pub fn finish(&self) -> Result<()> {
-        Ok(self.soft.synchronize_device()?)
+        Ok(self.driver.synchronize_device()?)
     }
 
     /// What the checker found.
     pub fn reports(&self) -> Vec<String> {
-        self.soft.reports().iter().map(ToString::to_string).collect()
+        self.soft.iter().flat_map(|soft| soft.reports()).map(|report| report.to_string()).collect()
     }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let Some(gpu) = &self.gpu else { return };
+        // A device that fails now has failed before, and said so.
+        let _ = self.driver.synchronize_device();
+        let _ = self.driver.free_host(gpu.sum);
+        let _ = self.driver.destroy_event(gpu.event);
+    }
+}
+
+fn software(setup: &Setup) -> Result<Arc<SoftDevice>> {
+    let soft = SoftDevice::builder(setup.capacity)
+        .backing(if setup.contents { Backing::Memfd } else { Backing::AddressesOnly })
+        .latency(match setup.latency {
+            Latency::A100 => LatencyModel::A100,
+            Latency::StudyA => LatencyModel::StudyA,
+            Latency::Off => LatencyModel::Off,
+        })
+        .event_lag_ns(setup.event_lag_ns)
+        .checker(setup.checker)
+        .seed(setup.seed)
+        .build()?;
+    Ok(soft)
 }
 
 /// The configuration that is given, or else the environment's; checked.

@@ -27,6 +27,7 @@ pub mod policy;
 pub mod replay;
 pub mod run;
 pub mod table;
+pub mod target;
 pub mod tiers;
 pub mod tune;
 

@@ -1,4 +1,4 @@
-//! `stratalloc replay`: recorded traces against the allocator, on a software device that keeps addresses only.
+//! `stratalloc replay`: recorded traces against the allocator, on a software device that keeps addresses only, or on a GPU.
 
 mod bandwidth;
 mod columns;
@@ -30,6 +30,7 @@ use stratalloc::units::{ByteSize, PAGE};
 
 use crate::engine::{Latency, Setup, configuration};
 use crate::policy::{self, Policy};
+use crate::target::Target;
 use crate::trace::Trace;
 use crate::{Failed, Finish, import};
 use follow::Manner;
@@ -54,7 +55,11 @@ pub struct Options {
     #[arg(long, value_name = "FOLDER")]
     pub changes: Option<PathBuf>,
 
-    /// Memory of the device [default: 80GiB for each thread]
+    /// The device: `software`, or `cuda:0`, on which driver calls and kernels are real and take the time they take
+    #[arg(long, value_name = "DEVICE", default_value = "software")]
+    pub device: Target,
+
+    /// Memory of the device; of a CUDA device, the most to hold [default: 80GiB for each thread; all of a CUDA device]
     #[arg(long, value_name = "SIZE")]
     pub capacity: Option<ByteSize>,
 
@@ -106,6 +111,11 @@ pub struct Options {
     #[arg(long, value_name = "RATE")]
     pub gpu_bandwidth: Option<Bandwidth>,
 
+    /// On a CUDA device: kernels write each block that is allocated, on its stream, and read each that is recorded, on the stream it is
+    /// recorded on, so that the device lags the host as it does in a program
+    #[arg(long, conflicts_with_all = ["gpu_bandwidth", "tiers"])]
+    pub kernels: bool,
+
     /// Leave out the trace's empty_cache calls
     #[arg(long)]
     pub skip_empty_cache: bool,
@@ -146,8 +156,14 @@ pub struct Options {
 impl Options {
     /// The setup, but for a capacity that depends on the trace.
     fn setup(&self) -> Result<Setup, Failed> {
-        let capacity = self.capacity.unwrap_or(ByteSize(ByteSize::gib(80).0 * u64::from(self.threads)));
+        self.check_device()?;
+        let all = match self.device {
+            Target::Software => ByteSize(ByteSize::gib(80).0 * u64::from(self.threads)),
+            Target::Cuda(_) => ByteSize(0),
+        };
+        let capacity = self.capacity.unwrap_or(all);
         Ok(Setup {
+            target: self.device,
             bare: false,
             capacity: capacity.0,
             latency: self.latency,
@@ -158,6 +174,25 @@ impl Options {
             contents: false,
             plan: self.plan_in.as_deref().map(read_plan).transpose()?,
         })
+    }
+
+    /// What is asked of a device that it does not have is an error, not silence.
+    fn check_device(&self) -> Result<(), Failed> {
+        if let Target::Software = self.device {
+            return if self.kernels { Err(Failed::from("--kernels is for --device cuda".to_owned())) } else { Ok(()) };
+        }
+        let models = self.policy != [Policy::Stratalloc];
+        let options = [
+            ("--checker", self.checker),
+            ("--gpu-bandwidth", self.gpu_bandwidth.is_some()),
+            ("--event-lag-us", self.event_lag_us > 0),
+            ("--seed", self.seed > 0),
+            ("--policy", models),
+        ];
+        match options.iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(Failed::from(format!("{option} is for the software device"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -232,11 +267,11 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
 
 /// Replays one trace. Tells whether its plan was written, if it was to be.
 fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) -> (Report, Result<(), Failed>) {
-    let manner = match (options.checker, options.gpu_bandwidth, options.event_lag_us) {
+    let manner = match (options.checker, options.gpu_bandwidth.is_some() || options.kernels, options.event_lag_us) {
         (true, ..) => Manner::Checked,
-        (false, Some(_), _) => Manner::Busy,
-        (false, None, 0) => Manner::Plain,
-        (false, None, _) => Manner::Paced,
+        (false, true, _) => Manner::Busy,
+        (false, false, 0) => Manner::Plain,
+        (false, false, _) => Manner::Paced,
     };
     let setup = &options.for_trace(setup, trace);
     let plan = Plan {

@@ -15,6 +15,7 @@ use stratalloc::units::{ByteSize, DevicePtr, PAGE, StreamId};
 
 use super::Options;
 use crate::engine::{Call, Engine, Setup, Spent, Use};
+use crate::target::Target;
 use crate::trace::{Op, Trace};
 use crate::{Failed, Finish};
 
@@ -147,7 +148,7 @@ pub(super) fn run(
         serde_json::to_writer_pretty(&mut *out, &rows)?;
         writeln!(out)?;
     } else {
-        for_people(&rows, out)?;
+        for_people(&rows, setup.target, out)?;
     }
     let good = |row: &Row| row.completed && row.checker_reports == 0;
     Ok(if rows.iter().all(good) { Finish::Good } else { Finish::Bad })
@@ -182,20 +183,26 @@ fn replay(options: &Options, tiers: &Tiers, setup: &Setup, trace: &Trace) -> std
         first_report: None,
     };
     // With room to spare: what the program takes by itself.
-    let roomy = Setup { capacity: peak.saturating_mul(2).max(1 << 30), checker: false, ..setup.clone() };
+    let room = match setup.target {
+        Target::Software => peak.saturating_mul(2).max(1 << 30),
+        Target::Cuda(_) => 0,
+    };
+    let roomy = Setup { capacity: room, checker: false, ..setup.clone() };
     let outcome = Follower::new(&roomy, trace, None, false).and_then(|mut follower| {
+        let begin = follower.engine.spent();
         follower.follow(trace, &size_of)?;
-        Ok(follower.engine.spent().clock_ns)
+        Ok((&follower.engine.spent() - &begin).clock_ns)
     });
     row.roomy_ns = outcome.unwrap_or(0);
     let tight = Setup { capacity: device_bytes, checker: true, ..setup.clone() };
     // Tiers that cannot be had are no result of a replay.
     let refused = |error| Failed::from(format!("--tiers {}: {error}", tiers.0));
     let mut follower = Follower::new(&tight, trace, Some(tiers), options.contents).map_err(refused)?;
+    let begin = follower.engine.spent();
     let followed = follower.follow(trace, &size_of);
     row.completed = followed.is_ok();
     row.error = followed.err().map(|error| error.to_string());
-    let spent = follower.engine.spent();
+    let spent = &follower.engine.spent() - &begin;
     row.tiered_ns = spent.clock_ns;
     row.verified_blocks = follower.verified;
     let reports = follower.engine.reports();
@@ -252,12 +259,10 @@ impl Follower {
     fn new(setup: &Setup, trace: &Trace, tiers: Option<&Tiers>, contents: bool) -> Result<Follower> {
         let mut setup = setup.clone();
         if let Some(Tiers(list)) = tiers {
-            // Nothing depends on time, so that equal replays are equal.
-            setup.config = format!(
-                "{}{}tiers:{list},tier_workers:0",
-                setup.config,
-                if setup.config.is_empty() { "" } else { "," }
-            );
+            // On the software device nothing depends on time, so that equal replays are equal.
+            let workers = if setup.target == Target::Software { ",tier_workers:0" } else { "" };
+            let comma = if setup.config.is_empty() { "" } else { "," };
+            setup.config = format!("{}{comma}tiers:{list}{workers}", setup.config);
         }
         setup.contents = contents;
         let engine = Engine::open(&setup)?;
@@ -368,10 +373,11 @@ impl Follower {
     }
 }
 
-fn for_people(rows: &[Row], out: &mut impl Write) -> std::io::Result<()> {
+fn for_people(rows: &[Row], target: Target, out: &mut impl Write) -> std::io::Result<()> {
+    let times = if target == Target::Software { "virtual" } else { "real" };
     writeln!(
         out,
-        "blocks are used when they are allocated, recorded and freed; times are virtual\n\n{:<34} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7}  result",
+        "blocks are used when they are allocated, recorded and freed; times are {times}\n\n{:<34} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7}  result",
         "trace", "peak live", "device", "ratio", "evicted", "restored", "roomy ms", "tiers ms", "stall ms", "times"
     )?;
     for row in rows {
@@ -381,7 +387,10 @@ fn for_people(rows: &[Row], out: &mut impl Write) -> std::io::Result<()> {
             if row.verified_blocks > 0 { format!("{} blocks compared, ", row.verified_blocks) } else { String::new() };
         let result = match &row.error {
             Some(error) => error.clone(),
-            None => format!("completed, {contents}checker: {} reports", row.checker_reports),
+            None if target == Target::Software => {
+                format!("completed, {contents}checker: {} reports", row.checker_reports)
+            }
+            None => format!("completed, {contents}on {target}"),
         };
         writeln!(
             out,

@@ -1,8 +1,9 @@
 //! `stratalloc tiers bench`: what moving bytes beyond the device costs on this machine.
 //!
 //! Every row stands beside the plain thing that does the same work where there is one: a copy by the processor, or another program. Both take
-//! turns, so that whatever else the machine does falls on both; medians are over the rounds. The bias: the device is the software device,
-//! whose copies are the processor's, so what is compared is what the engine adds to copying: cutting into pieces, checksums, events.
+//! turns, so that whatever else the machine does falls on both; medians are over the rounds. The bias: the copies of the software device
+//! are the processor's, so what is compared there is what the engine adds to copying: cutting into pieces, checksums, events. `--device cuda`
+//! has the copy engines of a GPU.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use stratalloc::units::ByteSize;
 
 use super::{codecs, device, nvme};
 use crate::table::{Table, digits};
+use crate::target::Target;
 use crate::{Failed, Finish};
 
 /// What `tiers bench` is told.
@@ -25,6 +27,10 @@ pub struct Options {
     /// Turns that a row and what stands beside it get
     #[arg(long, value_name = "N", default_value = "9", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rounds: u32,
+
+    /// The device of the rows `device`: `software`, whose copies are made by this machine's processor, or `cuda:0`
+    #[arg(long, value_name = "DEVICE", default_value = "software")]
+    pub device: Target,
 
     /// Folder on the disk that the rows `nvme` write to and read from; by default that for temporary files
     #[arg(long, value_name = "PATH")]

@@ -1,17 +1,20 @@
-//! Rows between the device and pinned host memory, beside `memcpy` between the same memory.
+//! Rows between the device and pinned host memory, beside plain copies between the same memory: `memcpy` on the software device, one
+//! asynchronous copy an object on a GPU.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stratalloc::driver::cuda::CudaDriver;
 use stratalloc::driver::soft::SoftDevice;
-use stratalloc::driver::{Driver, DriverResult, Location};
+use stratalloc::driver::{CopyOp, Driver, DriverResult, Location};
 use stratalloc::tier::transfer::{Engine, EngineConfig, Save};
 use stratalloc::tier::{HostConfig, HostTier, Slot, Tier, TierError};
-use stratalloc::units::{ByteSize, DevicePtr};
+use stratalloc::units::{ByteSize, DevicePtr, StreamId};
 
 use super::bench::{Figure, Options};
 use crate::Failed;
 use crate::table::median;
+use crate::target::Target;
 
 impl From<TierError> for Failed {
     fn from(error: TierError) -> Failed {
@@ -31,7 +34,7 @@ pub(super) fn rows(options: &Options) -> Result<Vec<Figure>, Failed> {
     for object in [total, SMALL.min(total)] {
         for out in [true, false] {
             let name = format!("device/{}/{}", if out { "out" } else { "in" }, ByteSize(object));
-            figures.push(row(name, total, object, out, options.rounds)?);
+            figures.push(row(name, options.device, total, object, out, options.rounds)?);
         }
     }
     Ok(figures)
@@ -39,6 +42,10 @@ pub(super) fn rows(options: &Options) -> Result<Vec<Figure>, Failed> {
 
 /// A device that works in real time, a tier, and memory of both.
 struct Bench {
+    driver: Arc<dyn Driver>,
+    stream: StreamId,
+    /// Whether the processor reaches the device's memory.
+    software: bool,
     tier: Arc<dyn Tier>,
     engine: Engine,
     device: DevicePtr,
@@ -47,21 +54,28 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(total: u64) -> Result<Bench, Failed> {
-        let soft = SoftDevice::builder(2 * total + (1 << 30)).real_time(true).build().map_err(TierError::from)?;
-        let driver: Arc<dyn Driver> = soft;
+    fn new(target: Target, total: u64) -> Result<Bench, Failed> {
+        let driver = open(target, total).map_err(|error| Failed::from(error.to_string()))?;
+        let stream = driver.create_stream().map_err(TierError::from)?;
         let slots = total.next_multiple_of(2 << 20);
         let config = HostConfig { capacity_bytes: 4 * slots, step_bytes: slots.min(1 << 30), background: false };
         let tier: Arc<dyn Tier> = Arc::new(HostTier::new(driver.clone(), &config)?);
         let device = device_memory(&*driver, total).map_err(TierError::from)?;
-        let engine = Engine::new(driver, EngineConfig { workers: 1, ..EngineConfig::default() })?;
+        let engine = Engine::new(driver.clone(), EngineConfig { workers: 1, ..EngineConfig::default() })?;
         let plain = tier.reserve(total)?;
-        Ok(Bench { tier, engine, device, plain })
+        Ok(Bench { driver, stream, software: target == Target::Software, tier, engine, device, plain })
     }
 
     fn plain(&self) -> usize {
         self.tier.address(self.plain).map_or(0, |at| at.0 as usize)
     }
+}
+
+fn open(target: Target, total: u64) -> stratalloc::Result<Arc<dyn Driver>> {
+    Ok(match target {
+        Target::Software => SoftDevice::builder(2 * total + (1 << 30)).real_time(true).build()?,
+        Target::Cuda(ordinal) => CudaDriver::open(ordinal)?,
+    })
 }
 
 /// Memory of the device that is there for as long as the process is.
@@ -80,8 +94,8 @@ fn device_memory(driver: &dyn Driver, size: u64) -> DriverResult<DevicePtr> {
 }
 
 /// Moves `total` bytes in objects of this size.
-fn row(name: String, total: u64, object: u64, out: bool, rounds: u32) -> Result<Figure, Failed> {
-    let bench = Arc::new(Bench::new(total)?);
+fn row(name: String, target: Target, total: u64, object: u64, out: bool, rounds: u32) -> Result<Figure, Failed> {
+    let bench = Arc::new(Bench::new(target, total)?);
     let count = total / object;
     let saves: Vec<Save> =
         (0..count).map(|n| Save { from: bench.device.add(n * object), size: object, codec: None }).collect();
@@ -110,7 +124,8 @@ fn row(name: String, total: u64, object: u64, out: bool, rounds: u32) -> Result<
         })
     };
     let (bytes_per_s, ratio) = take_turns(count * object, rounds, work, plain(&bench, count, object, out))?;
-    Ok(Figure { name, bytes_per_s, ratio: Some(ratio), to: format!("memcpy of {}", ByteSize(object)) })
+    let plain = if target == Target::Software { "memcpy" } else { "cuMemcpyAsync" };
+    Ok(Figure { name, bytes_per_s, ratio: Some(ratio), to: format!("{plain} of {}", ByteSize(object)) })
 }
 
 /// Bytes a second of the work, and its speed as a part of the other's: medians of the rounds.
@@ -135,12 +150,25 @@ fn take_turns(bytes: u64, rounds: u32, mut work: Work, mut other: Work) -> Resul
     Ok((median(&rates), median(&ratios)))
 }
 
-/// The same bytes by `memcpy`, as many at a time.
+/// The same bytes by plain copies, as many at a time.
 fn plain(bench: &Arc<Bench>, count: u64, object: u64, out: bool) -> Work {
     let bench = bench.clone();
     // Memory that was never written reads as one page of zeros, out of the cache.
     // SAFETY: `total` bytes of the slot, which nothing else uses.
     unsafe { std::ptr::write_bytes(bench.plain() as *mut u8, 0x5a, (count * object) as usize) };
+    if !bench.software {
+        return Box::new(move || {
+            let (device, host) = (bench.device, DevicePtr(bench.plain() as u64));
+            let (src, dst) = if out { (device, host) } else { (host, device) };
+            let start = Instant::now();
+            for at in (0..count * object).step_by(object as usize) {
+                let copy = CopyOp { dst: dst.add(at), src: src.add(at), size: object };
+                bench.driver.copy(&[copy], bench.stream).map_err(TierError::from)?;
+            }
+            bench.driver.synchronize_stream(bench.stream).map_err(TierError::from)?;
+            Ok(start.elapsed())
+        });
+    }
     Box::new(move || {
         let (device, host) = (bench.device.0 as usize, bench.plain());
         let (from, to) = if out { (device, host) } else { (host, device) };
