@@ -3,10 +3,14 @@
 //! in the output of `cargo test`. Arguments choose tests by parts of their names.
 #![allow(clippy::print_stdout, reason = "the output is the point")]
 
+mod capture;
 mod driver;
 mod kit;
 mod latency;
+mod limits;
+mod moves;
 mod programs;
+mod tiers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -63,6 +67,22 @@ const TESTS: &[Test] = &[
     allocator("one_thread_at_random", programs::one_thread_at_random),
     allocator("small_chunks_at_random", programs::small_chunks_at_random),
     allocator("threads_at_random", programs::threads_at_random),
+    allocator("a_limit_is_kept_and_its_remedy_works", limits::a_limit_is_kept_and_its_remedy_works),
+    allocator("the_device_runs_out", limits::the_device_runs_out),
+    allocator("allocators_come_and_go", limits::allocators_come_and_go),
+    allocator("sparse_pages_share_memory", moves::sparse_pages_share_memory),
+    allocator("movable_blocks_move", moves::movable_blocks_move),
+    allocator("a_graph_is_captured_and_replayed", capture::a_graph_is_captured_and_replayed),
+    allocator("blocks_go_to_pinned_memory_and_come_back", tiers::blocks_go_to_pinned_memory_and_come_back),
+    #[cfg(feature = "nvme")]
+    allocator("blocks_go_to_files_and_come_back", tiers::blocks_go_to_files_and_come_back),
+    allocator("more_than_the_limit_is_used_in_turn", tiers::more_than_the_limit_is_used_in_turn),
+    #[cfg(feature = "nvme")]
+    allocator(
+        "what_pinned_memory_cannot_hold_spills_into_files",
+        tiers::what_pinned_memory_cannot_hold_spills_into_files,
+    ),
+    allocator("the_device_sleeps_and_wakes", tiers::the_device_sleeps_and_wakes),
     virtual_memory("driver_latency", latency::driver_latency),
 ];
 
