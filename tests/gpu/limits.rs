@@ -153,7 +153,9 @@ pub fn the_device_runs_out(bench: &Bench<'_>) {
     let shortage = held.fill_up(request);
     println!("  after {} of {}: {:.400}", held.blocks.len(), ByteSize(unit), shortage.explanation.to_string());
     assert!(held.blocks.len() >= 8, "{}", shortage.explanation);
-    assert_eq!(shortage.explanation.cause, OomCause::OtherProcesses, "{}", shortage.explanation);
+    // A driver may also keep back some of what it calls free.
+    let cause = shortage.explanation.cause;
+    assert!(matches!(cause, OomCause::OtherProcesses | OomCause::DriverRefused), "{}", shortage.explanation);
     assert!(shortage.driver.is_some() || shortage.explanation.driver.is_some());
     held.verify();
     // Small ones find room in what is there, and what is freed serves again.

@@ -149,14 +149,20 @@ pub fn blocks_go_to_pinned_memory_and_come_back(bench: &Bench<'_>) {
     off_and_back(bench, bench.limited(2 * GIB, &format!("tiers:host={tier}B")), Residency::Host);
 }
 
-#[cfg(feature = "nvme")]
 /// A folder for files without names.
+#[cfg(feature = "nvme")]
 fn folder() -> PathBuf {
     std::env::temp_dir().canonicalize().unwrap()
 }
 
+/// Disks are slow.
 #[cfg(feature = "nvme")]
+fn smaller<'a>(bench: &Bench<'a>) -> Bench<'a> {
+    Bench { divisor: bench.divisor.max(4), ..*bench }
+}
+
 /// An allocator with a tier of files, where there can be one.
+#[cfg(feature = "nvme")]
 fn with_files(bench: &Bench<'_>, limit: u64, text: &str) -> Option<Allocator> {
     match bench.try_allocator(&format!("limit:{}B,{text}", bench.bytes(limit))) {
         Ok(allocator) => Some(allocator),
@@ -169,6 +175,7 @@ fn with_files(bench: &Bench<'_>, limit: u64, text: &str) -> Option<Allocator> {
 
 #[cfg(feature = "nvme")]
 pub fn blocks_go_to_files_and_come_back(bench: &Bench<'_>) {
+    let bench = &smaller(bench);
     let tier = bench.bytes(2 * GIB);
     let text = format!("tiers:nvme={}={tier}B", folder().display());
     if let Some(allocator) = with_files(bench, 2 * GIB, &text) {
@@ -226,6 +233,7 @@ pub fn more_than_the_limit_is_used_in_turn(bench: &Bench<'_>) {
 
 #[cfg(feature = "nvme")]
 pub fn what_pinned_memory_cannot_hold_spills_into_files(bench: &Bench<'_>) {
+    let bench = &smaller(bench);
     let (host, files) = (bench.bytes(GIB), bench.bytes(6 * GIB) + 256 * MIB);
     let text = format!("tiers:host={host}B+nvme={}={files}B", folder().display());
     if let Some(allocator) = with_files(bench, GIB, &text) {
@@ -250,7 +258,8 @@ pub fn the_device_sleeps_and_wakes(bench: &Bench<'_>) {
         let gone = blocks.allocator.sleep(&plan).unwrap();
         let asleep = sound(&blocks.allocator).reserved.current;
         assert!(gone > 0 && before - asleep >= gone, "{gone}: {before} before, {asleep} asleep");
-        assert!(bench.free() >= free + gone, "the device has it back");
+        // The driver may want some for itself.
+        assert!(bench.free() + 16 * MIB >= free + gone, "the device has it back");
         assert!((3..6).all(|index| blocks.residency(index) == Residency::Resident));
         assert!((6..9).all(|index| blocks.residency(index) == Residency::Dropped));
         (3..6).for_each(|index| blocks.check(index, Some(streams.all[1]), "kept while asleep"));
