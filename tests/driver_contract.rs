@@ -1,4 +1,4 @@
-//! The driver contract, for every driver that needs no GPU. `tests/gpu.rs` has the real one.
+//! The driver contract, for every driver that needs no GPU. `tests/gpu/` has the real one.
 
 mod common;
 

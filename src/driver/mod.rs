@@ -140,9 +140,13 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn map(&self, ptr: DevicePtr, size: u64, chunk: ChunkHandle, offset: u64) -> DriverResult<()>;
 
     /// Unmaps `size` bytes at `ptr` (`cuMemUnmap`): whole mappings, one or several adjacent ones. No unfinished work may touch the range.
+    ///
+    /// Where a part of the range is not mapped, or only a part of a mapping is named, nothing may be relied on: some drivers refuse, and some say
+    /// that all is well. What is mapped where is the caller's to know. A reservation in which nothing is mapped stays usable either way.
     fn unmap(&self, ptr: DevicePtr, size: u64) -> DriverResult<()>;
 
-    /// Lets this device read and write `size` mapped bytes at `ptr` (`cuMemSetAccess`); one call may span several mappings.
+    /// Lets this device read and write `size` mapped bytes at `ptr` (`cuMemSetAccess`); one call may span several mappings. Fails where nothing
+    /// is mapped.
     fn set_access(&self, ptr: DevicePtr, size: u64) -> DriverResult<()>;
 
     /// A file descriptor for sharing a chunk with another process (`cuMemExportToShareableHandle`).

@@ -69,7 +69,7 @@ impl Space {
     pub fn heal(&mut self) -> DriverResult<()> {
         while let Some(&addr) = self.broken.first() {
             let chunk = *self.chunk(self.mapped_at(addr));
-            // A mapping without access may have been left there. Where none was, this fails.
+            // A mapping without access may have been left there. Where none was, this may fail or do nothing.
             let _ = self.driver.unmap(DevicePtr(addr), chunk.size);
             self.map_whole(addr, chunk.handle, chunk.size)?;
             self.broken.remove(&addr);

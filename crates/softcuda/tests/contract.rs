@@ -41,7 +41,7 @@ fn the_gpu_suite_passes() {
         std::os::unix::fs::symlink(common::library(), folder.join(name)).unwrap();
     }
     let mut suite = std::process::Command::new(env!("CARGO"));
-    suite.args(["test", "--package", "stratalloc", "--test", "gpu", "--manifest-path"]);
+    suite.args(["test", "--package", "stratalloc", "--test", "gpu", "--features", "nvme", "--manifest-path"]);
     suite.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
     let mut path = std::ffi::OsString::from(&folder);
     if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH") {

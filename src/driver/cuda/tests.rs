@@ -1,4 +1,4 @@
-//! Loading, contexts and error codes, with stand-in libraries written in C. What needs a GPU is in `tests/gpu.rs`.
+//! Loading, contexts and error codes, with stand-in libraries written in C. What needs a GPU is in `tests/gpu/`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
