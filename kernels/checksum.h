@@ -31,7 +31,7 @@ DEVICE void checksum(struct thread t, u64 ptr, u64 size, u64 *result) {
         if (rest > 0) sum += mixed(word_of_bytes(ptr + words * 8, rest), words + 1);
         sum += mixed(size, 0);
     }
-    add_atomically(result, sum);
+    add_of_all(result, sum);
 }
 
 #endif

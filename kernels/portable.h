@@ -1,8 +1,8 @@
 /* What the kernels are written in: the part that CUDA C++ and C11 have in common.
  *
  * A kernel is a function of one thread, which is told its number and how many there are, and takes every so-manieth piece of
- * the work. gpu.cu starts it on the device; cpu.c calls it for each thread in turn. So there is no __syncthreads here, no
- * shared memory and no warp operation: threads meet in the two atomics below, and nowhere else. */
+ * the work. gpu.cu starts it on the device, in blocks of whole warps; cpu.c calls it for each thread in turn. So kernels have no
+ * __syncthreads, no shared memory and no warp operation: threads meet in the functions below, and nowhere else. */
 #ifndef STRATALLOC_PORTABLE_H
 #define STRATALLOC_PORTABLE_H
 
@@ -16,6 +16,16 @@ typedef unsigned long long u64;
 #define ALIGNED(bytes) __align__(bytes)
 DEVICE void add_atomically(u64 *sum, u64 value) { atomicAdd(sum, value); }
 DEVICE void lower_atomically(u64 *least, u64 value) { atomicMin(least, value); }
+/* Every thread of a block comes here. One atomic a block: `sum` may lie in memory of the host, where each takes its way over the bus. */
+DEVICE void add_of_all(u64 *sum, u64 value) {
+    __shared__ u64 of_block;
+    if (threadIdx.x == 0) of_block = 0;
+    __syncthreads();
+    for (int apart = 16; apart > 0; apart /= 2) value += __shfl_down_sync(0xffffffffu, value, apart);
+    if (threadIdx.x % 32 == 0) atomicAdd(&of_block, value);
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(sum, of_block);
+}
 DEVICE u32 bits_of(float number) { return __float_as_uint(number); }
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
 #else
@@ -24,6 +34,7 @@ DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
 /* The software device runs one kernel at a time. */
 DEVICE void add_atomically(u64 *sum, u64 value) { *sum += value; }
 DEVICE void lower_atomically(u64 *least, u64 value) { if (value < *least) *least = value; }
+DEVICE void add_of_all(u64 *sum, u64 value) { *sum += value; }
 union float_bits {
     float number;
     u32 bits;

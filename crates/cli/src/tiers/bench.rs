@@ -32,6 +32,10 @@ pub struct Options {
     #[arg(long, value_name = "DEVICE", default_value = "software")]
     pub device: Target,
 
+    /// Threads that check and store, in the rows `device` [default: as tier_workers]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub workers: Option<u32>,
+
     /// Folder on the disk that the rows `nvme` write to and read from; by default that for temporary files
     #[arg(long, value_name = "PATH")]
     pub folder: Option<PathBuf>,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stratalloc::config::Config;
 use stratalloc::driver::cuda::CudaDriver;
 use stratalloc::driver::soft::SoftDevice;
 use stratalloc::driver::{CopyOp, Driver, DriverResult, Location};
@@ -34,7 +35,7 @@ pub(super) fn rows(options: &Options) -> Result<Vec<Figure>, Failed> {
     for object in [total, SMALL.min(total)] {
         for out in [true, false] {
             let name = format!("device/{}/{}", if out { "out" } else { "in" }, ByteSize(object));
-            figures.push(row(name, options.device, total, object, out, options.rounds)?);
+            figures.push(row(name, total, object, out, options)?);
         }
     }
     Ok(figures)
@@ -54,16 +55,17 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(target: Target, total: u64) -> Result<Bench, Failed> {
-        let driver = open(target, total).map_err(|error| Failed::from(error.to_string()))?;
+    fn new(options: &Options, total: u64) -> Result<Bench, Failed> {
+        let driver = open(options.device, total).map_err(|error| Failed::from(error.to_string()))?;
         let stream = driver.create_stream().map_err(TierError::from)?;
         let slots = total.next_multiple_of(2 << 20);
         let config = HostConfig { capacity_bytes: 4 * slots, step_bytes: slots.min(1 << 30), background: false };
         let tier: Arc<dyn Tier> = Arc::new(HostTier::new(driver.clone(), &config)?);
         let device = device_memory(&*driver, total).map_err(TierError::from)?;
-        let engine = Engine::new(driver.clone(), EngineConfig { workers: 1, ..EngineConfig::default() })?;
+        let workers = options.workers.map_or(Config::default().tier_workers, |workers| workers as usize);
+        let engine = Engine::new(driver.clone(), EngineConfig { workers, ..EngineConfig::default() })?;
         let plain = tier.reserve(total)?;
-        Ok(Bench { driver, stream, software: target == Target::Software, tier, engine, device, plain })
+        Ok(Bench { driver, stream, software: options.device == Target::Software, tier, engine, device, plain })
     }
 
     fn plain(&self) -> usize {
@@ -94,8 +96,8 @@ fn device_memory(driver: &dyn Driver, size: u64) -> DriverResult<DevicePtr> {
 }
 
 /// Moves `total` bytes in objects of this size.
-fn row(name: String, target: Target, total: u64, object: u64, out: bool, rounds: u32) -> Result<Figure, Failed> {
-    let bench = Arc::new(Bench::new(target, total)?);
+fn row(name: String, total: u64, object: u64, out: bool, options: &Options) -> Result<Figure, Failed> {
+    let bench = Arc::new(Bench::new(options, total)?);
     let count = total / object;
     let saves: Vec<Save> =
         (0..count).map(|n| Save { from: bench.device.add(n * object), size: object, codec: None }).collect();
@@ -123,8 +125,8 @@ fn row(name: String, target: Target, total: u64, object: u64, out: bool, rounds:
             Ok(start.elapsed())
         })
     };
-    let (bytes_per_s, ratio) = take_turns(count * object, rounds, work, plain(&bench, count, object, out))?;
-    let plain = if target == Target::Software { "memcpy" } else { "cuMemcpyAsync" };
+    let (bytes_per_s, ratio) = take_turns(count * object, options.rounds, work, plain(&bench, count, object, out))?;
+    let plain = if options.device == Target::Software { "memcpy" } else { "cuMemcpyAsync" };
     Ok(Figure { name, bytes_per_s, ratio: Some(ratio), to: format!("{plain} of {}", ByteSize(object)) })
 }
 
