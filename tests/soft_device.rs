@@ -210,6 +210,26 @@ fn calls_cost_what_the_model_says() {
 }
 
 #[test]
+fn mappings_cost_one_by_one_on_an_h100() {
+    let device = small().latency(LatencyModel::H100).build().unwrap();
+    let at = device.reserve(4 * PAGE, PAGE).unwrap();
+    let map = |page: u64| {
+        let chunk = device.create(PAGE, Location::Device).unwrap();
+        device.map(at.add(page * PAGE), PAGE, chunk, 0).unwrap();
+    };
+    (0..4).for_each(map);
+    let time = |call: &dyn Fn()| {
+        let before = device.clock_ns();
+        call();
+        device.clock_ns() - before
+    };
+    let one = time(&|| device.set_access(at, PAGE).unwrap());
+    assert_eq!(time(&|| device.set_access(at.add(PAGE), 3 * PAGE).unwrap()), 3 * one);
+    let one = time(&|| device.unmap(at, PAGE).unwrap());
+    assert_eq!(time(&|| device.unmap(at.add(PAGE), 3 * PAGE).unwrap()), 3 * one);
+}
+
+#[test]
 fn tails_stall_some_calls() {
     let time = |tails| {
         let device = small().latency(LatencyModel::A100).tails(tails).build().unwrap();

@@ -30,6 +30,8 @@ pub enum Latency {
     /// As measured on A100s with 2 MiB pages.
     #[default]
     A100,
+    /// As measured by this project on an H100: each mapping costs when access to it is set, and when it ends.
+    H100,
     /// As in a study that spaced the calls: dear to create, cheap to map.
     #[value(name = "studyA")]
     StudyA,
@@ -414,6 +416,7 @@ fn software(setup: &Setup) -> Result<Arc<SoftDevice>> {
         .backing(if setup.contents { Backing::Memfd } else { Backing::AddressesOnly })
         .latency(match setup.latency {
             Latency::A100 => LatencyModel::A100,
+            Latency::H100 => LatencyModel::H100,
             Latency::StudyA => LatencyModel::StudyA,
             Latency::Off => LatencyModel::Off,
         })

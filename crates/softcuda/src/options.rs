@@ -94,9 +94,10 @@ impl Options {
         })?;
         read.value("SOFTCUDA_SEED", "a number", &mut options.seed, |text| text.parse().ok())?;
         read.value("SOFTCUDA_CHECKER", SWITCH, &mut options.checker, switch)?;
-        read.value("SOFTCUDA_LATENCY", "off, a100 or study-a", &mut options.latency, |text| match text {
+        read.value("SOFTCUDA_LATENCY", "off, a100, h100 or study-a", &mut options.latency, |text| match text {
             "off" => Some(LatencyModel::Off),
             "a100" => Some(LatencyModel::A100),
+            "h100" => Some(LatencyModel::H100),
             "study-a" => Some(LatencyModel::StudyA),
             _ => None,
         })?;

@@ -85,7 +85,9 @@ impl Driver for SoftDevice {
 
     fn unmap(&self, ptr: DevicePtr, size: u64) -> DriverResult<()> {
         let kind = CallKind::Unmap;
-        let mut state = self.enter(Call::new(kind).range(ptr, size))?;
+        let mut state = self.state.lock();
+        let mappings = state.memory.mappings_in(ptr, size);
+        state.begin(Call { mappings, ..Call::new(kind).range(ptr, size) })?;
         let ended = state.memory.unmap(ptr, size, kind.name())?;
         if let Some(checker) = &mut state.checker {
             checker.unmapped(ptr, size);
@@ -98,7 +100,8 @@ impl Driver for SoftDevice {
         let kind = CallKind::SetAccess;
         let mut state = self.state.lock();
         let host = state.memory.is_host(ptr);
-        state.begin(Call { host, ..Call::new(kind).range(ptr, size) })?;
+        let mappings = state.memory.mappings_in(ptr, size);
+        state.begin(Call { host, mappings, ..Call::new(kind).range(ptr, size) })?;
         state.memory.set_access(ptr, size, kind.name())
     }
 

@@ -22,11 +22,13 @@ pub(super) struct Call {
     pub(super) args: [u64; 2],
     /// Whether pinned host memory is meant.
     pub(super) host: bool,
+    /// How many mappings there are in the range.
+    pub(super) mappings: u64,
 }
 
 impl Call {
     pub(super) fn new(kind: CallKind) -> Call {
-        Call { kind, ptr: DevicePtr::NULL, size: 0, args: [0; 2], host: false }
+        Call { kind, ptr: DevicePtr::NULL, size: 0, args: [0; 2], host: false, mappings: 1 }
     }
 
     pub(super) fn range(self, ptr: DevicePtr, size: u64) -> Call {
@@ -84,7 +86,7 @@ impl State {
         for word in [call.kind as u64 + 1, label, call.size, call.args[0], call.args[1]] {
             self.mix(word);
         }
-        let mut ns = self.settings.latency.call_ns(call.kind, call.size, call.host);
+        let mut ns = self.settings.latency.call_ns(call.kind, call.size, call.host, call.mappings);
         if self.settings.tails
             && matches!(call.kind, CallKind::SetAccess | CallKind::Unmap)
             && self.tails.chance(STALL_PROBABILITY)

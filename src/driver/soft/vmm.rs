@@ -106,6 +106,11 @@ impl Memory {
         self.chunks.get(&chunk.0).map_or((0, false), |c| (c.size, c.location == Location::Host))
     }
 
+    /// How many mappings lie in a range: one, where it is none of ours.
+    pub(super) fn mappings_in(&self, ptr: DevicePtr, size: u64) -> u64 {
+        (self.overlapping(ptr.0, ptr.0.saturating_add(size)).count() as u64).max(1)
+    }
+
     pub(super) fn map(
         &mut self,
         ptr: DevicePtr,

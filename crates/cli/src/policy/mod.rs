@@ -152,14 +152,18 @@ impl Changes {
     }
 }
 
+/// Bytes of the chunks that PyTorch maps; those of its small blocks are smaller, and mapped one by one.
+const EXPANDABLE_CHUNK: u64 = 20 << 20;
+
 /// What a driver call costs under a latency model, by its CUDA name.
 fn cost(latency: Latency) -> fn(&'static str, u64) -> u64 {
     fn of(model: LatencyModel, name: &str, size: u64) -> u64 {
         let kind = CallKind::ALL.iter().find(|kind| kind.name() == name);
-        kind.map_or(0, |&kind| model.call_ns(kind, size, false))
+        kind.map_or(0, |&kind| model.call_ns(kind, size, false, size.div_ceil(EXPANDABLE_CHUNK)))
     }
     match latency {
         Latency::A100 => |name, size| of(LatencyModel::A100, name, size),
+        Latency::H100 => |name, size| of(LatencyModel::H100, name, size),
         Latency::StudyA => |name, size| of(LatencyModel::StudyA, name, size),
         Latency::Off => |_, _| 0,
     }
