@@ -62,7 +62,7 @@ impl<'a> Bench<'a> {
 
     /// So many steps, or fewer on a slow device.
     pub fn steps(&self, full: u64) -> u64 {
-        (full / self.divisor).max(1)
+        (if self.divisor > 1 { full / self.divisor / 2 } else { full }).max(1)
     }
 
     /// An allocator on the device.
