@@ -8,6 +8,7 @@
 // | seven virtual functions, marked SINCE_2_15 | functions that nothing calls |
 // | a word on when captures begin and end | each route to a private pool counts as one, as in torch's own allocator there |
 // | statistics of private pools | left out |
+// | format 3 of handles for other processes | format 2, the same for plain memory |
 //
 // Neither version has a pure virtual function that the other lacks, but for `attachOomRejectionObserver`.
 #pragma once
@@ -43,8 +44,11 @@ using c10::MempoolId_t;
 // Whether torch says when a capture begins and ends.
 constexpr bool CAPTURES_ARE_MARKED = true;
 constexpr TraceEntry::Action ANNOTATE = TraceEntry::ANNOTATE;
+// torch's version of the handles that other processes open; it refuses those of later versions.
+constexpr char SHARED_FORMAT = 3;
 #else
 constexpr bool CAPTURES_ARE_MARKED = false;
+constexpr char SHARED_FORMAT = 2;
 // Never recorded, since nothing calls `annotateMemory`: different from all others, which is enough.
 constexpr auto ANNOTATE = static_cast<TraceEntry::Action>(TraceEntry::OOM + 1);
 using OomRejectionObserver = std::function<void(int64_t, size_t, size_t, size_t)>;
