@@ -21,7 +21,7 @@ from .errors import CompilationFailed, CompilerMissing, UnsupportedTorch
 SOURCES = _lib.PACKAGE / "csrc"
 
 #: Versions that were compiled and pass the tests.
-TESTED = ("2.15",)
+TESTED = ("2.11", "2.15")
 
 #: Set to 1 to try another version at your own risk.
 UNTESTED_VARIABLE = "STRATALLOC_TORCH_UNTESTED"

@@ -55,7 +55,7 @@ def install(torch, library_path, library, conf):
     torch.cuda.memory.change_current_allocator(allocator)
     _kept.extend([shim, allocator])
     _register(torch)
-    for name in _NO_EFFECT:
+    for name in filter(lambda name: hasattr(torch.cuda.memory, name), _NO_EFFECT):
         setattr(torch.cuda.memory, name, _refusing(name))
         if hasattr(torch.cuda, name):
             setattr(torch.cuda, name, _refusing(name))

@@ -41,7 +41,7 @@ _CAPABILITIES = {
     "mem_pool_no_split": ("raises NotImplementedError", "raises RuntimeError"),
     "cudagraph_trees": ("works", "raises RuntimeError"),
     "caching_allocator_enable": ("works", "raises NotImplementedError"),
-    "memory_metadata": ("works", "torch warns that it is not recorded"),
+    "memory_metadata": ("works", "is not recorded, of which torch 2.15 warns and 2.11 does not"),
     "profiler_memory_events": ("works", "none are reported: torch's pluggable allocator does not"),
     "peer_access": ("works", "raises RuntimeError"),
     "share_between_processes": (

@@ -22,6 +22,8 @@ def _clean():
     yield
     torch.cuda.memory._record_memory_history(None)
     torch.cuda.memory._set_memory_metadata("")
+    # torch keeps these from one multiplication to the next; 2.11 has them allocated as tensors are.
+    torch._C._cuda_clearCublasWorkspaces()
     gc.collect()
     torch.cuda.synchronize()
     if torch.cuda.get_per_process_memory_fraction() != 1.0:

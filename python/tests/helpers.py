@@ -6,12 +6,22 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).resolve().parent
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+#: Whether torch is 2.15 at least; the other version that works is 2.11.
+SINCE_2_15 = tuple(map(int, version("torch").split(".")[:2])) >= (2, 15)
+
+#: For what torch 2.11 does not have.
+since_2_15 = pytest.mark.skipif(not SINCE_2_15, reason="torch 2.11 does not have it")
 
 ENABLE = "import stratalloc; stratalloc.torch.enable(fallback={fallback!r})\n"
 
@@ -57,6 +67,18 @@ def native_stat_keys():
         """,
         allocator="native",
     )
+
+
+@contextmanager
+def uncached():
+    """Allocations inside are cudaMalloc's. torch 2.11 has no context manager for it."""
+    import torch
+
+    torch.cuda.memory.caching_allocator_enable(False)
+    try:
+        yield
+    finally:
+        torch.cuda.memory.caching_allocator_enable(True)
 
 
 def on_gpu(*shape, dtype=None):

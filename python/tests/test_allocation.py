@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from helpers import MIB, live, on_gpu, run_json
+from helpers import MIB, live, on_gpu, run_json, since_2_15, uncached
 
 
 def test_a_tensor_takes_memory_and_gives_it_back():
@@ -108,7 +108,7 @@ def test_the_deleter_is_the_standard_one():
 
 # Gotcha 3 again: memory that is not ours has another deleter, and record_stream leaves it alone.
 def test_record_stream_skips_foreign_memory():
-    with torch.cuda.memory.caching_allocator_disabled():
+    with uncached():
         x = on_gpu(4096)
     x.record_stream(torch.cuda.Stream())
     y = on_gpu(4096)
@@ -148,15 +148,20 @@ def test_record_stream_defers_reuse():
 
 def test_caching_can_be_switched_off():
     before = live()
-    with torch.cuda.memory.caching_allocator_disabled():
+    with uncached():
         x = on_gpu(5 * MIB)
         assert live() == before
-        assert not torch._C._cuda_cudaCachingAllocator_is_enabled()
-    assert torch._C._cuda_cudaCachingAllocator_is_enabled()
     y = on_gpu(5 * MIB)
     assert live() - before == 5 * MIB
     del x, y
     assert live() == before
+
+
+@since_2_15
+def test_torch_knows_whether_caching_is_on():
+    with torch.cuda.memory.caching_allocator_disabled():
+        assert not torch._C._cuda_cudaCachingAllocator_is_enabled()
+    assert torch._C._cuda_cudaCachingAllocator_is_enabled()
 
 
 def test_resize_and_growth():

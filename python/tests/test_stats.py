@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import MIB, native_stat_keys, on_gpu, run_json
+from helpers import MIB, native_stat_keys, on_gpu, run_json, since_2_15
 
 POOLS = ("all", "small_pool", "large_pool")
 BYTES = ("allocated_bytes", "active_bytes", "requested_bytes", "reserved_bytes", "inactive_split_bytes")
@@ -121,6 +121,7 @@ def test_waiting_blocks_are_active_and_not_allocated():
     assert after["active_bytes.all.current"] >= after["allocated_bytes.all.current"]
 
 
+@since_2_15
 def test_private_pools_are_listed():
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool):

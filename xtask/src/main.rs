@@ -27,10 +27,10 @@ cargo xtask kernels [--bless]
 cargo xtask softcuda [--out DIR] [--torch SITE_PACKAGES] [--profile release]
     Builds the software device as CUDA's libraries and lays them out in DIR, target/softcuda unless told. With --torch,
     libraries that do nothing stand in for the rest of what the PyTorch wheel in SITE_PACKAGES names.
-cargo xtask torch [--bench | --workloads | --exec COMMAND | --] [ARGUMENTS]
+cargo xtask torch [--version VERSION] [--bench | --workloads | --exec COMMAND | --] [ARGUMENTS]
     Installs the PyTorch wheel into a virtual environment, once, puts the package of python/ into it, and runs the package's
     tests on the software device; --bench times torch's entry, --workloads compares allocators on two programs, --exec runs
-    any command there. ARGUMENTS go to pytest or the program.
+    any command there. ARGUMENTS go to pytest or the program. VERSION is another PyTorch than the pinned one, such as 2.11.0.
 cargo xtask peers [--quick] [--traces FILES | DIR] [--only QUESTIONS] [--peers NAMES] [--settings LIST] [--rounds N]
                   [--jobs N] [--dump DIR] [--out DIR] [--resume] [--pages]
     Replays traces on PyTorch's own allocator, RMM and this one, side by side on the software device, and writes tables, plots

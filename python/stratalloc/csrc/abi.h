@@ -29,6 +29,7 @@ namespace stratalloc_torch {
   X(set_segment_observer)             \
   X(add_oom_observer)                 \
   X(explain_oom)                      \
+  X(pool_begin)                       \
   X(pool_route)                       \
   X(capture_begin)                    \
   X(capture_end)                      \

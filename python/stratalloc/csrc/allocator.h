@@ -65,7 +65,7 @@ class StratallocAllocator final : public CUDAAllocator {
       size_t count,
       cudaStream_t stream,
       bool p2p_enabled) override;
-  c10::DataPtr allocateWithAddress(size_t size, void* addr) override;
+  c10::DataPtr allocateWithAddress(size_t size, void* addr) SINCE_2_15;
   std::string name() override;
 
   // ---- statistics.cpp
@@ -82,16 +82,16 @@ class StratallocAllocator final : public CUDAAllocator {
       bool clearHistory,
       const std::vector<std::string>& skip_actions) override;
   bool isHistoryEnabled() override;
-  std::shared_ptr<c10::GatheredContext> getContextForPointer(const void* ptr) override;
+  std::shared_ptr<c10::GatheredContext> getContextForPointer(const void* ptr) SINCE_2_15;
   void recordAnnotation(const std::vector<std::pair<std::string, std::string>>& md) override;
   void pushCompileContext(std::string& md) override;
   void popCompileContext() override;
-  bool supportsUserMetadata() override;
+  bool supportsUserMetadata() SINCE_2_15;
   void setUserMetadata(const std::string& metadata) override;
   std::string getUserMetadata() override;
-  void annotateMemory(const void* ptr, const std::string& metadata) override;
+  void annotateMemory(const void* ptr, const std::string& metadata) SINCE_2_15;
   void attachOutOfMemoryObserver(OutOfMemoryObserver observer) override;
-  void attachOomRejectionObserver(OomRejectionObserver observer) override;
+  void attachOomRejectionObserver(OomRejectionObserver observer) SINCE_2_15;
   void attachAllocatorTraceTracker(AllocatorTraceTracker tracker) override;
 
   // ---- snapshot.cpp
@@ -104,8 +104,8 @@ class StratallocAllocator final : public CUDAAllocator {
       MempoolId_t mempool_id,
       std::function<bool(cudaStream_t)> filter) override;
   void endAllocateToPool(DeviceIndex device, MempoolId_t mempool_id) override;
-  void markCaptureBegin(DeviceIndex device) override;
-  void markCaptureEnd(DeviceIndex device) override;
+  void markCaptureBegin(DeviceIndex device) SINCE_2_15;
+  void markCaptureEnd(DeviceIndex device) SINCE_2_15;
   void releasePool(DeviceIndex device, MempoolId_t mempool_id) override;
   int getPoolUseCount(DeviceIndex device, MempoolId_t mempool_id) override;
   void createOrIncrefPool(

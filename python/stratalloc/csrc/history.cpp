@@ -115,7 +115,7 @@ void History::push(std::vector<Entry>& entries, size_t& next, Entry entry) {
 
 void History::record(TraceEntry entry) {
   entry.compile_context_ = compile_context();
-  entry.user_metadata_ = entry.action_ == TraceEntry::ANNOTATE ? entry.user_metadata_ : user_metadata;
+  entry.user_metadata_ = entry.action_ == ANNOTATE ? entry.user_metadata_ : user_metadata;
   std::shared_ptr<const std::vector<AllocatorTraceTracker>> trackers;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -251,7 +251,7 @@ void History::annotate(
     MempoolId_t pool,
     const std::string& text) {
   TraceEntry entry(
-      TraceEntry::ANNOTATE, device, reinterpret_cast<size_t>(ptr), size, stream, pool, c10::getApproximateTime(),
+      ANNOTATE, device, reinterpret_cast<size_t>(ptr), size, stream, pool, c10::getApproximateTime(),
       gather(RecordContext::ALLOC));
   entry.user_metadata_ = text;
   record(std::move(entry));

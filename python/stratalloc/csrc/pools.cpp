@@ -44,10 +44,10 @@ struct PoolState final : AllocatorState {
 void StratallocAllocator::beginAllocateToPool(DeviceIndex device, MempoolId_t mempool_id, Filter filter) {
   check_device(device);
   // The library counts one user for this, which torch gives back with releasePool, and drops the filter in any case. Whether a
-  // capture goes with it is said apart: use_mem_pool has none.
+  // capture goes with it is said apart, since use_mem_pool has none; or it is not said, and may be.
   auto* const kept = new Filter(std::move(filter));
-  check_pool(
-      abi.pool_route(handle(), device, to_pool(mempool_id), call_filter, kept, drop_filter), "beginAllocateToPool");
+  const auto begin = CAPTURES_ARE_MARKED ? abi.pool_route : abi.pool_begin;
+  check_pool(begin(handle(), device, to_pool(mempool_id), call_filter, kept, drop_filter), "beginAllocateToPool");
 }
 
 void StratallocAllocator::endAllocateToPool(DeviceIndex device, MempoolId_t mempool_id) {

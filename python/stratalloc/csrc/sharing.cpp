@@ -15,8 +15,7 @@ namespace stratalloc_torch {
 
 namespace {
 
-// torch's version of the format, and its letter for memory of cudaMalloc.
-constexpr char FORMAT_VERSION = 3;
+// torch's letter for memory of cudaMalloc.
 constexpr char PLAIN_MEMORY = 'c';
 constexpr size_t HANDLE_BYTES = 2 + sizeof(cudaIpcMemHandle_t);
 
@@ -77,7 +76,7 @@ ShareableHandle StratallocAllocator::shareIpcHandle(void* ptr) {
   cudaIpcMemHandle_t exported;
   C10_CUDA_CHECK(cudaIpcGetMemHandle(&exported, block.address));
   std::string handle;
-  handle.push_back(FORMAT_VERSION);
+  handle.push_back(SHARED_FORMAT);
   handle.push_back(PLAIN_MEMORY);
   handle.append(reinterpret_cast<const char*>(&exported), sizeof(exported));
   const auto offset = static_cast<const char*>(ptr) - static_cast<const char*>(block.address);
@@ -86,7 +85,7 @@ ShareableHandle StratallocAllocator::shareIpcHandle(void* ptr) {
 
 std::shared_ptr<void> StratallocAllocator::getIpcDevPtr(std::string handle) {
   TORCH_CHECK(
-      handle.size() == HANDLE_BYTES && handle[0] <= FORMAT_VERSION && handle[1] == PLAIN_MEMORY,
+      handle.size() == HANDLE_BYTES && handle[0] <= SHARED_FORMAT && handle[1] == PLAIN_MEMORY,
       "stratalloc opens memory of cudaMalloc only. The sending process may use expandable segments, or another version of torch.");
   Opened& all = opened();
   std::lock_guard<std::mutex> lock(all.mutex);

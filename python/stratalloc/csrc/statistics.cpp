@@ -37,8 +37,10 @@ void for_each_array(c10::CachingDeviceAllocator::DeviceStats& a, c10::CachingDev
   f(a.active_bytes, b.active_bytes);
   f(a.inactive_split_bytes, b.inactive_split_bytes);
   f(a.requested_bytes, b.requested_bytes);
-  for (auto& [id, array] : a.reserved_bytes_by_private_pools) {
-    f(array, b.reserved_bytes_by_private_pools[id]);
+  if (auto* const pools = pools_in(a)) {
+    for (auto& [id, array] : *pools) {
+      f(array, (*pools_in(b))[id]);
+    }
   }
 }
 
@@ -125,10 +127,12 @@ Statistics::DeviceStats Statistics::totals(
     out.reserved_bytes[pool].freed = static_cast<int64_t>(stats.device_frees) * chunk;
     out.reserved_bytes[pool].allocated = out.reserved_bytes[pool].freed + out.reserved_bytes[pool].current;
   }
-  for (const auto& [id, pool_bytes] : segments.pools) {
-    auto& array = out.reserved_bytes_by_private_pools[id];
-    for (size_t pool : {ALL, SMALL, LARGE}) {
-      set(array[pool], pool_bytes[pool], pool_bytes[pool], 0);
+  if (auto* const pools = pools_in(out)) {
+    for (const auto& [id, pool_bytes] : segments.pools) {
+      auto& array = (*pools)[id];
+      for (size_t pool : {ALL, SMALL, LARGE}) {
+        set(array[pool], pool_bytes[pool], pool_bytes[pool], 0);
+      }
     }
   }
 
@@ -149,8 +153,10 @@ Statistics::DeviceStats Statistics::read(
   std::lock_guard<std::mutex> lock(mutex_);
   PerDevice& own = devices_[device];
   // A pool that is gone keeps its peak, as in torch.
-  for (const auto& entry : own.sampled.reserved_bytes_by_private_pools) {
-    (void)now.reserved_bytes_by_private_pools[entry.first];
+  if (auto* const pools = pools_in(own.sampled)) {
+    for (const auto& entry : *pools) {
+      (void)(*pools_in(now))[entry.first];
+    }
   }
   for_each_array(now, own.sampled, [](StatArray& array, StatArray& sampled) {
     for (size_t pool : {ALL, SMALL, LARGE}) {

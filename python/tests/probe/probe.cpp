@@ -4,6 +4,8 @@
 #include <functional>
 #include <string>
 
+#include <torch/headeronly/version.h>
+
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/Registry.h>
@@ -121,6 +123,7 @@ const char* probe_expandable_sizes() {
   });
 }
 
+#if TORCH_VERSION_MINOR >= 15
 const char* probe_at_an_address() {
   return guarded([]() -> std::string {
     try {
@@ -131,6 +134,7 @@ const char* probe_at_an_address() {
     return "it did not raise";
   });
 }
+#endif
 
 // Also with no history recorded, as NCCL's hook has it.
 const char* probe_trackers() {

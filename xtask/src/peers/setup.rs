@@ -48,7 +48,7 @@ pub(super) fn set_up(root: &Path, peers: &[Peer]) -> Result<Place, String> {
     }
     let needs = |family: Family| peers.iter().any(|peer| peer.family == family);
     // PyTorch's libraries, and everybody's headers, come through pip: all families but the floor need the environment.
-    let venv = venv::prepare(&cache.join("torch-venv"))?;
+    let venv = venv::prepare(&cache.join("torch-venv"), venv::TORCH)?;
     let libraries = softcuda::lay_out(root, &softcuda::Options::plain(&work.join("softcuda")))?;
     let stratalloc = bin.join("stratalloc");
     let mut place = Place { bin, stratalloc, ops, libraries: vec![libraries] };

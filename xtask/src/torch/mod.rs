@@ -11,6 +11,8 @@ use crate::softcuda;
 /// What to run in the environment.
 pub(crate) struct Options {
     task: Task,
+    /// Another version of PyTorch than the pinned one.
+    version: Option<String>,
     /// Handed on to pytest, or to the task's own program.
     rest: Vec<String>,
 }
@@ -26,10 +28,15 @@ enum Task {
 impl Options {
     /// All tests.
     pub(crate) fn tests() -> Options {
-        Options { task: Task::Tests, rest: Vec::new() }
+        Options { task: Task::Tests, version: None, rest: Vec::new() }
     }
 
     pub(crate) fn parse(words: &[&str]) -> Result<Options, String> {
+        let (version, words) = match words {
+            ["--version"] => return Err("--version wants one, such as 2.11.0".to_string()),
+            ["--version", version, rest @ ..] => (Some(version.to_string()), rest),
+            rest => (None, rest),
+        };
         let (task, rest) = match words {
             ["--bench", rest @ ..] => (Task::Bench, rest),
             ["--workloads", rest @ ..] => (Task::Workloads, rest),
@@ -41,13 +48,13 @@ impl Options {
             ["--", rest @ ..] => (Task::Tests, rest),
             rest => (Task::Tests, rest),
         };
-        Ok(Options { task, rest: rest.iter().map(|word| word.to_string()).collect() })
+        Ok(Options { task, version, rest: rest.iter().map(|word| word.to_string()).collect() })
     }
 }
 
 /// Sets everything up and runs the task. Whether it passed.
 pub(crate) fn run(root: &Path, options: &Options) -> bool {
-    match set_up(root).and_then(|place| place.execute(root, options)) {
+    match set_up(root, options.version.as_deref()).and_then(|place| place.execute(root, options)) {
         Ok(()) => true,
         Err(message) => {
             eprintln!("torch: {message}");
@@ -85,12 +92,15 @@ pub(crate) fn cache_folder(root: &Path) -> PathBuf {
     }
 }
 
-fn set_up(root: &Path) -> Result<Place, String> {
+/// Another version than the pinned one has an environment and stand-ins of its own.
+fn set_up(root: &Path, version: Option<&str>) -> Result<Place, String> {
     let cache = cache_folder(root);
-    let venv = venv::prepare(&cache.join("torch-venv"))?;
+    let torch = version.map_or(venv::TORCH.to_string(), |version| format!("torch=={version}"));
+    let suffix = version.map_or(String::new(), |version| format!("-{version}"));
+    let venv = venv::prepare(&cache.join(format!("torch-venv{suffix}")), &torch)?;
     let headers = venv::cuda_headers(&venv, &cache.join("cuda-headers"))?;
     let site = venv::site_packages(&venv)?;
-    let out = cache.join("softcuda-torch");
+    let out = cache.join(format!("softcuda-torch{suffix}"));
     let softcuda = softcuda::lay_out(root, &softcuda::Options::for_torch(&out, &site))?;
     venv::install_package(&venv, root)?;
     let preload = build_preload(root)?;

@@ -14,18 +14,18 @@ const REST: [&str; 8] = ["numpy", "typing_extensions", "filelock", "sympy", "net
 /// Only its headers are used: the extension compiles against them.
 const CUDA_HEADERS: &str = "nvidia-cuda-runtime==13.2.*";
 
-/// The environment at `folder`, made unless it is there and complete.
-pub(crate) fn prepare(folder: &Path) -> Result<PathBuf, String> {
+/// The environment at `folder` with `torch`, such as [`TORCH`], made unless it is there and complete.
+pub(crate) fn prepare(folder: &Path, torch: &str) -> Result<PathBuf, String> {
     let python = folder.join("bin/python");
-    let wanted = format!("{TORCH}\n{}\n", REST.join("\n"));
+    let wanted = format!("{torch}\n{}\n", REST.join("\n"));
     // Written last: an interrupted installation is done again.
     let marker = folder.join("stratalloc-complete");
     if python.exists() && fs::read_to_string(&marker).is_ok_and(|found| found == wanted) {
         return absolute(folder);
     }
-    println!("installing {TORCH} into {} (once; some 540 MB)", folder.display());
+    println!("installing {torch} into {} (once; some 540 MB)", folder.display());
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder))?;
-    pip(&python, ["--no-deps", TORCH])?;
+    pip(&python, ["--no-deps", torch])?;
     pip(&python, REST)?;
     fs::write(&marker, wanted).map_err(|error| format!("cannot write {}: {error}", marker.display()))?;
     absolute(folder)
