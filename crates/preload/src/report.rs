@@ -78,8 +78,8 @@ fn write_text(shim: &Shim, text: &mut String) -> std::fmt::Result {
     for (name, count) in guard::calls().filter(|(_, count)| *count > 0) {
         writeln!(text, "  {name} {count}")?;
     }
-    if resolve::unknown_pointers() > 0 {
-        writeln!(text, "{} functions passed unseen", resolve::unknown_pointers())?;
+    for name in resolve::unknown_pointers() {
+        writeln!(text, "  {name}: another version of it passed unseen")?;
     }
     Ok(())
 }

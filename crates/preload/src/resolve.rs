@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_ulonglong, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use crate::abi::{SUCCESS, Status};
 use crate::entries::{Driver, Entry};
@@ -42,7 +42,7 @@ static LOADED: AtomicPtr<Loaded> = AtomicPtr::new(ptr::null_mut());
 static REAL_DLSYM: AtomicUsize = AtomicUsize::new(0);
 
 /// Functions that were looked up under a name of ours and are not the ones that the driver exports under it.
-static UNKNOWN_POINTERS: AtomicU64 = AtomicU64::new(0);
+static UNKNOWN_POINTERS: [AtomicBool; Entry::HOOKED.len()] = [const { AtomicBool::new(false) }; Entry::HOOKED.len()];
 
 type DlSym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
 
@@ -297,7 +297,8 @@ unsafe fn map_found(symbol: *const c_char, found: *mut *mut c_void) {
     }
 }
 
-/// Notes a function that has a name of ours and is not the one that the driver exports under it: nothing that goes through it is seen.
+/// Notes a function that has a name of ours and is not the one that the driver exports under it: nothing that goes through it is seen. Those
+/// that are only counted are not worth a word.
 #[cold]
 fn note_unknown(symbol: *const c_char) {
     if symbol.is_null() {
@@ -306,8 +307,8 @@ fn note_unknown(symbol: *const c_char) {
     // SAFETY: the driver has just read this string.
     let Ok(name) = unsafe { CStr::from_ptr(symbol) }.to_str() else { return };
     let ours = |entry: &&str| entry.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("_v"));
-    if Entry::NAMES.iter().any(ours) {
-        UNKNOWN_POINTERS.fetch_add(1, Ordering::Relaxed);
+    if let Some(at) = Entry::HOOKED.iter().position(|entry| ours(&entry)) {
+        UNKNOWN_POINTERS[at].store(true, Ordering::Relaxed);
         static SAID: AtomicBool = AtomicBool::new(false);
         guard::say_once(
             &SAID,
@@ -316,9 +317,9 @@ fn note_unknown(symbol: *const c_char) {
     }
 }
 
-/// How many functions passed unseen, see the report.
-pub(crate) fn unknown_pointers() -> u64 {
-    UNKNOWN_POINTERS.load(Ordering::Relaxed)
+/// Which functions pass unseen, see the report.
+pub(crate) fn unknown_pointers() -> impl Iterator<Item = &'static str> {
+    Entry::HOOKED.iter().zip(&UNKNOWN_POINTERS).filter(|(_, seen)| seen.load(Ordering::Relaxed)).map(|(name, _)| *name)
 }
 
 /// # Safety

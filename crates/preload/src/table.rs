@@ -25,6 +25,8 @@ macro_rules! interpose {
         impl Entry {
             /// Every exported entry point, by name.
             pub(crate) const NAMES: &'static [&'static str] = &[ $( stringify!($hook), )* $( stringify!($count), )* ];
+            /// Those that have a handler.
+            pub(crate) const HOOKED: &'static [&'static str] = &[ $( stringify!($hook), )* ];
         }
 
         impl Driver {
