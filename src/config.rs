@@ -203,9 +203,9 @@ pub struct Config {
     pub tier_encrypt: bool,
 }
 
-/// A quarter of the processors, one to four: one sums up 15 to 20 GB a second, which is a third of what PCIe 5.0 moves.
+/// Half of the processors, one to eight: one sums up 15 to 20 GB a second, which is a third of what PCIe 5.0 moves; benches/gpu/README.md.
 fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |processors| (processors.get() / 4).clamp(1, 4))
+    std::thread::available_parallelism().map_or(1, |processors| (processors.get() / 2).clamp(1, 8))
 }
 
 impl Default for Config {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use stratalloc::driver::cuda::CudaDriver;
-use stratalloc::driver::{CopyOp, Driver, HostPtr, Location};
+use stratalloc::driver::{CopyOp, Driver, EventStatus, HostPtr, Location};
 use stratalloc::units::{ByteSize, DevicePtr};
 
 /// Durations of one call, in nanoseconds.
@@ -52,6 +52,7 @@ pub fn driver_latency(driver: &CudaDriver) {
         }
         samples.into_iter().for_each(Samples::print);
     }
+    while_kernels_run(driver);
     event_latency(driver);
     host_latency(driver);
     many_chunks(driver);
@@ -74,6 +75,31 @@ fn virtual_memory_latency(driver: &CudaDriver, size: u64) {
         free.time(|| driver.unreserve(ptr, size)).unwrap();
     }
     samples.into_iter().chain([free]).for_each(Samples::print);
+}
+
+/// The same calls while another stream is busy: whether any of them waits for it.
+fn while_kernels_run(driver: &CudaDriver) {
+    let size = 1 << 30;
+    if driver.memory_info().unwrap().free < 2 * size {
+        return;
+    }
+    let (stream, event) = (driver.create_stream().unwrap(), driver.create_event().unwrap());
+    let ptr = driver.alloc_plain(size).unwrap();
+    // A third of a second at 3 TB/s.
+    for byte in 0..=255 {
+        (0..4).for_each(|_| driver.fill(ptr, size, byte, stream).unwrap());
+    }
+    driver.record_event(event, stream).unwrap();
+    println!("  the same, while memory is filled on another stream:");
+    virtual_memory_latency(driver, 2 << 20);
+    let over = driver.query_event(event).unwrap() == EventStatus::Complete;
+    println!("  the filling {}", if over { "was over then" } else { "went on: no call waited for it" });
+    let mut free = Samples::new("cuMemFree meanwhile", size);
+    free.time(|| driver.free_plain(ptr)).unwrap();
+    free.print();
+    driver.synchronize_stream(stream).unwrap();
+    driver.destroy_event(event).unwrap();
+    driver.destroy_stream(stream).unwrap();
 }
 
 fn event_latency(driver: &CudaDriver) {
