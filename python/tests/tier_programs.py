@@ -6,6 +6,7 @@ import copy
 import ctypes
 import gc
 import os
+import time
 
 import stratalloc
 import torch
@@ -385,7 +386,10 @@ def gradients_are_those_without():
             assert context.bytes_refused == 0, (case, settings)
     gc.collect()
     torch.cuda.synchronize()
-    # Nothing is left behind.
+    # Nothing is left behind once writes that were under way for what is gone have ended.
+    until = time.monotonic() + 30
+    while any(tier["used"] for tier in stratalloc.tier_stats()["tiers"]) and time.monotonic() < until:
+        time.sleep(0.01)
     assert all(tier["used"] == 0 for tier in stratalloc.tier_stats()["tiers"]), stratalloc.tier_stats()
 
 
