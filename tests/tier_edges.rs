@@ -89,6 +89,31 @@ fn memory_that_an_earlier_attempt_may_still_write_stays() {
 }
 
 #[test]
+fn what_is_written_to_memory_that_was_lent_stays_when_nothing_says_that_the_copies_have_ended() {
+    let device = SoftDevice::builder(64 * MIB).seed(9).event_lag_ns(10_000_000).checker(true).build().unwrap();
+    let driver = Arc::new(FaultDriver::new(device.clone()));
+    let mut rig = TierRig::on(driver.clone(), device, "tiers:host=64MiB,tier_workers:0", |builder| builder);
+    let ptr = rig.alloc(request(4 * MIB, HOME), Evictable::default()).unwrap();
+    rig.allocator.offload(Select::Ptr(ptr)).unwrap();
+    // The bytes are on their way, work is submitted behind them, and then every question about them fails.
+    rig.rewrite(ptr).unwrap();
+    for call in [CallKind::QueryEvent, CallKind::SynchronizeEvent, CallKind::SynchronizeStream] {
+        driver.inject(Fault { when: When::From(1), kind: DriverErrorKind::Other, only: Some(call) });
+    }
+    (0..8).for_each(|_| _ = rig.allocator.tier_stats(0));
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().abandoned, 1);
+    driver.clear();
+    assert_eq!(rig.allocator.residency(ptr).unwrap(), Residency::Resident);
+    assert!(rig.allocator.tier_stats(0).unwrap().tiers[0].used > 0, "the copies may read it still");
+    rig.verify(ptr).unwrap();
+    rig.settle();
+    assert_eq!(rig.allocator.tier_stats(0).unwrap().tiers[0].used, 0);
+    rig.allocator.offload(Select::Ptr(ptr)).unwrap();
+    rig.verify(ptr).unwrap();
+    rig.finish();
+}
+
+#[test]
 fn an_extent_that_hands_chunks_on_may_go_when_mappings_run_out() {
     let device = SoftDevice::builder(8 * MIB).seed(9).checker(true).build().unwrap();
     let driver = Arc::new(FaultDriver::new(device.clone()));

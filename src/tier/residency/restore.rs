@@ -351,7 +351,7 @@ impl Tiers {
     }
 
     /// What a home stream has been given to do. It has a clock since the first extent of it was made.
-    fn home_stamps(&self, home: StreamId) -> Vec<Stamp> {
+    pub(super) fn home_stamps(&self, home: StreamId) -> Vec<Stamp> {
         self.device.stamps_of(home, &[home]).unwrap_or_else(|_| vec![NEVER])
     }
 

@@ -1,8 +1,10 @@
 //! Transfers that have ended: their extents are where they were to go, or where they were.
 
-use super::Tiers;
+use std::sync::Arc;
+
 use super::stage::Stage;
 use super::table::{ExtentId, Table};
+use super::{Place, Tiers};
 use crate::cache::NEVER;
 use crate::driver::DriverError;
 use crate::error::{Error, TierError};
@@ -12,6 +14,8 @@ use crate::units::{DevicePtr, StreamId};
 impl Tiers {
     /// Takes note of all that has ended.
     pub(super) fn settle(&self, table: &mut Table) {
+        // Nothing reads them any more.
+        table.read_still.retain(|(stamps, _)| !matches!(self.device.have_passed(stamps, false), Ok(true)));
         if table.moving.is_empty() {
             return;
         }
@@ -91,20 +95,20 @@ impl Tiers {
                     self.note(table, id, EventKind::Restored);
                     true
                 }
+                Some(Err(_)) if *lent => {
+                    let place = place.clone();
+                    self.stays_lent(table, id, place);
+                    true
+                }
                 Some(Err(error)) => {
-                    let (place, lent, may_write) = (place.clone(), *lent, transfer.is_abandoned());
+                    let (place, may_write) = (place.clone(), transfer.is_abandoned());
                     self.counts.failed();
                     table.extent_mut(id).failure = Some(Box::new(error));
-                    // Copies that may write there still, and streams that were told to use it, have to be done before the memory goes.
+                    // Copies that may write there still have to be done before the memory goes.
                     let mut busy: Vec<StreamId> = Vec::new();
                     if let Some(inward) = self.engine.stream(true).ok().filter(|_| may_write) {
                         table.extent_mut(id).used_by(inward);
                         busy.push(inward);
-                    }
-                    if lent {
-                        let extent = table.extent(id);
-                        busy.push(extent.manner.stream);
-                        busy.extend(&extent.users);
                     }
                     // An earlier attempt may have left copies that go on still.
                     let home = table.extent(id).manner.stream;
@@ -119,6 +123,26 @@ impl Tiers {
             Stage::Filled { .. } if table.extent(id).held == 0 => self.empty_again(table, id),
             _ => false,
         }
+    }
+
+    /// A transfer into an extent has failed after streams were told to use it: all of its copies were submitted, and those streams come after them
+    /// and may have written since. So the bytes are here, and nowhere else. Only when the copies have read the last of the place nobody can say yet.
+    fn stays_lent(&self, table: &mut Table, id: ExtentId, place: Arc<Place>) {
+        let home = table.extent(id).manner.stream;
+        let computed = self.home_stamps(home);
+        let inward = self.engine.stream(true).ok();
+        let extent = table.extent_mut(id);
+        inward.into_iter().for_each(|inward| extent.used_by(inward));
+        // The home stream comes after the copies, and whoever uses it next after the home stream.
+        extent.computed = computed;
+        extent.returned = true;
+        let stamps = inward.and_then(|inward| self.device.stamps_of(home, &[inward]).ok());
+        self.counts.failed();
+        self.counts.loaded(self.tier_of(&place), place.stored());
+        self.counts.restored(table.extent(id).size);
+        table.read_still.push((stamps.unwrap_or_else(|| vec![NEVER]), place));
+        table.set_stage(id, Stage::Resident, None);
+        self.note(table, id, EventKind::Restored);
     }
 
     /// Nothing came of it.

@@ -10,7 +10,7 @@ use std::thread::ThreadId;
 
 use super::gaps::{Gaps, granules};
 use super::stage::Stage;
-use super::{Evictable, Recompute};
+use super::{Evictable, Place, Recompute};
 use crate::cache::Stamp;
 use crate::error::{ResidencyError, TierError};
 use crate::tier::codec::Codec;
@@ -160,6 +160,8 @@ pub(super) struct Table {
     pub(super) pinned_bytes: u64,
     /// So many bytes go ahead of need when the next request finds no room.
     pub(super) ahead: u64,
+    /// Places that are wanted no more once streams have passed these stamps: copies may read them until then.
+    pub(super) read_still: Vec<(Vec<Stamp>, Arc<Place>)>,
 }
 
 impl Table {
@@ -177,6 +179,7 @@ impl Table {
             remapped: VecDeque::new(),
             pinned_bytes: 0,
             ahead: 0,
+            read_still: Vec::new(),
         }
     }
 
