@@ -99,6 +99,10 @@ fn main() -> ExitCode {
         arguments.into_iter().filter(|argument| !argument.starts_with('-') && argument != "gpu").collect();
     let tests: Vec<&Test> =
         TESTS.iter().filter(|test| wanted.is_empty() || wanted.iter().any(|part| test.name.contains(part))).collect();
+    if tests.is_empty() {
+        println!("no test's name has any of {wanted:?} in it: 0 of {} run", TESTS.len());
+        return ExitCode::FAILURE;
+    }
     let driver = match kit::open() {
         Ok(driver) => driver,
         Err(reason) => return no_device(&reason, &tests),

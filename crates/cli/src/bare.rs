@@ -1,6 +1,6 @@
 //! A device whose calls do nothing: to time the allocator and not the software device, whose bookkeeping a call would come on top.
 //!
-//! Addresses, properties and streams are the software device's. Creating, mapping and releasing always succeed (the allocator's own limit bounds
+//! Addresses, properties and streams are those of the device behind it. Creating, mapping and releasing always succeed (the allocator's own limit bounds
 //! them, so that it decides as on the software device), and every event is complete at once.
 
 use std::os::fd::OwnedFd;

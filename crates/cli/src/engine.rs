@@ -205,10 +205,14 @@ impl Engine {
                 (soft.clone(), Some(soft))
             }
             Target::Cuda(ordinal) => {
+                let driver = CudaDriver::open(ordinal)?;
                 if setup.capacity > 0 {
-                    config.limit = Some(Limit::Bytes(ByteSize(setup.capacity)));
+                    // A limit among the settings holds as well, as it does on a software device.
+                    let total = driver.properties().total_memory;
+                    let limit = config.limit.map_or(total, |limit| limit.bytes(total)).min(setup.capacity);
+                    config.limit = Some(Limit::Bytes(ByteSize(limit)));
                 }
-                (CudaDriver::open(ordinal)?, None)
+                (driver, None)
             }
         };
         let used: Arc<dyn Driver> = if setup.bare { Arc::new(BareDriver::new(driver.clone())) } else { driver.clone() };
@@ -364,8 +368,8 @@ impl Engine {
         }
     }
 
-    /// Submits a kernel to `stream` that uses the block, and costs the host nothing. On the software device it takes `ns` of virtual time; on
-    /// a GPU it writes the whole block, or reads it, and takes what that takes.
+    /// Submits a kernel to `stream` that uses the block. On the software device that costs the host nothing, and the kernel takes `ns` of
+    /// virtual time; on a GPU it writes the whole block, or reads it, and both take what they take.
     pub fn launch(&self, stream: StreamId, ptr: DevicePtr, bytes: u64, how: Use, ns: u64) -> Result<()> {
         let (read, write) = (Access::read(ptr, bytes), Access::write(ptr, bytes));
         match (&self.soft, &self.gpu, how) {
@@ -377,7 +381,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes later work of `stream` wait for all work so far of `other`. It costs the host nothing.
+    /// Makes later work of `stream` wait for all work so far of `other`. For one thread: all share an event.
     pub fn wait_for(&self, stream: StreamId, other: StreamId) -> Result<()> {
         match (&self.soft, &self.gpu) {
             (Some(soft), _) => soft.order_after(stream, other)?,

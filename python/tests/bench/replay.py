@@ -7,7 +7,7 @@ torch.empty, a free is the end of the tensor, a record is Tensor.record_stream. 
 is made, and on the other stream when it is recorded: the device then lags the host as in a program. With --pressure the process may hold that
 many times the trace's peak of live bytes, as set_per_process_memory_fraction has it; --least looks for the smallest such factor.
 
-Printed for each pass: its wall time until the host has made all calls, and until the device is done. The first pass takes memory
+Printed for the first pass and for the best later one: wall time until the host has made all calls, and until the device is done. The first takes memory
 from the driver and a later one does not, so their difference is what the driver costs. Python's own time is in both, the same for all.
 """
 
@@ -139,7 +139,8 @@ def run(trace, allocator, options, pressure):
     command += ["--pressure", str(pressure)] if pressure else []
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        return {"trace": Path(trace).name.split(".")[0], "allocator": allocator, "error": result.stderr[-400:]}
+        why = result.stderr[-400:].strip() or f"ended with status {result.returncode}"
+        return {"trace": Path(trace).name.split(".")[0], "allocator": allocator, "error": why, "crashed": True}
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -158,15 +159,25 @@ def show(row):
     )
 
 
+def completes(trace, allocator, options, factor):
+    """Whether there was room. Any other failure ends the search."""
+    row = run(trace, allocator, options, factor)
+    if row.get("crashed"):
+        raise SystemExit(f"{trace} on {allocator}: {row['error']}")
+    return row["error"] is None
+
+
 def least(trace, allocator, options):
     """The smallest factor on which the trace completes, to 0.2 %."""
     low, high = 1.0, 1.3
+    while not completes(trace, allocator, options, high):
+        low, high = high, 2 * high
     while high - low > 0.002:
         middle = (low + high) / 2
-        if run(trace, allocator, options, middle)["error"]:
-            low = middle
-        else:
+        if completes(trace, allocator, options, middle):
             high = middle
+        else:
+            low = middle
     return high
 
 
@@ -201,6 +212,7 @@ def main():
                 show(rows[-1])
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))
+    sys.exit(any(row.get("error") for row in rows))
 
 
 if __name__ == "__main__":

@@ -103,21 +103,24 @@ fn h100(call: CallKind, host: bool) -> Cost {
     use CallKind::*;
     match call {
         // Host chunks were not measured: taken to cost what pinning does.
-        Create if host => (60_000, 40_000, 0),
+        Create if host => (60_000, 515_000, 0),
         Create => (12_500, 50, 0),
         // Of memory that network cards may reach, which is what is asked for where the device has it; of other memory 0.8 us.
         Map => (6_000, 0, 0),
         SetAccess => (0, 100, 25_000),
         Unmap => (0, 40, 22_000),
-        Release if host => (0, 17_000, 0),
+        Release if host => (0, 155_000, 0),
         Release => (13_000, 550, 0),
         Reserve | Unreserve => (700, 0, 0),
-        AllocHost | PinHost => (60_000, 40_000, 0),
-        FreeHost | UnpinHost => (0, 17_000, 0),
+        AllocHost => (60_000, 515_000, 0),
+        FreeHost => (0, 155_000, 0),
+        // Of pages that are there.
+        PinHost => (60_000, 45_000, 0),
+        UnpinHost => (0, 18_000, 0),
         AllocPlain => (46_000, 90, 0),
         FreePlain => (36_000, 550, 0),
         MemoryInfo | Export => (6_300, 0, 0),
-        QueryEvent | CaptureStatus => (1_700, 0, 0),
+        QueryEvent | CaptureStatus => (600, 0, 0),
         CreateStream | DestroyStream | SynchronizeStream | SynchronizeDevice | CreateEvent | DestroyEvent
         | RecordEvent | WaitEvent | SynchronizeEvent => (350, 0, 0),
         Copy | Fill | CopyBlocks | FillWords | CheckWords | Checksum | Quantize | Dequantize | Write | Read => {

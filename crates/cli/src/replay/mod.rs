@@ -80,9 +80,9 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
 
-    /// What the device's driver calls cost, in virtual time
-    #[arg(long, value_name = "MODEL", default_value = "a100")]
-    pub latency: Latency,
+    /// What the software device's driver calls cost, in virtual time [default: a100]
+    #[arg(long, value_name = "MODEL")]
+    pub latency: Option<Latency>,
 
     /// Threads, each with its own copy of the trace on its own streams, on one allocator
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -136,7 +136,7 @@ pub struct Options {
     pub plan_out: Option<PathBuf>,
 
     /// Where evictable memory goes that the device has no room for: host:32GiB,nvme:/path:200GiB. All blocks are evictable then; they are used
-    /// when they are allocated, recorded and freed, under the eyes of the checker. Beside it runs a device with room for all
+    /// when they are allocated, recorded and freed, on the software device under the eyes of the checker. Before it runs the same with room for all
     #[arg(long, value_name = "TIERS", conflicts_with_all = ["min_capacity", "plan_in", "plan_out"])]
     pub tiers: Option<tiers::Tiers>,
 
@@ -166,7 +166,7 @@ impl Options {
             target: self.device,
             bare: false,
             capacity: capacity.0,
-            latency: self.latency,
+            latency: self.latency.unwrap_or_default(),
             event_lag_ns: self.event_lag_us * 1000,
             checker: self.checker,
             seed: self.seed,
@@ -183,16 +183,20 @@ impl Options {
         }
         let models = self.policy != [Policy::Stratalloc];
         let options = [
+            ("--latency", self.latency.is_some()),
             ("--checker", self.checker),
             ("--gpu-bandwidth", self.gpu_bandwidth.is_some()),
             ("--event-lag-us", self.event_lag_us > 0),
             ("--seed", self.seed > 0),
             ("--policy", models),
         ];
-        match options.iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(Failed::from(format!("{option} is for the software device"))),
-            None => Ok(()),
+        if let Some((option, _)) = options.iter().find(|(_, given)| *given) {
+            return Err(Failed::from(format!("{option} is for the software device")));
         }
+        if self.tiers.is_some() && self.capacity.is_none() && self.pressure.is_none() {
+            return Err(Failed::from("--tiers on a CUDA device wants --capacity or --pressure".to_owned()));
+        }
+        Ok(())
     }
 }
 

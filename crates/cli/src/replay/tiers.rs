@@ -119,12 +119,14 @@ struct Row {
     evicted_bytes: u64,
     restored_bytes: u64,
     spills: u64,
-    /// Virtual time on a device on which all has room, and on this one.
-    roomy_ns: u64,
+    /// `software`, whose times are virtual, or a GPU.
+    device: String,
+    /// Time on a device on which all has room, if there is one, and on this one.
+    roomy_ns: Option<u64>,
     tiered_ns: u64,
     /// Of that, in calls that waited for tiers, with what they asked of the driver meanwhile.
     tier_stall_ns: u64,
-    /// Where the virtual time went.
+    /// Where the virtual time went; of a GPU, the driver's part is that of all threads.
     time: Time,
     /// What the driver was asked for, with tiers.
     driver_calls: BTreeMap<&'static str, Asked>,
@@ -167,13 +169,14 @@ fn replay(options: &Options, tiers: &Tiers, setup: &Setup, trace: &Trace) -> std
         operations: trace.ops.len() as u64,
         peak_live_bytes: peak,
         device_bytes,
+        device: setup.target.to_string(),
         completed: false,
         error: None,
         evictions: 0,
         evicted_bytes: 0,
         restored_bytes: 0,
         spills: 0,
-        roomy_ns: 0,
+        roomy_ns: None,
         tiered_ns: 0,
         tier_stall_ns: 0,
         time: Time::default(),
@@ -193,7 +196,8 @@ fn replay(options: &Options, tiers: &Tiers, setup: &Setup, trace: &Trace) -> std
         follower.follow(trace, &size_of)?;
         Ok((&follower.engine.spent() - &begin).clock_ns)
     });
-    row.roomy_ns = outcome.unwrap_or(0);
+    // A GPU may well have no room for all.
+    row.roomy_ns = outcome.ok();
     let tight = Setup { capacity: device_bytes, checker: true, ..setup.clone() };
     // Tiers that cannot be had are no result of a replay.
     let refused = |error| Failed::from(format!("--tiers {}: {error}", tiers.0));
@@ -394,18 +398,22 @@ fn for_people(rows: &[Row], target: Target, out: &mut impl Write) -> std::io::Re
         };
         writeln!(
             out,
-            "{:<34} {:>9} {:>9} {:>6.2} {:>9} {:>9} {:>9.1} {:>9.1} {:>9.1} {:>7.2}  {result}",
+            "{:<34} {:>9} {:>9} {:>6.2} {:>9} {:>9} {:>9} {:>9.1} {:>9.1} {:>7}  {result}",
             row.trace,
             size(row.peak_live_bytes),
             size(row.device_bytes),
             row.peak_live_bytes as f64 / row.device_bytes.max(1) as f64,
             size(row.evicted_bytes),
             size(row.restored_bytes),
-            ms(row.roomy_ns),
+            row.roomy_ns.map_or("-".to_owned(), |ns| format!("{:.1}", ms(ns))),
             ms(row.tiered_ns),
             ms(row.tier_stall_ns),
-            row.tiered_ns as f64 / row.roomy_ns.max(1) as f64,
+            row.roomy_ns.map_or("-".to_owned(), |ns| format!("{:.2}", row.tiered_ns as f64 / ns.max(1) as f64)),
         )?;
+        if target != Target::Software {
+            // What the program waits for is not told from its own time.
+            continue;
+        }
         let Time { program_ns, driver_ns, pinning_ns, transfer_wait_ns, other_wait_ns } = row.time;
         writeln!(
             out,

@@ -32,7 +32,7 @@ pub struct Options {
     #[arg(long, value_name = "DEVICE", default_value = "software")]
     pub device: Target,
 
-    /// Threads that check and store, in the rows `device` [default: as tier_workers]
+    /// Threads that check and store, in the rows `device` [default: half of the processors, 1 to 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub workers: Option<u32>,
 
@@ -101,12 +101,12 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<Finish, Failed> {
         serde_json::to_writer_pretty(&mut *out, &figures)?;
         writeln!(out)?;
     } else {
-        for_people(&figures, out)?;
+        for_people(&figures, options.device, out)?;
     }
     Ok(Finish::Good)
 }
 
-fn for_people(figures: &[Figure], out: &mut impl Write) -> std::io::Result<()> {
+fn for_people(figures: &[Figure], device: Target, out: &mut impl Write) -> std::io::Result<()> {
     let mut table = Table::new(&["name", "bytes_per_s", "ratio", "to"]);
     for figure in figures {
         table.row(vec![
@@ -117,9 +117,9 @@ fn for_people(figures: &[Figure], out: &mut impl Write) -> std::io::Result<()> {
         ]);
     }
     write!(out, "{table}")?;
-    writeln!(
-        out,
-        "\nLook at: ratio, which is of this run; 1 is as fast as what stands beside it. The speed of the first rows is that of this \
-        machine's memory, since the device is software."
-    )
+    writeln!(out, "\nLook at: ratio, which is of this run; 1 is as fast as what stands beside it.")?;
+    if device == Target::Software {
+        writeln!(out, "The speed of the first rows is that of this machine's memory, since the device is software.")?;
+    }
+    Ok(())
 }
