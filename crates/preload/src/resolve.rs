@@ -306,8 +306,9 @@ fn note_unknown(symbol: *const c_char) {
     }
     // SAFETY: the driver has just read this string.
     let Ok(name) = unsafe { CStr::from_ptr(symbol) }.to_str() else { return };
-    let ours = |entry: &&str| entry.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("_v"));
-    if let Some(at) = Entry::HOOKED.iter().position(|entry| ours(&entry)) {
+    let ours =
+        |entry: &&'static str| entry.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("_v"));
+    if let Some(at) = Entry::HOOKED.iter().position(ours) {
         UNKNOWN_POINTERS[at].store(true, Ordering::Relaxed);
         static SAID: AtomicBool = AtomicBool::new(false);
         guard::say_once(
