@@ -410,6 +410,11 @@ impl DeviceCache {
         self.pool.plan_stats(&self.pool.lock())
     }
 
+    /// What the memory held may be: no more than the device has.
+    pub(crate) fn limit(&self) -> u64 {
+        self.pool.limit(&self.pool.lock()).min(self.pool.capacity)
+    }
+
     /// Bounds the memory held.
     pub(crate) fn set_limit(&self, limit: u64) -> Result<()> {
         let mut state = self.pool.lock();

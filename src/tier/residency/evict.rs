@@ -39,7 +39,7 @@ enum Begun {
     No(TierError),
 }
 
-/// What goes ahead of need is at most this part of the device: 1/64.
+/// What goes ahead of need is at most this part of the device's limit: 1/64.
 const AHEAD_SHIFT: u32 = 6;
 
 /// So often slower tiers are asked to make a faster one roomy for one extent.
@@ -100,7 +100,7 @@ impl Tiers {
     /// Begins to evict what the next requests are likely to want, and waits for none of it: twice as much with each request that found no room,
     /// half as much with each block that is wanted back.
     fn evict_ahead(&self, table: &mut MutexGuard<'_, Table>, bytes: u64, spared: &dyn Fn(&Extent) -> bool) {
-        let most = self.device.pool.capacity >> AHEAD_SHIFT;
+        let most = self.device.limit() >> AHEAD_SHIFT;
         table.ahead = (table.ahead * 2).max(bytes).min(most);
         let may_go = |_: ExtentId, extent: &Extent| {
             extent.may_go() && extent.held == 0 && extent.manner.automatic && extent.size <= most && !spared(extent)

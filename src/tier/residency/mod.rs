@@ -199,8 +199,6 @@ pub(crate) struct Tiers {
     counts: Counts,
     /// How many blocks there are, so that nobody takes the lock where there are none.
     blocks: AtomicU64,
-    /// What extents that are shared are at least, in bytes.
-    shared_bytes: u64,
     unit: u64,
     device: Arc<DeviceCache>,
 }
@@ -211,7 +209,7 @@ impl fmt::Debug for Tiers {
     }
 }
 
-/// Shared extents are this part of the device, within bounds.
+/// Shared extents are this part of the device's limit, 1/256, within bounds.
 const SHARED_SHIFT: u32 = 8;
 const SHARED_MAX: u64 = 32 << 20;
 
@@ -225,8 +223,6 @@ impl Tiers {
         selective: bool,
     ) -> Tiers {
         let unit = device.unit();
-        let part = device.pool.capacity >> SHARED_SHIFT;
-        let shared_bytes = if part < unit { unit } else { 1 << part.min(SHARED_MAX).ilog2() };
         Tiers {
             table: Mutex::new(Table::new(policy, stores.len())),
             counts: Counts::new(stores.len()),
@@ -236,7 +232,6 @@ impl Tiers {
             changed: Condvar::new(),
             observers: Mutex::default(),
             blocks: AtomicU64::new(0),
-            shared_bytes: shared_bytes.max(unit),
             unit,
             device,
         }
@@ -245,6 +240,12 @@ impl Tiers {
     /// Whether there is any evictable block.
     pub(crate) fn has_blocks(&self) -> bool {
         self.blocks.load(Relaxed) > 0
+    }
+
+    /// What extents that are shared are at least, in bytes.
+    fn shared_bytes(&self) -> u64 {
+        let part = (self.device.limit() >> SHARED_SHIFT).min(SHARED_MAX);
+        part.checked_ilog2().map_or(0, |log| 1 << log).max(self.unit)
     }
 
     /// The device.

@@ -37,7 +37,7 @@ impl Tiers {
             Some(placed) => placed,
             None => {
                 // Rather one chunk than none.
-                let sizes = if shared { [whole.max(self.shared_bytes), whole] } else { [whole, whole] };
+                let sizes = if shared { [whole.max(self.shared_bytes()), whole] } else { [whole, whole] };
                 let make = |size: u64| -> Result<Option<(DevicePtr, Vec<Stamp>, u64)>> {
                     Ok(self.device.new_extent(stream, size, tag, may_grow)?.map(|(addr, after)| (addr, after, size)))
                 };
