@@ -26,7 +26,7 @@ const PIECES: u64 = 64;
 const FULL_SIZE: f64 = (256u64 << 30) as f64;
 /// But no smaller than this part: a quarter.
 const FULL_LEAST: f64 = 0.25;
-/// The part of the limit beyond which all new chunks are small: what is left has to do.
+/// The part of the limit beyond which all new chunks are small, and free ranges are kept in one piece: what is left has to do.
 const ROOMY: f64 = 0.3;
 /// The part beyond which that is so for programs as well that give memory back and take it again.
 const SCARCE: f64 = 0.75;
@@ -66,6 +66,8 @@ struct Picked {
     donors: Vec<Donor>,
     /// Whether none of these are wanted.
     stays: bool,
+    /// Whether any will do, in however many pieces they leave what they lie in.
+    any: bool,
 }
 
 impl Picked {
@@ -130,7 +132,7 @@ impl Pool {
                 continue;
             };
             let may_ask = whose == Whose::Own && !state.private.capturing();
-            let mut picked = Picked::default();
+            let mut picked = Picked { any: terms.last, ..Picked::default() };
             let found = self.pick(state, want, growth, whose, &mut picked);
             if may_ask && !found {
                 // Blocks that waited may have come home, and other streams may be done with theirs. Either changes what is free: the place
@@ -232,7 +234,10 @@ impl Pool {
         let unit = state.space.unit();
         // Of those that are too large, the first of the smallest and of the largest size of each doubling.
         let mut left = [None::<[Donor; 2]>; u32::BITS as usize];
-        let found = self.donors(state, want.lane, growth, whose).try_for_each(|donor| {
+        // Rests that nothing fits into are worth a new chunk while there are some, but not when much is free: there will be uses for them.
+        let may_create = state.space.physical_bytes() + growth.bytes <= state.limit;
+        let neat = !picked.any && may_create && !state.is_roomy(0);
+        let found = self.donors(state, want.lane, growth, whose, neat).try_for_each(|donor| {
             if picked.stays && donor.from.is_some() {
                 return ControlFlow::Break(false);
             }
@@ -286,7 +291,7 @@ impl Pool {
         let whole = |bytes: u64| (bytes / unit * unit).clamp(unit, CHUNK_LIMIT.max(unit));
         let largest = whole((largest as f64 * (limit / FULL_SIZE).clamp(FULL_LEAST, 1.0)) as u64);
         let held = state.space.physical_bytes() + missing;
-        let is_roomy = held as f64 <= limit * ROOMY;
+        let is_roomy = state.is_roomy(missing);
         if zone == SMALL {
             let size = if is_roomy { self.small_chunk(state).min(largest) } else { unit };
             return (size, size);
@@ -438,5 +443,13 @@ impl Pool {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+impl PoolState {
+    /// Whether most of the limit is free, and will be with so many bytes more.
+    #[inline]
+    pub(super) fn is_roomy(&self, more: u64) -> bool {
+        (self.space.physical_bytes() + more) as f64 <= self.limit as f64 * ROOMY
     }
 }

@@ -71,6 +71,9 @@ pub(crate) trait Magazines {
 /// Why a rung failed for good: nothing above it will do better.
 pub(super) type Climb<T> = std::result::Result<T, DriverError>;
 
+/// Free ranges of so many of the smallest chunks are large.
+const END_LEAST: u64 = 13;
+
 impl Pool {
     /// Serves a request, or says that there is no room (`Ok(None)`) or that the driver failed. On failure nothing has changed that a
     /// caller could see.
@@ -300,18 +303,19 @@ impl Pool {
         }
     }
 
-    /// Takes a large block from that end of a free node where more whole chunks are left beside it: those can be mapped elsewhere.
+    /// Takes a large block from the lower end of a free node, so that what is freed one after the other comes together again; from the upper
+    /// end of a large one where more whole chunks are left beside it, which can be mapped elsewhere, as long as there is room for the rests.
     fn take_end(&self, state: &mut PoolState, owner: Owner, size: u64) -> Option<NodeId> {
-        let arena = &mut state.zones[LARGE];
-        let id = arena.best_fit(owner, size)?;
-        let (addr, end) = (arena.node(id).addr, arena.node(id).end());
-        if end - addr - size >= state.space.unit() {
+        let id = state.zones[LARGE].best_fit(owner, size)?;
+        let node = state.zones[LARGE].node(id);
+        let (addr, end) = (node.addr, node.end());
+        if end - addr - size >= state.space.unit() && end - addr >= state.space.unit() * END_LEAST && state.is_roomy(0) {
             let [beside_lower, beside_upper] = state.space.whole_beside(addr, end, size);
             if beside_upper > beside_lower {
-                return Some(arena.take_at(id, end - size, size));
+                return Some(state.zones[LARGE].take_at(id, end - size, size));
             }
         }
-        Some(arena.take_from(id, size, GRANULE))
+        Some(state.zones[LARGE].take_from(id, size, GRANULE))
     }
 
     /// Makes a block of a node that was taken for the request.

@@ -20,6 +20,11 @@ const GHOSTS_MAX: usize = 1 << 14;
 /// So many are undone at a time.
 const RETIRE_BATCH: usize = 64;
 
+/// Chunks leave little beside them if it is no more than this part of theirs: a third.
+const NEAT_PART: u64 = 3;
+/// What is left beside chunks is compared in steps of this part of theirs: a quarter.
+const REST_STEPS: u64 = 4;
+
 /// A free chunk that may be mapped elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Donor {
@@ -109,19 +114,21 @@ impl Ghosts {
 }
 
 impl Pool {
-    /// Free chunks that the lane may use at once, outside of a growth. The reserve comes first, then what lies in the smallest free blocks.
+    /// Free chunks that the lane may use at once, outside of a growth. The reserve comes first, then what leaves the least beside it, and of
+    /// that what lies in the smallest free blocks. If it is to be `neat`, only what leaves little.
     pub(super) fn donors(
         &self,
         state: &PoolState,
         lane: LaneId,
         growth: Growth,
         whose: Whose,
+        neat: bool,
     ) -> impl Iterator<Item = Donor> {
         let unit = state.space.unit();
         // What the lane's stream waits for it has passed with what it does next.
         let others = if whose == Whose::Waited { state.lanes.open_epoch(lane) } else { 0 };
         let private = |owner: Owner| owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
-        let mut nodes: Vec<(u64, usize, NodeId)> = Vec::new();
+        let mut nodes: Vec<(u64, u64, usize, NodeId)> = Vec::new();
         for (zone, arena) in state.zones.iter().enumerate().take(DEDICATED) {
             for owner in arena.owners().filter(|&owner| !private(owner)) {
                 let own = owner == Owner::SHARED || owner == Owner(lane);
@@ -130,13 +137,18 @@ impl Pool {
                 }
                 let passed = |stamp| whose == Whose::Waited || state.lanes.has_passed(owner.0, stamp);
                 let free = arena.free_nodes_from(owner, unit).filter(|(_, node)| own || passed(node.stamp));
-                nodes.extend(free.map(|(id, node)| (node.size, zone, id)));
+                nodes.extend(free.filter_map(|(id, node)| {
+                    let [whole, _] = state.space.whole_beside(node.addr, node.end(), 0);
+                    let rests = node.size - whole;
+                    let is_neat = rests <= whole / NEAT_PART;
+                    (whole > 0 && (is_neat || !neat)).then(|| (rests * REST_STEPS / whole, node.size, zone, id))
+                }));
             }
         }
         nodes.sort_unstable();
         let reserve: Vec<Donor> =
             state.space.reserve().rev().map(|(chunk, size)| Donor { chunk, size, stamp: 0, from: None }).collect();
-        let donors = nodes.into_iter().flat_map(move |(_, zone, id)| {
+        let donors = nodes.into_iter().flat_map(move |(_, _, zone, id)| {
             let node = state.zones[zone].node(id);
             let fronts = state.space.fronts(node.addr, node.end());
             let apart = fronts.filter(move |&(addr, _, size)| addr + size <= growth.start || growth.end <= addr);
