@@ -309,7 +309,8 @@ impl Pool {
         let id = state.zones[LARGE].best_fit(owner, size)?;
         let node = state.zones[LARGE].node(id);
         let (addr, end) = (node.addr, node.end());
-        if end - addr - size >= state.space.unit() && end - addr >= state.space.unit() * END_LEAST && state.is_roomy(0) {
+        if end - addr - size >= state.space.unit() && end - addr >= state.space.unit() * END_LEAST && state.is_roomy(0)
+        {
             let [beside_lower, beside_upper] = state.space.whole_beside(addr, end, size);
             if beside_upper > beside_lower {
                 return Some(state.zones[LARGE].take_at(id, end - size, size));
