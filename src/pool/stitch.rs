@@ -20,9 +20,7 @@ const GHOSTS_MAX: usize = 1 << 14;
 /// So many are undone at a time.
 const RETIRE_BATCH: usize = 64;
 
-/// Chunks leave little beside them if it is no more than this part of theirs: a third.
-const NEAT_PART: u64 = 3;
-/// What is left beside chunks is compared in steps of this part of theirs: a quarter.
+/// What is left of a free range beside its chunks is compared in steps of this part of it, a quarter: less than one is little.
 const REST_STEPS: u64 = 4;
 
 /// A free chunk that may be mapped elsewhere.
@@ -139,9 +137,8 @@ impl Pool {
                 let free = arena.free_nodes_from(owner, unit).filter(|(_, node)| own || passed(node.stamp));
                 nodes.extend(free.filter_map(|(id, node)| {
                     let [whole, _] = state.space.whole_beside(node.addr, node.end(), 0);
-                    let rests = node.size - whole;
-                    let is_neat = rests <= whole / NEAT_PART;
-                    (whole > 0 && (is_neat || !neat)).then(|| (rests * REST_STEPS / whole, node.size, zone, id))
+                    let steps = (node.size - whole) * REST_STEPS / node.size;
+                    (whole > 0 && (steps == 0 || !neat)).then_some((steps, node.size, zone, id))
                 }));
             }
         }

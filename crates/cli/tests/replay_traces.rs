@@ -11,11 +11,23 @@ use stratalloc_cli::trace::Trace;
 const OPS: usize = 8_000;
 
 fn recorded() -> Vec<PathBuf> {
-    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../tests/traces"].iter().collect();
+    let traces = traces_in("../../tests/traces");
+    assert!(traces.len() >= 7, "{traces:?}");
+    traces
+}
+
+/// Those that were recorded with this project's own recorder.
+fn own() -> Vec<PathBuf> {
+    let traces = traces_in("../../tests/traces/own");
+    assert!(traces.len() >= 3, "{traces:?}");
+    traces
+}
+
+fn traces_in(folder: &str) -> Vec<PathBuf> {
+    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), folder].iter().collect();
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut traces: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "zst")).collect();
     traces.sort();
-    assert!(traces.len() >= 7, "{traces:?}");
     traces
 }
 
@@ -129,5 +141,21 @@ fn a_second_pass_takes_next_to_nothing_from_the_device() {
         let [first, second] =
             [&row["driver_time_us"], &row["second_pass"]["driver_time_us"]].map(|us| us.as_f64().unwrap());
         assert!(second * 50.0 <= first, "{}: {second} us in the driver, {first} before", row["trace"]);
+    }
+}
+
+#[test]
+fn no_trace_needs_a_larger_device_than_on_expandable_segments() {
+    let mut traces = recorded();
+    traces.extend(own());
+    let traces: Vec<String> = traces.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
+    let rows = replay(&traces, &["--policy", "expandable,stratalloc", "--min-capacity", "--repeat", "1"]);
+    let least = |row: &Value| row["min_capacity_bytes"].as_u64().unwrap();
+    let of = |policy: &str| rows.iter().filter(|row| row["policy"] == policy).collect::<Vec<_>>();
+    let [theirs, ours] = ["expandable", "stratalloc"].map(of);
+    assert_eq!((theirs.len(), ours.len()), (traces.len(), traces.len()));
+    for (theirs, ours) in theirs.into_iter().zip(ours) {
+        assert_eq!(theirs["trace"], ours["trace"]);
+        assert!(least(ours) <= least(theirs), "{}: {} > {}", ours["trace"], least(ours), least(theirs));
     }
 }
