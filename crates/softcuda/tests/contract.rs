@@ -41,7 +41,8 @@ fn the_gpu_suite_passes() {
         std::os::unix::fs::symlink(common::library(), folder.join(name)).unwrap();
     }
     let mut suite = std::process::Command::new(env!("CARGO"));
-    suite.args(["test", "--package", "stratalloc", "--test", "gpu", "--features", "nvme", "--manifest-path"]);
+    // As the workspace builds it, which has been done, with all features.
+    suite.args(["test", "--workspace", "--test", "gpu", "--manifest-path"]);
     suite.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
     let mut path = std::ffi::OsString::from(&folder);
     if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH") {
@@ -52,5 +53,9 @@ fn the_gpu_suite_passes() {
     std::fs::remove_dir_all(&folder).unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("test two_addresses_one_chunk ... ok") && !text.contains("skipped"), "{text}");
+    let ran = |name| text.contains(&format!("test {name} ... ok"));
+    assert!(
+        ran("two_addresses_one_chunk") && ran("blocks_go_to_files_and_come_back") && !text.contains("skipped"),
+        "{text}"
+    );
 }
