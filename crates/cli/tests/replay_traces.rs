@@ -145,17 +145,16 @@ fn a_second_pass_takes_next_to_nothing_from_the_device() {
 }
 
 #[test]
-fn no_trace_needs_a_larger_device_than_on_expandable_segments() {
-    let mut traces = recorded();
-    traces.extend(own());
-    let traces: Vec<String> = traces.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
-    let rows = replay(&traces, &["--policy", "expandable,stratalloc", "--min-capacity", "--repeat", "1"]);
-    let least = |row: &Value| row["min_capacity_bytes"].as_u64().unwrap();
-    let of = |policy: &str| rows.iter().filter(|row| row["policy"] == policy).collect::<Vec<_>>();
-    let [theirs, ours] = ["expandable", "stratalloc"].map(of);
-    assert_eq!((theirs.len(), ours.len()), (traces.len(), traces.len()));
-    for (theirs, ours) in theirs.into_iter().zip(ours) {
-        assert_eq!(theirs["trace"], ours["trace"]);
-        assert!(least(ours) <= least(theirs), "{}: {} > {}", ours["trace"], least(ours), least(theirs));
+fn the_smallest_device_for_expandable_segments_is_large_enough() {
+    // Those that have been the closest; `cargo xtask peers` asks all.
+    let closest = recorded().into_iter().filter(|path| path.to_str().unwrap().contains("lora"));
+    let traces: Vec<String> = closest.chain(own()).map(|path| path.to_str().unwrap().to_owned()).collect();
+    let rows = replay(&traces, &["--policy", "expandable", "--min-capacity", "--repeat", "1"]);
+    assert_eq!(rows.len(), traces.len());
+    for (trace, row) in traces.into_iter().zip(rows) {
+        let capacity = format!("{}B", row["min_capacity_bytes"].as_u64().unwrap());
+        // Without room it fails.
+        let ours = replay(&[trace], &["--capacity", &capacity, "--repeat", "1"]);
+        assert_eq!(ours[0]["trace"], row["trace"]);
     }
 }
