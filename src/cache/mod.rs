@@ -240,6 +240,7 @@ impl DeviceCache {
                 // By plan, nothing is packed: what is large is not in magazines either.
                 if !is_slot && !pool.plans_for(block_size) && cache.is_some_and(packs) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
+                    pool.gather_idle(&mut state, lane, cache.map_or(0, ThreadCache::active_bytes));
                 }
                 let want = Want { lane, kind, may_grow };
                 let mut served = pool.alloc(&mut state, want, self);

@@ -6,7 +6,7 @@ use super::ladder::{Climb, Drain, Kind, Magazines, Want};
 use super::lanes::LaneId;
 use super::stitch::{Donor, Whose};
 use super::{BlockId, LARGE, Pool, PoolState, SMALL};
-use crate::block::{Arena, Growth, Owner};
+use crate::block::{Arena, Growth, NodeId, Owner};
 use crate::driver::Driver;
 use crate::telemetry::{EventKind, Rung};
 use crate::units::{PAGE, align_up};
@@ -59,9 +59,9 @@ impl Terms {
 
 /// Chunks for a growth, which nothing has happened to yet.
 #[derive(Debug, Default)]
-struct Picked {
+pub(super) struct Picked {
     chunks: Vec<ChunkId>,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Those of them that blocks could be served from where they are.
     donors: Vec<Donor>,
     /// Whether none of these are wanted.
@@ -71,7 +71,7 @@ struct Picked {
 }
 
 impl Picked {
-    fn add(&mut self, donor: Donor) {
+    pub(super) fn add(&mut self, donor: Donor) {
         self.chunks.push(donor.chunk);
         self.bytes += donor.size;
         self.donors.extend(donor.from.is_some().then_some(donor));
@@ -200,6 +200,28 @@ impl Pool {
         }
         let rung = if missing > 0 { Rung::NewChunk } else { Rung::Stitch };
         let growth = growth.widened(picked.bytes);
+        let Some(node) = self.lay(state, want.lane, zone, growth, picked)? else { return Ok(None) };
+        let node = match place {
+            Some(addr) => state.zones[zone].claim(node, addr, size, usable),
+            None => Some(state.zones[zone].take_from(node, size, alignment)),
+        };
+        let Some(node) = node else { return Ok(None) };
+        Ok(self.enter(state, want, node)?.map(|block| (block, rung)))
+    }
+
+    /// Maps what has been picked for a growth, free for the lane with what it may use beside it. `None` where the driver has no room for more
+    /// mappings.
+    pub(super) fn lay(
+        &self,
+        state: &mut PoolState,
+        lane: LaneId,
+        zone: usize,
+        growth: Growth,
+        picked: Picked,
+    ) -> Climb<Option<NodeId>> {
+        let home = Owner(lane);
+        let private = state.lanes.get(lane).private.is_some();
+        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         if let Err(error) = state.space.map(growth.at, &picked.chunks) {
             // There is a limit to mappings too. What was created stays in the reserve.
             let again = if error.is_out_of_memory() && self.lay_ghosts(state)? {
@@ -221,12 +243,7 @@ impl Pool {
         self.leave_ghosts(state, picked.donors);
         let node = state.zones[zone].fill(home, growth.at, growth.bytes, home, stamp, usable);
         self.note_mapping(state, EventKind::Map, home, growth.at, growth.bytes);
-        let node = match place {
-            Some(addr) => state.zones[zone].claim(node, addr, size, usable),
-            None => Some(state.zones[zone].take_from(node, size, alignment)),
-        };
-        let Some(node) = node else { return Ok(None) };
-        Ok(self.enter(state, want, node)?.map(|block| (block, rung)))
+        Ok(Some(node))
     }
 
     /// Picks free chunks for a growth: those in the reserve, and those that lie free elsewhere. Returns whether they suffice.

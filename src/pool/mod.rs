@@ -13,6 +13,7 @@
 //! | `extents` | ranges outside of the arenas, whose memory comes and goes |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `wait` | other streams' memory, by making a stream wait for them |
+//! | `gather` | free memory put together again when next to nothing is in use |
 //! | `trim` | giving free chunks back |
 //! | `explain` | why a request found no room, and what to do |
 //! | `walk` | reading all of it: segments and their blocks |
@@ -30,6 +31,7 @@ mod compact;
 mod directory;
 mod explain;
 mod extents;
+mod gather;
 mod grow;
 mod ladder;
 mod lanes;
@@ -126,6 +128,8 @@ pub(crate) struct PoolState {
     needed: u64,
     /// How often memory was given back on request.
     emptied: u32,
+    /// The last ghost that there was when free memory was put together.
+    gathered: u64,
     slabs: Slabs,
     pairs: Pairs,
     lanes: Lanes,
@@ -170,6 +174,7 @@ impl Pool {
             extents: Extents::default(),
             needed: 0,
             emptied: 0,
+            gathered: 0,
             slabs: Slabs::default(),
             pairs: Pairs::default(),
             lanes: Lanes::new(),
@@ -362,12 +367,12 @@ impl Pool {
         state.private.routing()
     }
 
-    /// Whether most of what is held is in use, so that how a request is packed decides whether the pool has to grow. `unfolded` is what the
-    /// calling thread adds to the sum.
+    /// Whether most of what is held is in use, or nearly all of the limit is held, so that how a request is packed decides whether the pool has
+    /// to grow. `unfolded` is what the calling thread adds to the sum.
     pub(crate) fn is_tight(&self, state: &PoolState, unfolded: i64) -> bool {
         let held = state.space.physical_bytes();
         let in_use = (self.active.sum() + unfolded).max(0) as u64;
-        held.saturating_sub(in_use) < held >> TIGHT_SHIFT
+        held.saturating_sub(in_use) < held >> TIGHT_SHIFT || state.is_full()
     }
 
     /// The most physical memory to hold, in bytes.

@@ -109,6 +109,11 @@ impl Ghosts {
     pub(super) fn count(&self) -> usize {
         self.count
     }
+
+    /// The number of the last one there has been; 0 before the first.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
 }
 
 impl Pool {
