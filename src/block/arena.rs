@@ -2,7 +2,7 @@
 
 mod claim;
 
-use super::bins::Bins;
+use super::bins::{Bin, Bins};
 use crate::units::{GRANULE, align_up};
 
 /// A node's number, dense from 0 and used again.
@@ -122,6 +122,17 @@ impl Arena {
         let bins = self.bins.get(owner.0 as usize).filter(|bins| bins.bytes >= least);
         let ids = bins.into_iter().flat_map(move |bins| bins.iter_from(&self.nodes, least));
         ids.map(|id| (id, self.node(id))).filter(move |(_, node)| node.size >= least)
+    }
+
+    /// The first bin that has free nodes of `owner`, from one on, or after it.
+    pub fn bin_from(&self, owner: Owner, bin: Bin, after: bool) -> Option<Bin> {
+        self.bins.get(owner.0 as usize)?.bin_from(bin, after)
+    }
+
+    /// The free nodes of `owner` in a bin.
+    pub fn free_nodes_in(&self, owner: Owner, bin: Bin) -> impl Iterator<Item = (NodeId, &Node)> {
+        let bins = self.bins.get(owner.0 as usize).into_iter();
+        bins.flat_map(move |bins| bins.iter_in(&self.nodes, bin)).map(|id| (id, self.node(id)))
     }
 
     /// The owners that have free nodes.

@@ -24,6 +24,21 @@ pub(super) struct Bins {
     pub(super) bytes: u64,
 }
 
+/// A bin. Those of larger sizes are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bin {
+    doubling: usize,
+    step: usize,
+}
+
+impl Bin {
+    /// The bin of a size in bytes.
+    pub fn of(size: u64) -> Bin {
+        let (doubling, step) = bin_of(size);
+        Bin { doubling, step }
+    }
+}
+
 /// The bin of `size`: exact multiples of the granule below 32 granules, then 32 steps a doubling.
 #[inline]
 fn bin_of(size: u64) -> (usize, usize) {
@@ -34,13 +49,6 @@ fn bin_of(size: u64) -> (usize, usize) {
     let doubling = 63 - granules.leading_zeros() - STEP_BITS;
     let step = (granules >> doubling) as usize - STEPS;
     (doubling as usize + 1, step)
-}
-
-/// The numbers of the bits that are set, lowest first.
-fn bits(word: u64) -> impl Iterator<Item = usize> {
-    std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)))
-        .take_while(|&word| word != 0)
-        .map(|word| word.trailing_zeros() as usize)
 }
 
 impl Default for Bins {
@@ -137,6 +145,18 @@ impl Bins {
         best.map(|(_, _, id)| id)
     }
 
+    /// The first bin with nodes from one on, or after it.
+    pub(super) fn bin_from(&self, bin: Bin, after: bool) -> Option<Bin> {
+        let (doubling, step) = self.next_bin(bin.doubling, bin.step + usize::from(after))?;
+        Some(Bin { doubling, step })
+    }
+
+    /// The nodes of a bin.
+    pub(super) fn iter_in<'a>(&'a self, nodes: &'a [Node], bin: Bin) -> impl Iterator<Item = NodeId> + 'a {
+        let head = Some(self.heads[bin.doubling][bin.step]).filter(|&head| head != NIL);
+        std::iter::successors(head, move |&id| Some(nodes[id as usize].bin_next).filter(|&next| next != NIL))
+    }
+
     /// Every node, bin by bin from the smallest.
     pub(super) fn iter<'a>(&'a self, nodes: &'a [Node]) -> impl Iterator<Item = NodeId> + 'a {
         self.iter_from(nodes, 0)
@@ -144,19 +164,8 @@ impl Bins {
 
     /// Every node from the bin of `size` on, bin by bin.
     pub(super) fn iter_from<'a>(&'a self, nodes: &'a [Node], size: u64) -> impl Iterator<Item = NodeId> + 'a {
-        let (lowest, step) = bin_of(size);
-        let steps = move |doubling: usize| {
-            let steps = u64::from(self.steps[doubling]);
-            if doubling == lowest { steps & (!0 << step) } else { steps }
-        };
-        bits(self.doublings & (!0 << lowest))
-            .flat_map(move |doubling| bits(steps(doubling)).map(move |step| (doubling, step)))
-            .flat_map(move |(doubling, step)| {
-                std::iter::successors(Some(self.heads[doubling][step]), move |&id| {
-                    let next = nodes[id as usize].bin_next;
-                    (next != NIL).then_some(next)
-                })
-            })
+        let bins = std::iter::successors(self.bin_from(Bin::of(size), false), |&bin| self.bin_from(bin, true));
+        bins.flat_map(move |bin| self.iter_in(nodes, bin))
     }
 
     /// A node of the largest non-empty bin: the largest within 3 %.

@@ -21,6 +21,7 @@ mod growth;
 mod slab;
 
 pub use arena::{Arena, Node, NodeId, Owner, State};
+pub use bins::Bin;
 pub use class::{CLASS_SIZE_MAX, ClassId, block_granules};
 pub use growth::Growth;
 pub use slab::Slab;

@@ -4,10 +4,10 @@
 //! next. A program that ends one phase and begins another, as when a model is dropped and the next one loaded, would so need a little more each
 //! time. Stitching repairs that, too: all that is free in small ranges is mapped once more, as one.
 
+use super::donors::Donor;
 use super::grow::Picked;
 use super::ladder::Climb;
 use super::lanes::LaneId;
-use super::stitch::Donor;
 use super::{LARGE, Pool, PoolState};
 use crate::block::{NodeId, Owner};
 use crate::units::GRANULE;

@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use super::donors::{Donor, Whose};
 use super::ladder::{Climb, Drain, Kind, Magazines, Want};
 use super::lanes::LaneId;
-use super::stitch::{Donor, Whose};
 use super::{BlockId, LARGE, Pool, PoolState, SMALL};
 use crate::block::{Arena, Growth, NodeId, Owner};
 use crate::driver::Driver;

@@ -11,6 +11,7 @@
 //! | `planned` | large requests placed by a plan of the whole step |
 //! | `grow` | more memory where a request is |
 //! | `extents` | ranges outside of the arenas, whose memory comes and goes |
+//! | `donors` | free chunks that may be mapped elsewhere, in which order
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `wait` | other streams' memory, by making a stream wait for them |
 //! | `gather` | free memory put together again when next to nothing is in use |
@@ -29,6 +30,7 @@
 mod checkpoint;
 mod compact;
 mod directory;
+mod donors;
 mod explain;
 mod extents;
 mod gather;

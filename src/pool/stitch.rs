@@ -8,42 +8,16 @@
 use std::collections::VecDeque;
 
 use super::directory::ZONES;
+use super::donors::Donor;
 use super::ladder::{Climb, Want};
-use super::lanes::LaneId;
-use super::{DEDICATED, Pool, PoolState};
+use super::{Pool, PoolState};
 use crate::block::{Growth, NodeId, Owner, State};
 use crate::telemetry::EventKind;
-use crate::vm::ChunkId;
 
 /// So many ghosts may stand before the oldest are undone.
 const GHOSTS_MAX: usize = 1 << 14;
 /// So many are undone at a time.
 const RETIRE_BATCH: usize = 64;
-
-/// What is left of a free range beside its chunks is compared in steps of this part of it, a quarter: less than one is little.
-const REST_STEPS: u64 = 4;
-
-/// A free chunk that may be mapped elsewhere.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Donor {
-    pub(super) chunk: ChunkId,
-    pub(super) size: u64,
-    /// The lane's epoch that has to have passed before others may use it; 0 where it is everyone's.
-    pub(super) stamp: u64,
-    /// The zone and the free node it lies in, and its address. `None` in the reserve.
-    pub(super) from: Option<(usize, NodeId, u64)>,
-}
-
-/// Whose free chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whose {
-    /// The lane's own, and everyone's.
-    Own,
-    /// Those too that other lanes own and have passed.
-    Passed,
-    /// Every lane's: the lane's stream has been made to wait for them.
-    Waited,
-}
 
 /// The ghosts of a pool.
 #[derive(Debug, Default)]
@@ -117,59 +91,6 @@ impl Ghosts {
 }
 
 impl Pool {
-    /// Free chunks that the lane may use at once, outside of a growth. The reserve comes first, then what leaves the least beside it, and of
-    /// that what lies in the smallest free blocks. If it is to be `neat`, only what leaves little.
-    pub(super) fn donors(
-        &self,
-        state: &PoolState,
-        lane: LaneId,
-        growth: Growth,
-        whose: Whose,
-        neat: bool,
-    ) -> impl Iterator<Item = Donor> {
-        let unit = state.space.unit();
-        // What the lane's stream waits for it has passed with what it does next.
-        let others = if whose == Whose::Waited { state.lanes.open_epoch(lane) } else { 0 };
-        let private = |owner: Owner| owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
-        let mut nodes: Vec<(u64, u64, usize, NodeId)> = Vec::new();
-        for (zone, arena) in state.zones.iter().enumerate().take(DEDICATED) {
-            for owner in arena.owners().filter(|&owner| !private(owner)) {
-                let own = owner == Owner::SHARED || owner == Owner(lane);
-                if !own && whose == Whose::Own {
-                    continue;
-                }
-                let passed = |stamp| whose == Whose::Waited || state.lanes.has_passed(owner.0, stamp);
-                let free = arena.free_nodes_from(owner, unit).filter(|(_, node)| own || passed(node.stamp));
-                nodes.extend(free.filter_map(|(id, node)| {
-                    let [whole, _] = state.space.whole_beside(node.addr, node.end(), 0);
-                    let steps = (node.size - whole) * REST_STEPS / node.size;
-                    (whole > 0 && (steps == 0 || !neat)).then_some((steps, node.size, zone, id))
-                }));
-            }
-        }
-        nodes.sort_unstable();
-        let reserve: Vec<Donor> =
-            state.space.reserve().rev().map(|(chunk, size)| Donor { chunk, size, stamp: 0, from: None }).collect();
-        let donors = nodes.into_iter().flat_map(move |(_, _, zone, id)| {
-            let node = state.zones[zone].node(id);
-            let fronts = state.space.fronts(node.addr, node.end());
-            let apart = fronts.filter(move |&(addr, _, size)| addr + size <= growth.start || growth.end <= addr);
-            let stamp = if node.owner == Owner(lane) { node.stamp } else { others };
-            apart.map(move |(addr, chunk, size)| Donor { chunk, size, stamp, from: Some((zone, id, addr)) })
-        });
-        reserve.into_iter().chain(donors)
-    }
-
-    /// Whether lanes other than this one may have free chunks that it may use once they are known to have passed them.
-    pub(super) fn others_have_chunks(&self, state: &PoolState, lane: LaneId) -> bool {
-        let unit = state.space.unit();
-        let is_other = |&owner: &Owner| owner != Owner::SHARED && owner != Owner(lane);
-        state.zones.iter().take(DEDICATED).any(|arena| {
-            let mut others = arena.owners().filter(is_other);
-            others.any(|owner| state.lanes.get(owner.0).private.is_none() && arena.free_bytes(owner) >= unit)
-        })
-    }
-
     /// These chunks have been mapped elsewhere.
     pub(super) fn leave_ghosts(&self, state: &mut PoolState, mut donors: Vec<Donor>) {
         // From the upper end of each node, which keeps its number as long as something of it is left below.
@@ -253,7 +174,9 @@ impl Pool {
     /// Undoes ghosts in whose place less would have to be mapped for a request than `growth` takes: what is free beside them, too little for
     /// a chunk, is of use there. Returns whether there were any.
     pub(super) fn make_place(&self, state: &mut PoolState, want: Want, growth: Growth) -> Climb<bool> {
-        if state.ghosts.count() == 0 || state.private.capturing() {
+        // A chunk less, or it does not pay.
+        let least = growth.bytes.saturating_sub(state.space.unit());
+        if least == 0 || state.ghosts.count() == 0 || state.private.capturing() {
             return Ok(false);
         }
         self.poll_clocks(state)?;
@@ -265,8 +188,6 @@ impl Pool {
         let is_over = |id| state.ghosts.has(zone, id) && state.is_over(zone, id);
         let ghosts =
             || state.ghosts.nodes().filter(|&(at, id)| at == zone && arena.node(id).home == home).map(|(_, id)| id);
-        // A chunk less, or it does not pay.
-        let least = growth.bytes.saturating_sub(state.space.unit());
         let Some((from, to)) = arena.plan_over_ghosts(ghosts(), is_over, size, least, usable) else {
             return Ok(false);
         };
