@@ -38,6 +38,8 @@ impl Pool {
         // What they keep apart comes together, and their addresses are free.
         self.lay_ghosts(state)?;
         let home = Owner(lane);
+        // A chunk may lie across two of them.
+        state.zones[LARGE].absorb(home);
         let (arena, unit) = (&state.zones[LARGE], state.space.unit());
         let free = [home, Owner::SHARED].into_iter().flat_map(|owner| arena.free_nodes_from(owner, unit));
         let mut ranges: Vec<(u64, NodeId)> = free.map(|(id, node)| (node.addr, id)).collect();
