@@ -47,8 +47,9 @@ pub(crate) fn run(options: &Options, setup: &Setup, traces: &[Trace], out: &mut 
     if options.checker || options.threads > 1 {
         return Err(Failed::from("--checker and --threads are for --policy stratalloc alone".to_owned()));
     }
-    if options.gpu_bandwidth.is_some() || options.capacities.is_some() {
-        return Err(Failed::from("--gpu-bandwidth and --capacities are for --policy stratalloc alone".to_owned()));
+    if options.gpu_bandwidth.is_some() || options.capacities.is_some() || options.for_passes > 1 {
+        let what = "--gpu-bandwidth, --capacities and --for-passes are for --policy stratalloc alone";
+        return Err(Failed::from(what.to_owned()));
     }
     let torch = match &options.torch_conf {
         Some(text) => text.parse::<Settings>().map_err(|error| Failed::from(format!("in --torch-conf: {error}")))?,

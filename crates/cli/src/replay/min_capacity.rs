@@ -56,7 +56,7 @@ fn above(smallest: u64, count: Option<u32>) -> Vec<u64> {
     capacities
 }
 
-/// Seeks the smallest capacity of a trace: one pass on a fresh device each time.
+/// Seeks the smallest capacity of a trace: all passes of the plan on a fresh device each time.
 pub(super) fn find(
     trace: &Trace,
     setup: &Setup,
@@ -65,7 +65,7 @@ pub(super) fn find(
     say: &dyn Fn(String),
 ) -> Result<MinCapacity, Failure> {
     let manner = if plan.manner == Manner::Checked { Manner::Plain } else { plan.manner };
-    let plan = Plan { threads: 1, passes: 1, manner, ..plan.clone() };
+    let plan = Plan { threads: 1, manner, ..plan.clone() };
     let peak = trace.peak_live_bytes.max(1);
     seek(trace.peak_live_bytes, count, |capacity| {
         say(format!("on {:.4} times the peak of live bytes", capacity as f64 / peak as f64));

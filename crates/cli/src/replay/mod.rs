@@ -76,6 +76,10 @@ pub struct Options {
     #[arg(long, value_name = "N", requires = "min_capacity", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub capacities: Option<u32>,
 
+    /// How many passes have to complete on the smallest device, on one allocator
+    #[arg(long, value_name = "N", requires = "min_capacity", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub for_passes: u32,
+
     /// Passes over the trace on one allocator; of several, the first is not timed
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
@@ -296,6 +300,7 @@ fn replay(trace: &Trace, options: &Options, setup: &Setup, progress: &Progress) 
     let mut report = Report::new(trace, &plan, outcome);
     if options.min_capacity && report.is_good() {
         let say = |doing| progress.say(format!("{}: {doing}", trace.name));
+        let plan = Plan { passes: options.for_passes as usize, ..plan.clone() };
         match min_capacity::find(trace, setup, &plan, options.capacities, &say) {
             Ok(found) => report.set_min_capacity(&found, options.capacities.is_some()),
             Err(failure) => report.set_failure(trace, &failure),
