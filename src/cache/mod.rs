@@ -232,6 +232,7 @@ impl DeviceCache {
                 } else {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
+                let want = Want { lane, kind, may_grow };
                 let packs = |cache: &ThreadCache| {
                     let tight = pool.is_tight(&state, cache.active_bytes());
                     cache.set_tight(tight);
@@ -240,9 +241,8 @@ impl DeviceCache {
                 // By plan, nothing is packed: what is large is not in magazines either.
                 if !is_slot && !pool.plans_for(block_size) && cache.is_some_and(packs) {
                     self.drain(pool, &mut state, Drain::OwnLarge);
-                    pool.gather_idle(&mut state, lane, cache.map_or(0, ThreadCache::active_bytes));
+                    pool.gather_idle(&mut state, want, cache.map_or(0, ThreadCache::active_bytes), self);
                 }
-                let want = Want { lane, kind, may_grow };
                 let mut served = pool.alloc(&mut state, want, self);
                 if !matches!(served, Ok(Some(_))) {
                     served = self.alloc_held(&mut state, want, served);

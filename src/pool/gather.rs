@@ -6,8 +6,7 @@
 
 use super::donors::Donor;
 use super::grow::Picked;
-use super::ladder::Climb;
-use super::lanes::LaneId;
+use super::ladder::{Climb, Drain, Kind, Magazines, Want};
 use super::{LARGE, Pool, PoolState};
 use crate::block::{NodeId, Owner};
 use crate::units::GRANULE;
@@ -16,39 +15,47 @@ use crate::units::GRANULE;
 const FULL_SHIFT: u32 = 5;
 /// Next to nothing is in use when it is less than this part of what is held: 1/16.
 const IDLE_SHIFT: u32 = 4;
+/// Gathering pays when this part of what is free lies outside of the largest range: 1/8.
+const APART_SHIFT: u32 = 3;
 
 impl Pool {
-    /// Puts the lane's free memory together, if nearly all of the limit is held, next to nothing is in use, and something has come apart since the
-    /// last time. `unfolded` is what the calling thread adds to the sum of what is in use.
-    pub(crate) fn gather_idle(&self, state: &mut PoolState, lane: LaneId, unfolded: i64) {
+    /// Puts the free memory of a request's lane together, if nearly all of the limit is held, next to nothing is in use, and something has come
+    /// apart since the last time. `unfolded` is what the calling thread adds to the sum of what is in use.
+    pub(crate) fn gather_idle(&self, state: &mut PoolState, want: Want, unfolded: i64, magazines: &dyn Magazines) {
         let in_use = (self.active.sum() + unfolded).max(0) as u64;
         let is_idle = in_use < state.space.physical_bytes() >> IDLE_SHIFT && state.is_full();
-        if is_idle && state.ghosts.last() != state.gathered && !state.private.capturing() {
-            if self.gather(state, lane).is_err() {
-                state.failures += 1;
-            }
-            state.gathered = state.ghosts.last();
+        let seen = (want.lane, state.ghosts.last());
+        let is_large = want.range().0 == LARGE && matches!(want.kind, Kind::Range { .. });
+        // By plan, blocks go where they have been before.
+        if !is_idle || !is_large || state.gathered == seen || state.private.capturing() || state.plans.is_some() {
+            return;
         }
+        // What others have freed belongs to it.
+        magazines.drain(self, state, Drain::Large);
+        if self.gather(state, want).is_err() {
+            state.failures += 1;
+        }
+        state.gathered = (want.lane, state.ghosts.last());
     }
 
-    fn gather(&self, state: &mut PoolState, lane: LaneId) -> Climb<()> {
-        if state.lanes.get(lane).private.is_some() {
+    fn gather(&self, state: &mut PoolState, want: Want) -> Climb<()> {
+        let home = Owner(want.lane);
+        if state.lanes.get(want.lane).private.is_some() {
             return Ok(());
         }
-        // What they keep apart comes together, and their addresses are free.
-        self.lay_ghosts(state)?;
-        let home = Owner(lane);
-        // A chunk may lie across two of them.
+        // A chunk may lie across two ranges.
         state.zones[LARGE].absorb(home);
-        let (arena, unit) = (&state.zones[LARGE], state.space.unit());
-        let free = [home, Owner::SHARED].into_iter().flat_map(|owner| arena.free_nodes_from(owner, unit));
-        let mut ranges: Vec<(u64, NodeId)> = free.map(|(id, node)| (node.addr, id)).collect();
-        if ranges.len() < 2 {
+        let bytes = |ranges: &[(u64, u64, NodeId)]| ranges.iter().map(|&(_, whole, _)| whole).sum::<u64>();
+        let largest = |ranges: &[(u64, u64, NodeId)]| ranges.iter().map(|&(_, whole, _)| whole).max().unwrap_or(0);
+        let ranges = self.ranges_of(state, home);
+        if bytes(&ranges) - largest(&ranges) <= bytes(&ranges) >> APART_SHIFT {
             return Ok(());
         }
-        ranges.sort_unstable();
+        // The addresses of ghosts, too, come together.
+        self.lay_ghosts(state)?;
+        let (arena, unit) = (&state.zones[LARGE], state.space.unit());
         let mut picked = Picked::default();
-        for (_, id) in ranges {
+        for (_, _, id) in ranges {
             let node = arena.node(id);
             let stamp = if node.owner == home { node.stamp } else { 0 };
             for (addr, chunk, size) in state.space.fronts(node.addr, node.end()) {
@@ -56,15 +63,29 @@ impl Pool {
             }
         }
         if let Some(place) = arena.plan_roomy_growth(home, picked.bytes, GRANULE, unit, picked.bytes, |_| false) {
-            self.lay(state, lane, LARGE, place, picked)?;
+            self.lay(state, want.lane, LARGE, place, picked)?;
         }
         Ok(())
+    }
+
+    /// The free ranges for large blocks that a lane may use and that have whole chunks, in ascending order: addresses, bytes of whole chunks, nodes.
+    fn ranges_of(&self, state: &PoolState, home: Owner) -> Vec<(u64, u64, NodeId)> {
+        let (arena, unit) = (&state.zones[LARGE], state.space.unit());
+        let free = [home, Owner::SHARED].into_iter().flat_map(|owner| arena.free_nodes_from(owner, unit));
+        let whole = free.map(|(id, node)| {
+            let [whole, _] = state.space.whole_beside(node.addr, node.end(), 0);
+            (node.addr, whole, id)
+        });
+        let mut ranges: Vec<(u64, u64, NodeId)> = whole.filter(|&(_, whole, _)| whole > 0).collect();
+        ranges.sort_unstable();
+        ranges
     }
 }
 
 impl PoolState {
-    /// Whether nearly all of the limit is held.
+    /// Whether nearly all of the limit is held, or of what the device has been seen to have for us.
     pub(super) fn is_full(&self) -> bool {
-        self.limit.saturating_sub(self.space.physical_bytes()) < self.limit >> FULL_SHIFT
+        let most = self.limit.min(self.refused_at);
+        most.saturating_sub(self.space.physical_bytes()) < most >> FULL_SHIFT
     }
 }

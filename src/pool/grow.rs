@@ -365,13 +365,18 @@ impl Pool {
             }
             match state.space.create(size) {
                 Ok(chunk) => {
-                    state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
+                    let held = state.space.physical_bytes();
+                    state.reserved_peak = state.reserved_peak.max(held);
+                    if held > state.refused_at {
+                        state.refused_at = u64::MAX;
+                    }
                     picked.chunks.push(chunk);
                     picked.bytes += size;
                     missing -= size;
                 }
                 Err(error) if error.is_out_of_memory() => {
                     state.refusal = Some(error);
+                    state.refused_at = state.space.physical_bytes();
                     largest = size / 2;
                 }
                 Err(error) => return Err(error),

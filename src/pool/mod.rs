@@ -130,8 +130,10 @@ pub(crate) struct PoolState {
     needed: u64,
     /// How often memory was given back on request.
     emptied: u32,
-    /// The last ghost that there was when free memory was put together.
-    gathered: u64,
+    /// For which lane free memory was last put together, and the last ghost that there was then.
+    gathered: (LaneId, u64),
+    /// What was held when the device had no more; everything where it had when it was last asked.
+    refused_at: u64,
     slabs: Slabs,
     pairs: Pairs,
     lanes: Lanes,
@@ -176,7 +178,8 @@ impl Pool {
             extents: Extents::default(),
             needed: 0,
             emptied: 0,
-            gathered: 0,
+            gathered: (0, 0),
+            refused_at: u64::MAX,
             slabs: Slabs::default(),
             pairs: Pairs::default(),
             lanes: Lanes::new(),

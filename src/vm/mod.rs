@@ -210,6 +210,7 @@ impl Space {
     /// mappings then. All or nothing.
     pub fn map(&mut self, at: u64, chunks: &[ChunkId]) -> DriverResult<()> {
         let bytes = chunks.iter().map(|&id| self.chunk(id).size).sum::<u64>();
+        debug_assert!(bytes > 0, "nothing is mapped by mapping nothing");
         self.free_stuck(at, at + bytes)?;
         let mut addr = at;
         for &id in chunks {
