@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
@@ -21,6 +22,12 @@ fn path(name: &str) -> PathBuf {
 
 /// A program of two streams that keeps 24 blocks of 1 to 8 MiB, and frees them in the order in which they came.
 fn trace() -> String {
+    // Written once: another test may be reading it.
+    static WRITTEN: OnceLock<String> = OnceLock::new();
+    WRITTEN.get_or_init(write_trace).clone()
+}
+
+fn write_trace() -> String {
     let path = path("tiers.trace");
     let mut text = "# stratalloc-trace 1\n# workload: small\n# streams: 2\n".to_owned();
     for id in 0..48 {
