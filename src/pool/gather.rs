@@ -2,7 +2,7 @@
 //!
 //! Chunks that were mapped once more where they were wanted leave the lane's memory in many ranges, each a little larger than what it holds
 //! next. A program that ends one phase and begins another, as when a model is dropped and the next one loaded, would so need a little more each
-//! time. Stitching repairs that, too: all that is free in small ranges is mapped once more, as one.
+//! time. Stitching repairs that, too: where memory is nearly full, all whole chunks that are free are mapped once more, as one range.
 
 use super::donors::Donor;
 use super::grow::Picked;
