@@ -45,10 +45,10 @@ impl Pool {
         }
         // A chunk may lie across two ranges.
         state.zones[LARGE].absorb(home);
-        let bytes = |ranges: &[(u64, u64, NodeId)]| ranges.iter().map(|&(_, whole, _)| whole).sum::<u64>();
-        let largest = |ranges: &[(u64, u64, NodeId)]| ranges.iter().map(|&(_, whole, _)| whole).max().unwrap_or(0);
         let ranges = self.ranges_of(state, home);
-        if bytes(&ranges) - largest(&ranges) <= bytes(&ranges) >> APART_SHIFT {
+        let whole = ranges.iter().map(|&(_, whole, _)| whole);
+        let all: u64 = whole.clone().sum();
+        if all - whole.max().unwrap_or(0) <= all >> APART_SHIFT {
             return Ok(());
         }
         // The addresses of ghosts, too, come together.
