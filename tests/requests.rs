@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use common::rig::{MIB, check, check_empties, soft, stats};
+use common::rig::{MIB, Rng, check, check_empties, soft, stats};
 use stratalloc::driver::Driver;
 use stratalloc::driver::soft::{Access, Backing, SoftDevice};
 use stratalloc::{
@@ -305,6 +305,30 @@ fn a_dedicated_block_is_not_made_of_chunks_that_other_streams_have_free() {
         let block = allocator.raw_alloc(AllocRequest::new(12 * MIB).flags(AllocFlags::DEDICATED)).unwrap();
         assert_eq!(plain(), before + 1, "cross_stream_wait:{waits}: it is memory of its own");
         allocator.raw_free(block).unwrap();
+        check(&allocator, 0);
+    }
+}
+
+/// Windows of the directory are wide as long as all blocks are large, and become narrow with the first that is not.
+#[test]
+fn large_blocks_are_found_when_small_ones_come() {
+    let mut rng = Rng(5);
+    for round in 0..120 {
+        let (_, allocator) = soft(SoftDevice::builder(1024 * MIB).backing(Backing::AddressesOnly), "magazine:0");
+        let persistent = [Lifetime::Unknown, Lifetime::Persistent][round % 2];
+        let request = |bytes| AllocRequest::new(bytes).lifetime(persistent);
+        let mut live = Vec::new();
+        for _ in 0..60 {
+            if live.is_empty() || rng.percent(50) {
+                live.push(allocator.raw_alloc(request((1 + rng.below(6)) * MIB / 2)).unwrap());
+            } else {
+                allocator.raw_free(live.swap_remove(rng.index(live.len()))).unwrap();
+            }
+        }
+        live.push(allocator.raw_alloc(request([4096, MIB / 8][round / 2 % 2])).unwrap());
+        for ptr in live {
+            allocator.raw_free(ptr).unwrap();
+        }
         check(&allocator, 0);
     }
 }

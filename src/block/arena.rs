@@ -172,14 +172,31 @@ impl Arena {
         node.state == State::Hole && node.prev == NIL && node.next == NIL
     }
 
-    /// Takes exactly `size` bytes at `addr` out of a free node that contains them. The rests stay with its owner.
+    /// Takes exactly `size` bytes at `addr` out of a free node that contains them. The rests stay with its owner: the node itself is one of
+    /// them, if there are any.
+    #[inline]
     pub fn take_at(&mut self, id: NodeId, addr: u64, size: u64) -> NodeId {
-        let Node { owner, stamp, state, .. } = self.nodes[id as usize];
-        assert!(state == State::Free, "only what is free is taken");
-        self.bins[owner.0 as usize].remove(&mut self.nodes, id);
-        let taken = self.cut(id, addr, size, |arena, rest| arena.put_free(rest, owner, stamp));
-        self.nodes[taken as usize].state = State::Used;
+        let node = self.nodes[id as usize];
+        assert!(node.state == State::Free && addr >= node.addr && addr + size <= node.end(), "taken of what is free");
         self.used_bytes += size;
+        let (below, above) = (addr - node.addr, node.end() - (addr + size));
+        let bins = &mut self.bins[node.owner.0 as usize];
+        let taken = if below > 0 {
+            bins.resize(&mut self.nodes, id, node.addr, below);
+            let taken = self.new_node(addr, size, id, node.next, node.home);
+            if above > 0 {
+                let rest = self.new_node(addr + size, above, taken, node.next, node.home);
+                self.put_free(rest, node.owner, node.stamp);
+            }
+            taken
+        } else if above > 0 {
+            bins.resize(&mut self.nodes, id, addr + size, above);
+            self.new_node(addr, size, node.prev, id, node.home)
+        } else {
+            bins.remove(&mut self.nodes, id);
+            id
+        };
+        self.nodes[taken as usize].state = State::Used;
         taken
     }
 
@@ -234,23 +251,8 @@ impl Arena {
     /// Takes `size` bytes at a multiple of `alignment` out of a free node that has room for them. The rests stay with its owner.
     #[inline]
     pub fn take_from(&mut self, id: NodeId, size: u64, alignment: u64) -> NodeId {
-        let Node { addr, stamp, owner, state, .. } = self.nodes[id as usize];
-        debug_assert!(state == State::Free);
-        self.bins[owner.0 as usize].remove(&mut self.nodes, id);
-        let start = addr.next_multiple_of(alignment);
-        assert!(start + size <= addr + self.nodes[id as usize].size, "a block lies within its node");
-        let mut taken = id;
-        if start > addr {
-            taken = self.split(id, start - addr);
-            self.put_free(id, owner, stamp);
-        }
-        if self.nodes[taken as usize].size > size {
-            let rest = self.split(taken, size);
-            self.put_free(rest, owner, stamp);
-        }
-        self.nodes[taken as usize].state = State::Used;
-        self.used_bytes += size;
-        taken
+        let addr = self.nodes[id as usize].addr;
+        self.take_at(id, if alignment <= GRANULE { addr } else { addr.next_multiple_of(alignment) }, size)
     }
 
     /// Frees a used node for `owner`, whose epoch is `stamp`, and coalesces it with the neighbours that `owner` has already. Returns the node
@@ -325,29 +327,19 @@ impl Arena {
     }
 
     /// Splits an unbinned node after `size` bytes. Returns the second part.
-    #[inline(always)]
+    #[inline]
     fn split(&mut self, id: NodeId, size: u64) -> NodeId {
         let Node { addr, size: whole, next, home, .. } = self.nodes[id as usize];
         debug_assert!(0 < size && size < whole);
-        let rest = self.new_node(addr + size, whole - size, id, next, home);
         self.nodes[id as usize].size = size;
-        self.nodes[id as usize].next = rest;
-        if next != NIL {
-            self.nodes[next as usize].prev = rest;
-        }
-        rest
+        self.new_node(addr + size, whole - size, id, next, home)
     }
 
     /// Merges an unbinned node with its unbinned right neighbour, which ceases to be.
     #[inline]
     pub(super) fn merge_next(&mut self, id: NodeId) {
         let right = self.nodes[id as usize].next;
-        let Node { size, next, .. } = self.nodes[right as usize];
-        self.nodes[id as usize].size += size;
-        self.nodes[id as usize].next = next;
-        if next != NIL {
-            self.nodes[next as usize].prev = id;
-        }
+        self.nodes[id as usize].size += self.nodes[right as usize].size;
         self.retire(right);
     }
 
@@ -355,23 +347,42 @@ impl Arena {
     #[inline]
     pub(super) fn put_coalesced(
         &mut self,
-        id: NodeId,
+        mut id: NodeId,
         owner: Owner,
         mut stamp: u64,
         joins: impl Fn(Owner) -> bool,
     ) -> NodeId {
-        let mut id = id;
-        let Node { prev, next, .. } = self.nodes[id as usize];
+        let Node { addr, size, prev, next, .. } = self.nodes[id as usize];
+        let joins_prev = prev != NIL && self.is_free_for_any(prev, &joins);
         if next != NIL && self.is_free_for_any(next, &joins) {
+            if !joins_prev && self.nodes[next as usize].owner == owner {
+                self.retire(id);
+                return self.widen(next, addr, size, stamp);
+            }
             stamp = self.unbin(next, owner, stamp);
             self.merge_next(id);
         }
-        if prev != NIL && self.is_free_for_any(prev, &joins) {
+        if joins_prev {
+            let (addr, size) = (self.nodes[prev as usize].addr, self.nodes[id as usize].size);
+            if self.nodes[prev as usize].owner == owner {
+                self.retire(id);
+                return self.widen(prev, addr, size, stamp);
+            }
             stamp = self.unbin(prev, owner, stamp);
             self.merge_next(prev);
             id = prev;
         }
         self.put_free(id, owner, stamp);
+        id
+    }
+
+    /// Adds `size` bytes to a free node, which then begins at `addr`.
+    #[inline]
+    fn widen(&mut self, id: NodeId, addr: u64, size: u64, stamp: u64) -> NodeId {
+        let node = &mut self.nodes[id as usize];
+        node.stamp = node.stamp.max(stamp);
+        let (owner, size) = (node.owner, node.size + size);
+        self.bins[owner.0 as usize].resize(&mut self.nodes, id, addr, size);
         id
     }
 
@@ -417,6 +428,7 @@ impl Arena {
         self.holes[home].remove(&mut self.nodes, id);
     }
 
+    /// A new node between two, or at an end.
     #[inline]
     fn new_node(&mut self, addr: u64, size: u64, prev: NodeId, next: NodeId, home: Owner) -> NodeId {
         let node = Node {
@@ -431,7 +443,7 @@ impl Arena {
             home,
             state: State::Vacant,
         };
-        match self.vacant.pop() {
+        let id = match self.vacant.pop() {
             Some(id) => {
                 self.nodes[id as usize] = node;
                 id
@@ -440,11 +452,28 @@ impl Arena {
                 self.nodes.push(node);
                 (self.nodes.len() - 1) as NodeId
             }
+        };
+        if prev != NIL {
+            self.nodes[prev as usize].next = id;
         }
+        if next != NIL {
+            self.nodes[next as usize].prev = id;
+        }
+        id
     }
 
+    /// Takes a node out from between its neighbours.
+    #[inline]
     fn retire(&mut self, id: NodeId) {
-        self.nodes[id as usize].state = State::Vacant;
+        let node = &mut self.nodes[id as usize];
+        node.state = State::Vacant;
+        let Node { prev, next, .. } = *node;
+        if prev != NIL {
+            self.nodes[prev as usize].next = next;
+        }
+        if next != NIL {
+            self.nodes[next as usize].prev = prev;
+        }
         self.vacant.push(id);
     }
 

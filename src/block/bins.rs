@@ -6,7 +6,7 @@ use crate::units::GRANULE;
 /// Bins to a doubling, as a power of two: 32, so that a bin spans 3 %.
 const STEP_BITS: u32 = 5;
 const STEPS: usize = 1 << STEP_BITS;
-/// Doublings from one granule up: enough for 2^64 bytes.
+/// What is below 32 granules, and doublings from there on: enough for 2^64 bytes.
 const DOUBLINGS: usize = 64 - GRANULE.trailing_zeros() as usize - STEP_BITS as usize + 1;
 
 /// How many nodes of a bin a search looks at. Bins are narrow and mostly short, so that this is nearly always best fit.
@@ -17,82 +17,91 @@ const PROBES: usize = 32;
 pub(super) struct Bins {
     /// Bit `d`: some bin of doubling `d` has a node.
     doublings: u64,
-    /// Bit `s` of `steps[d]`: bin `(d, s)` has a node.
+    /// Bit `s` of `steps[d]`: bin `d * STEPS + s` has a node.
     steps: [u32; DOUBLINGS],
-    heads: [[NodeId; STEPS]; DOUBLINGS],
+    heads: [NodeId; DOUBLINGS * STEPS],
     /// Bytes in all nodes.
     pub(super) bytes: u64,
 }
 
-/// A bin. Those of larger sizes are greater.
+/// A bin's number. Those of larger sizes are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bin {
-    doubling: usize,
-    step: usize,
-}
+pub struct Bin(usize);
 
 impl Bin {
-    /// The bin of a size in bytes.
+    /// The bin of a size in bytes: exact multiples of the granule below 64 granules, then 32 steps a doubling.
+    #[inline]
     pub fn of(size: u64) -> Bin {
-        let (doubling, step) = bin_of(size);
-        Bin { doubling, step }
+        let granules = size / GRANULE;
+        // The first bit of 32 steps; the others say which of them.
+        let doubling = 63 - (granules | (2 * STEPS as u64 - 1)).leading_zeros() - STEP_BITS;
+        Bin(doubling as usize * STEPS + (granules >> doubling) as usize)
     }
-}
 
-/// The bin of `size`: exact multiples of the granule below 32 granules, then 32 steps a doubling.
-#[inline]
-fn bin_of(size: u64) -> (usize, usize) {
-    let granules = size / GRANULE;
-    if granules < STEPS as u64 {
-        return (0, granules as usize);
+    #[inline]
+    fn split(self) -> (usize, usize) {
+        (self.0 / STEPS, self.0 % STEPS)
     }
-    let doubling = 63 - granules.leading_zeros() - STEP_BITS;
-    let step = (granules >> doubling) as usize - STEPS;
-    (doubling as usize + 1, step)
 }
 
 impl Default for Bins {
     fn default() -> Bins {
-        Bins { doublings: 0, steps: [0; DOUBLINGS], heads: [[NIL; STEPS]; DOUBLINGS], bytes: 0 }
+        Bins { doublings: 0, steps: [0; DOUBLINGS], heads: [NIL; DOUBLINGS * STEPS], bytes: 0 }
     }
 }
 
 impl Bins {
-    #[inline(always)]
+    #[inline]
     pub(super) fn insert(&mut self, nodes: &mut [Node], id: NodeId) {
-        let size = nodes[id as usize].size;
-        let (doubling, step) = bin_of(size);
-        let head = self.heads[doubling][step];
-        nodes[id as usize].bin_prev = NIL;
-        nodes[id as usize].bin_next = head;
+        let node = &mut nodes[id as usize];
+        let bin = Bin::of(node.size);
+        self.bytes += node.size;
+        let head = std::mem::replace(&mut self.heads[bin.0], id);
+        node.bin_prev = NIL;
+        node.bin_next = head;
         if head != NIL {
             nodes[head as usize].bin_prev = id;
+            return;
         }
-        self.heads[doubling][step] = id;
+        let (doubling, step) = bin.split();
         self.steps[doubling] |= 1 << step;
         self.doublings |= 1 << doubling;
-        self.bytes += size;
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn remove(&mut self, nodes: &mut [Node], id: NodeId) {
         let Node { size, bin_prev, bin_next, .. } = nodes[id as usize];
+        self.bytes -= size;
         if bin_next != NIL {
             nodes[bin_next as usize].bin_prev = bin_prev;
         }
         if bin_prev != NIL {
             nodes[bin_prev as usize].bin_next = bin_next;
-        } else {
-            let (doubling, step) = bin_of(size);
-            self.heads[doubling][step] = bin_next;
-            if bin_next == NIL {
-                self.steps[doubling] &= !(1 << step);
-                if self.steps[doubling] == 0 {
-                    self.doublings &= !(1 << doubling);
-                }
+            return;
+        }
+        let bin = Bin::of(size);
+        self.heads[bin.0] = bin_next;
+        if bin_next == NIL {
+            let (doubling, step) = bin.split();
+            self.steps[doubling] &= !(1 << step);
+            if self.steps[doubling] == 0 {
+                self.doublings &= !(1 << doubling);
             }
         }
-        self.bytes -= size;
+    }
+
+    /// A node becomes another range, and the first of its bin. Most often it is so already.
+    #[inline]
+    pub(super) fn resize(&mut self, nodes: &mut [Node], id: NodeId, addr: u64, size: u64) {
+        let node = &mut nodes[id as usize];
+        if node.bin_prev == NIL && Bin::of(node.size) == Bin::of(size) {
+            self.bytes = self.bytes - node.size + size;
+            (node.addr, node.size) = (addr, size);
+            return;
+        }
+        self.remove(nodes, id);
+        (nodes[id as usize].addr, nodes[id as usize].size) = (addr, size);
+        self.insert(nodes, id);
     }
 
     /// The smallest node of at least `size` bytes, the lowest address among equals, within the bound on probes.
@@ -101,59 +110,44 @@ impl Bins {
         if self.bytes < size {
             return None;
         }
-        let (doubling, step) = bin_of(size);
+        let bin = Bin::of(size);
         // The bin of `size` holds smaller nodes as well; every later bin holds larger ones only.
-        self.smallest_in(nodes, self.heads[doubling][step], size).or_else(|| {
-            let (doubling, step) = self.next_bin(doubling, step + 1)?;
-            self.smallest_in(nodes, self.heads[doubling][step], size)
-        })
-    }
-
-    /// The first bin with nodes from `(doubling, step)` on.
-    #[inline]
-    fn next_bin(&self, doubling: usize, step: usize) -> Option<(usize, usize)> {
-        let here = if step < STEPS { self.steps[doubling] & (!0 << step) } else { 0 };
-        if here != 0 {
-            return Some((doubling, here.trailing_zeros() as usize));
-        }
-        let above = if doubling + 1 < DOUBLINGS { self.doublings & (!0 << (doubling + 1)) } else { 0 };
-        if above == 0 {
-            return None;
-        }
-        let doubling = above.trailing_zeros() as usize;
-        Some((doubling, self.steps[doubling].trailing_zeros() as usize))
+        self.smallest_in(nodes, bin, size).or_else(|| self.smallest_in(nodes, self.bin_from(bin, true)?, size))
     }
 
     #[inline]
-    fn smallest_in(&self, nodes: &[Node], head: NodeId, size: u64) -> Option<NodeId> {
-        let mut best: Option<(u64, u64, NodeId)> = None;
-        let mut id = head;
+    fn smallest_in(&self, nodes: &[Node], bin: Bin, size: u64) -> Option<NodeId> {
+        let (mut best, mut rank) = (NIL, (u64::MAX, u64::MAX));
+        let mut id = self.heads[bin.0];
         for _ in 0..PROBES {
             if id == NIL {
                 break;
             }
             let node = &nodes[id as usize];
-            let rank = (node.size, node.addr, id);
-            if node.size >= size && best.is_none_or(|best| rank < best) {
-                best = Some(rank);
-                if node.size == size && node.bin_next == NIL {
-                    break;
-                }
+            if node.size >= size && (node.size, node.addr) < rank {
+                (best, rank) = (id, (node.size, node.addr));
             }
             id = node.bin_next;
         }
-        best.map(|(_, _, id)| id)
+        Some(best).filter(|&best| best != NIL)
     }
 
     /// The first bin with nodes from one on, or after it.
+    #[inline]
     pub(super) fn bin_from(&self, bin: Bin, after: bool) -> Option<Bin> {
-        let (doubling, step) = self.next_bin(bin.doubling, bin.step + usize::from(after))?;
-        Some(Bin { doubling, step })
+        let (doubling, step) = Bin(bin.0 + usize::from(after)).split();
+        let here = self.steps.get(doubling)? & !0 << step;
+        if here != 0 {
+            return Some(Bin(doubling * STEPS + here.trailing_zeros() as usize));
+        }
+        let above = self.doublings & !1 << doubling;
+        let doubling = above.trailing_zeros() as usize;
+        (above != 0).then(|| Bin(doubling * STEPS + self.steps[doubling].trailing_zeros() as usize))
     }
 
     /// The nodes of a bin.
     pub(super) fn iter_in<'a>(&'a self, nodes: &'a [Node], bin: Bin) -> impl Iterator<Item = NodeId> + 'a {
-        let head = Some(self.heads[bin.doubling][bin.step]).filter(|&head| head != NIL);
+        let head = Some(self.heads[bin.0]).filter(|&head| head != NIL);
         std::iter::successors(head, move |&id| Some(nodes[id as usize].bin_next).filter(|&next| next != NIL))
     }
 
@@ -175,7 +169,7 @@ impl Bins {
         }
         let doubling = 63 - self.doublings.leading_zeros() as usize;
         let step = 31 - self.steps[doubling].leading_zeros() as usize;
-        let mut id = self.heads[doubling][step];
+        let mut id = self.heads[doubling * STEPS + step];
         let mut largest = 0;
         while id != NIL {
             largest = largest.max(nodes[id as usize].size);
@@ -192,14 +186,15 @@ impl Bins {
                 return Err(format!("doubling bitmap is wrong at {doubling}"));
             }
             for step in 0..STEPS {
-                let head = self.heads[doubling][step];
+                let bin = Bin(doubling * STEPS + step);
+                let head = self.heads[bin.0];
                 if (self.steps[doubling] >> step & 1 == 1) != (head != NIL) {
                     return Err(format!("step bitmap is wrong at {doubling}/{step}"));
                 }
                 let (mut prev, mut id) = (NIL, head);
                 while id != NIL {
                     let node = &nodes[id as usize];
-                    if node.bin_prev != prev || bin_of(node.size) != (doubling, step) {
+                    if node.bin_prev != prev || Bin::of(node.size) != bin {
                         return Err(format!(
                             "node {id} of {} bytes is linked wrongly in bin {doubling}/{step}",
                             node.size
@@ -224,20 +219,19 @@ mod tests {
 
     #[test]
     fn bins_ascend_and_span_at_most_a_32nd() {
-        let mut last = (0, 0);
+        let mut last = Bin(0);
         for granules in 1..100_000u64 {
-            let bin = bin_of(granules * GRANULE);
+            let bin = Bin::of(granules * GRANULE);
             assert!(bin >= last, "{granules}");
-            if bin.0 > 0 {
+            if granules < 2 * STEPS as u64 {
+                assert_eq!(bin, Bin(granules as usize), "exact");
+            } else {
                 // A bin is a 32nd of its doubling wide.
-                assert!(bin_of((granules + granules / 32 + 1) * GRANULE) > bin, "{granules}");
+                assert!(Bin::of((granules + granules / 32 + 1) * GRANULE) > bin, "{granules}");
             }
             last = bin;
         }
-        let (doubling, step) = bin_of(u64::MAX);
-        assert!(doubling < DOUBLINGS && step < STEPS);
-        assert_eq!(bin_of(32 * GRANULE), (1, 0));
-        assert_eq!(bin_of(63 * GRANULE), (1, 31));
-        assert_eq!(bin_of(64 * GRANULE), (2, 0));
+        assert_eq!(Bin::of(u64::MAX), Bin(DOUBLINGS * STEPS - 1));
+        assert_eq!(Bin::of(64 * GRANULE).split(), (2, 0));
     }
 }

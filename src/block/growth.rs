@@ -20,6 +20,9 @@ pub struct Growth {
     pub upwards: bool,
 }
 
+/// From a node to one beside it.
+type Step = fn(&Node) -> NodeId;
+
 impl Growth {
     /// The same, with more mapped.
     pub fn widened(self, bytes: u64) -> Growth {
@@ -89,7 +92,7 @@ impl Arena {
     }
 
     /// The nodes from `from` on, in one direction, as long as they are `wanted`: the first that is not, and the bytes of those before it.
-    fn run(&self, from: NodeId, step: fn(&Node) -> NodeId, wanted: impl Fn(NodeId) -> bool) -> (NodeId, u64) {
+    fn run(&self, from: NodeId, step: Step, wanted: impl Fn(NodeId) -> bool) -> (NodeId, u64) {
         let (mut id, mut bytes) = (from, 0);
         while id != NIL && wanted(id) {
             bytes += self.nodes[id as usize].size;
@@ -98,35 +101,53 @@ impl Arena {
         (id, bytes)
     }
 
-    /// Of those `ghosts` that are over, with the holes between them, the range in whose place the least would have to be mapped to make room
-    /// for `size` bytes at any address: what `usable` owners have free beside it counts. `None` where none takes less than `bytes`.
+    /// The ghosts that are over, with the holes between them, in whose place the least would have to be mapped to make room for `size` bytes
+    /// beside what `usable` owners have free: the first of these nodes, and where they end. `None` where none takes less than `bytes`.
+    /// `age` tells ghosts that are over, the older the smaller. Among equals it is where the oldest of them is.
     pub fn plan_over_ghosts(
         &self,
-        ghosts: impl Iterator<Item = NodeId>,
-        is_over: impl Fn(NodeId) -> bool,
+        home: Owner,
+        age: impl Fn(NodeId) -> Option<u64>,
         size: u64,
         bytes: u64,
         usable: impl Fn(Owner) -> bool,
-    ) -> Option<(u64, u64)> {
-        let is_open = |id: NodeId| self.nodes[id as usize].state == State::Hole || is_over(id);
+    ) -> Option<(NodeId, u64)> {
+        let is_hole = |id: NodeId| self.nodes[id as usize].state == State::Hole;
         let is_free = |id: NodeId| self.is_free_for_any(id, &usable);
-        let mut best = None;
-        let mut least = bytes;
-        for ghost in ghosts.filter(|&id| is_over(id)) {
-            let Node { addr, prev, .. } = self.nodes[ghost as usize];
-            // Each range once: from its lowest ghost.
-            if prev != NIL && is_over(prev) {
+        let (up, down): (Step, Step) = (|node| node.next, |node| node.prev);
+        let (mut best, mut least) = (None, (bytes, 0));
+        // Less than `bytes` is to be missing: of the rest, half or more is free on one side.
+        let free = size.saturating_sub(bytes) / 2;
+        let owners = [home, Owner::SHARED].into_iter().filter(|&owner| usable(owner));
+        let nodes = owners.flat_map(|owner| self.free_nodes(owner)).filter(|(_, node)| node.home == home);
+        for ((id, node), onwards, back) in nodes.flat_map(|node| [(node, up, down), (node, down, up)]) {
+            let open = |id: NodeId| age(id).or_else(|| is_hole(id).then_some(u64::MAX));
+            let mut next = onwards(node);
+            if next == NIL || open(next).is_none() {
                 continue;
             }
-            let (left, before) = self.run(prev, |node| node.prev, is_open);
-            let (right, from_here) = self.run(ghost, |node| node.next, is_open);
-            let range = before + from_here;
-            let (_, below) = self.run(left, |node| node.prev, is_free);
-            let (_, above) = self.run(right, |node| node.next, is_free);
-            let missing = size.saturating_sub(below.max(above)).min(range);
-            if below + range + above >= size && missing < least {
-                least = missing;
-                best = Some((addr - before, addr + from_here));
+            let (_, here) = self.run(id, back, is_free);
+            if here < free {
+                continue;
+            }
+            let (mut range, mut oldest, mut bytes) = ([next; 2], u64::MAX, 0);
+            while next != NIL
+                && let Some(age) = open(next)
+            {
+                oldest = oldest.min(age);
+                bytes += self.nodes[next as usize].size;
+                range[1] = next;
+                next = onwards(&self.nodes[next as usize]);
+            }
+            if oldest == u64::MAX {
+                continue;
+            }
+            let (_, beyond) = self.run(next, onwards, is_free);
+            let missing = size.saturating_sub(here.max(beyond)).min(bytes);
+            if here + bytes + beyond >= size && (missing, oldest) < least {
+                least = (missing, oldest);
+                range.sort_unstable_by_key(|&id| self.node(id).addr);
+                best = Some((range[0], self.node(range[1]).end()));
             }
         }
         best
@@ -219,5 +240,92 @@ impl Arena {
             let hole = self.node(id);
             hole.addr <= addr && addr + size <= hole.end()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::rng::Rng;
+
+    const A: Owner = Owner(1);
+    const UNIT: u64 = 4096;
+
+    /// What [`Arena::plan_over_ghosts`] says, by looking at every range of nodes between two that are no open ones.
+    fn least_over_ghosts(
+        arena: &Arena,
+        age: &dyn Fn(NodeId) -> Option<u64>,
+        size: u64,
+        bytes: u64,
+    ) -> Option<(u64, u64)> {
+        let usable = |node: &Node| node.state == State::Free && (node.owner == A || node.owner == Owner::SHARED);
+        let nodes: Vec<NodeId> = arena.heads().flat_map(|head| arena.from(head)).collect();
+        let is_open = |&id: &NodeId| arena.node(id).state == State::Hole || age(id).is_some();
+        let row = |ids: &mut dyn Iterator<Item = &NodeId>| {
+            ids.map(|&id| arena.node(id)).take_while(|node| usable(node)).map(|node| node.size).sum::<u64>()
+        };
+        let mut best = None;
+        let mut first = 0;
+        for run in nodes.chunk_by(|one, other| is_open(one) == is_open(other)) {
+            let next = first + run.len();
+            let oldest = run.iter().filter_map(|&id| age(id)).min();
+            let (below, above) = (row(&mut nodes[..first].iter().rev()), row(&mut nodes[next..].iter()));
+            let open: u64 = run.iter().map(|&id| arena.node(id).size).sum();
+            let missing = size.saturating_sub(below.max(above)).min(open);
+            if let Some(oldest) =
+                oldest.filter(|_| below.max(above) > 0 && below + open + above >= size && missing < bytes)
+            {
+                let range = (arena.node(run[0]).addr, arena.node(run[0]).addr + open);
+                best = best.min(Some((missing, oldest, range))).or(Some((missing, oldest, range)));
+            }
+            first = next;
+        }
+        best.map(|(.., range)| range)
+    }
+
+    #[test]
+    fn the_least_is_mapped_in_place_of_ghosts() {
+        let mut rng = Rng::new(7);
+        let mut found = 0;
+        for _ in 0..500 {
+            let mut arena = Arena::default();
+            arena.add_segment(UNIT, 64 * UNIT, A);
+            arena.fill(A, UNIT, 64 * UNIT, A, 0, |_| false);
+            // Pieces of one to four units: used, ghosts that are over or not, holes, free for A, for another one.
+            let (mut at, mut ages) = (UNIT, Vec::new());
+            while at < 60 * UNIT {
+                let size = (1 + rng.below(4) as u64) * UNIT;
+                let id = arena.free_nodes(A).map(|(id, _)| id).max_by_key(|&id| arena.node(id).addr).unwrap();
+                match rng.below(9) {
+                    0 => _ = arena.take_at(id, at, size),
+                    1 | 2 => ages.push((arena.leave_ghost(id, at, size), true)),
+                    3 => ages.push((arena.leave_ghost(id, at, size), false)),
+                    4 => arena.punch(id, at, size),
+                    5 => _ = arena.take_at(id, at, size),
+                    _ => {}
+                }
+                at += size;
+            }
+            // Some of what was taken is everyone's, so that free nodes stand side by side.
+            for id in arena.used().filter(|_| rng.chance(0.6)).collect::<Vec<_>>() {
+                arena.release(id, Owner::SHARED, 0);
+            }
+            arena.validate().unwrap();
+            let age = |id: NodeId| {
+                let index = ages.iter().position(|&(ghost, over)| ghost == id && over)?;
+                Some((ages.len() - index) as u64)
+            };
+            for size in [3, 8, 15] {
+                for bytes in [2, 5, 12] {
+                    let (size, bytes) = (size * UNIT, bytes * UNIT);
+                    let plan =
+                        arena.plan_over_ghosts(A, age, size, bytes, |owner| owner == A || owner == Owner::SHARED);
+                    let plan = plan.map(|(first, end)| (arena.node(first).addr, end));
+                    assert_eq!(plan, least_over_ghosts(&arena, &age, size, bytes), "{size} {bytes}: {arena:?}");
+                    found += usize::from(plan.is_some());
+                }
+            }
+        }
+        assert!(found > 500, "{found}");
     }
 }

@@ -111,6 +111,12 @@ impl Gate {
         }
     }
 
+    /// Whether every call of the owner has to take the lock. Under the pool's lock.
+    #[inline]
+    pub(crate) fn is_slow(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) & (SLOW | NO_BARRIER) != 0
+    }
+
     /// Thief: shuts these gates, and returns when no owner is inside.
     pub(crate) fn close<'a>(gates: impl Iterator<Item = &'a Gate> + Clone) {
         for gate in gates.clone() {

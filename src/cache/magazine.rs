@@ -17,8 +17,8 @@ use crate::telemetry::{SIZE_COUNTS, size_count_index};
 use crate::units::{DevicePtr, StreamId};
 
 const BUCKETS: usize = 512;
-/// Large blocks keep to the last so many, which can be looked through in a moment.
-const LARGE_BUCKETS: usize = 64;
+/// Large blocks keep to the last so many, a bit each in a word.
+const LARGE_BUCKETS: usize = BUCKETS >> Key::LARGE_BITS;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
 /// Large blocks that are freed to the stacks between looks at what is in use.
 const LARGE_FREES: i32 = 128;
@@ -35,10 +35,8 @@ const STREAMS: usize = 16;
 
 #[inline]
 fn first_bucket(key: Key) -> usize {
-    const { assert!(BUCKETS.is_power_of_two() && LARGE_BUCKETS.is_power_of_two()) };
-    let bucket = (key.number() >> (u64::BITS - BUCKETS.trailing_zeros())) as usize;
-    // All bits above those of LARGE_BUCKETS are set in FIRST_LARGE.
-    bucket | (key.is_large() as usize).wrapping_neg() & FIRST_LARGE
+    const { assert!(BUCKETS.is_power_of_two() && LARGE_BUCKETS == u64::BITS as usize) };
+    (key.number() >> (u64::BITS - BUCKETS.trailing_zeros())) as usize
 }
 
 /// A stack of free blocks of one key, and how often it was used under that key.
@@ -59,6 +57,8 @@ struct Bucket {
     frees_at: [AtomicU64; 2],
     /// The block on top, or [`NO_BLOCK`].
     head: AtomicU32,
+    /// If it is a stack of large blocks: its bit in [`ThreadCache::large`].
+    bit: AtomicU32,
 }
 
 impl Bucket {
@@ -71,6 +71,7 @@ impl Bucket {
         frees: AtomicU64::new(0),
         frees_at: [const { AtomicU64::new(0) }; 2],
         head: AtomicU32::new(NO_BLOCK),
+        bit: AtomicU32::new(0),
     };
 
     #[inline]
@@ -117,10 +118,10 @@ pub(crate) struct ThreadCache {
     freed: AtomicI32,
     /// Whether memory was tight when that was last known.
     tight: AtomicBool,
-    /// Whether a round has ended since the stacks were last emptied of large blocks.
-    counted: AtomicBool,
-    /// Whether the phase has changed since then.
+    /// Whether the phase has changed since the stacks were last emptied of large blocks.
     stale: AtomicBool,
+    /// Stacks that large blocks have been freed to since then, a bit each; the few beyond the word share the last bit.
+    large: AtomicU64,
     /// How often slots were brought from slabs since the stacks were last emptied.
     refills: AtomicU32,
     /// What was in use when the phase last changed, in bytes.
@@ -154,8 +155,8 @@ impl ThreadCache {
             round: AtomicI32::new(LARGE_FREES),
             freed: AtomicI32::new(0),
             tight: AtomicBool::new(false),
-            counted: AtomicBool::new(false),
             stale: AtomicBool::new(false),
+            large: AtomicU64::new(0),
             refills: AtomicU32::new(0),
             phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
@@ -263,11 +264,12 @@ impl ThreadCache {
             return false;
         }
         if bytes > CLASS_SIZE_MAX {
-            let left = self.large_frees.load(Relaxed);
-            if left == 0 {
+            let left = self.large_frees.load(Relaxed) - 1;
+            if left < 0 {
                 return false;
             }
-            self.large_frees.store(left - 1, Relaxed);
+            self.large_frees.store(left, Relaxed);
+            self.large.store(self.large.load(Relaxed) | 1u64.wrapping_shl(bucket.bit.load(Relaxed)), Relaxed);
         }
         self.active.room.store(room, Relaxed);
         let requested = header.requested();
@@ -332,6 +334,8 @@ impl ThreadCache {
         bucket.frees_at.iter().for_each(|frees| frees.store(0, Relaxed));
         bucket.key.store(key.number(), Relaxed);
         bucket.bytes.store(key.bytes(), Relaxed);
+        let bit = (first + place).saturating_sub(FIRST_LARGE).min(LARGE_BUCKETS - 1);
+        bucket.bit.store(bit as u32, Relaxed);
     }
 
     fn drain_bucket(&self, bucket: &Bucket, directory: &Directory, sink: impl FnMut(BlockId)) -> u64 {
@@ -360,41 +364,30 @@ impl ThreadCache {
         if large_only && !self.may_hold_large() {
             return 0;
         }
-        // No more than were freed since there were none can be there now.
-        let mut left = match (large_only, self.counted.load(Relaxed)) {
-            (true, false) => self.round.load(Relaxed) - self.large_frees.load(Relaxed),
-            _ => i32::MAX,
-        };
-        if !large_only {
-            self.refills.store(0, Relaxed);
-        }
-        self.counted.store(false, Relaxed);
+        let filled = self.large.load(Relaxed);
+        self.large.store(0, Relaxed);
         self.freed.store(0, Relaxed);
         self.begin_round();
         let mut bytes = 0;
         let mut empty = |bucket: &Bucket| {
-            bytes += self.drain_bucket(bucket, directory, |block| {
-                left -= 1;
-                sink(block);
-            });
-            left > 0
+            if bucket.head.load(Relaxed) != NO_BLOCK {
+                bytes += self.drain_bucket(bucket, directory, &mut sink);
+            }
         };
         if large_only {
-            // Some of these may be a small size's.
-            let filled = self.buckets[FIRST_LARGE..].iter().filter(|bucket| bucket.head.load(Relaxed) != NO_BLOCK);
-            let _ = filled.filter(|bucket| Key::from_number(bucket.key.load(Relaxed)).is_large()).all(&mut empty);
+            for bit in bits(filled) {
+                let from = FIRST_LARGE + bit;
+                let to = if bit < LARGE_BUCKETS - 1 { from + 1 } else { self.buckets.len() };
+                // A small size may have taken one over.
+                let large = |bucket: &&Bucket| Key::from_number(bucket.key.load(Relaxed)).is_large();
+                self.buckets[from..to].iter().filter(large).for_each(&mut empty);
+            }
             return bytes;
         }
+        self.refills.store(0, Relaxed);
         // Buckets without a key have never had a block.
         for (word, claimed) in self.claimed.iter().enumerate() {
-            let mut claimed = claimed.load(Relaxed);
-            while claimed != 0 {
-                let bucket = &self.buckets[word * 64 + claimed.trailing_zeros() as usize];
-                claimed &= claimed - 1;
-                if bucket.head.load(Relaxed) != NO_BLOCK {
-                    empty(bucket);
-                }
-            }
+            bits(claimed.load(Relaxed)).for_each(|bit| empty(&self.buckets[word * 64 + bit]));
         }
         bytes
     }
@@ -412,7 +405,7 @@ impl ThreadCache {
 
     /// Whether a large block has come to the stacks since they were last emptied of such.
     fn may_hold_large(&self) -> bool {
-        self.counted.load(Relaxed) || self.large_frees.load(Relaxed) < self.round.load(Relaxed)
+        self.large.load(Relaxed) != 0
     }
 
     /// Whether blocks of this key have been freed here lately: since the last look at the phase but one.
@@ -434,7 +427,6 @@ impl ThreadCache {
         }
         let freed = self.freed.load(Relaxed) + self.round.load(Relaxed);
         self.begin_round();
-        self.counted.store(true, Relaxed);
         self.freed.store(freed % LARGE_FREES, Relaxed);
         if freed < LARGE_FREES {
             return true;
@@ -571,7 +563,7 @@ impl ThreadCache {
         sizes.chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
         self.claimed.iter().for_each(|word| word.store(0, Relaxed));
         self.tight.store(false, Relaxed);
-        self.counted.store(false, Relaxed);
+        self.large.store(0, Relaxed);
         self.freed.store(0, Relaxed);
         self.begin_round();
         self.stale.store(false, Relaxed);
@@ -580,6 +572,12 @@ impl ThreadCache {
         let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));
     }
+}
+
+/// The places of the bits that are set, from the lowest.
+fn bits(word: u64) -> impl Iterator<Item = usize> {
+    let rest = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
+    rest.take_while(|&word| word != 0).map(|word| word.trailing_zeros() as usize)
 }
 
 #[inline]

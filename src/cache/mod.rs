@@ -1,12 +1,14 @@
 //! One device as threads see it: magazines in front of the pool.
 //!
-//! The hot path is [`DeviceCache::try_alloc`] and [`DeviceCache::try_free`]: no lock, no atomic read-modify-write, no driver call. Everything else takes the pool's lock.
+//! The hot path is [`DeviceCache::try_alloc`], as far as the magazine has a block, and [`DeviceCache::try_free`]: no lock, no atomic
+//! read-modify-write, no driver call. Everything else takes the pool's lock.
 
 mod counts;
 mod defrag;
 mod extents;
 mod gate;
 mod magazine;
+mod miss;
 mod oom;
 mod private;
 mod stats;
@@ -22,7 +24,7 @@ use crate::debug::MemoryReport;
 use crate::driver::Driver;
 use crate::error::{DriverError, Error, OomExplanation, PlanError, Result};
 use crate::plan::{PlanStats, Step};
-use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, LaneId, Magazines, NO_BLOCK, Pool, PoolState, Want};
+use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, Magazines, Pool, PoolState, Pressure, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
@@ -40,9 +42,6 @@ type Served = std::result::Result<Option<(BlockId, Rung)>, DriverError>;
 pub(crate) const SIZE_MAX: u64 = (u32::MAX as u64) * GRANULE;
 /// The largest alignment served, in bytes.
 pub(crate) const ALIGNMENT_MAX: u64 = PAGE;
-/// Bytes that a refill brings from a slab, and the most slots.
-const REFILL_BYTES: u64 = 64 << 10;
-const REFILL_SLOTS: u64 = 32;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +110,7 @@ impl DeviceCache {
         tag != 0 && self.limited_tags.load(Relaxed) >> (tag as u32 % 64) & 1 != 0
     }
 
-    /// A block from the thread's magazine, for a request where nothing but size, stream and tag matters. Null where that does not do,
+    /// A block from the thread's magazine, or else from what its lane has free, for a request where nothing but size, stream and tag matters. Null where that does not do,
     /// for whatever reason: [`DeviceCache::alloc`] knows.
     #[inline(always)]
     pub(crate) fn try_alloc(&self, size: u64, stream: StreamId, tag: u8) -> DevicePtr {
@@ -125,7 +124,7 @@ impl DeviceCache {
         }
         let ptr = cache.pop(Key::new(cache.lane(stream), granules as u32), size, tag, &self.pool);
         cache.gate.leave();
-        ptr
+        if ptr.is_null() { self.miss(cache, stream, size, tag) } else { ptr }
     }
 
     /// Takes a block back into the thread's magazine, if it is a plain one of this device and there is room. Where not, for whatever
@@ -233,15 +232,11 @@ impl DeviceCache {
                     Kind::Range { size: block_size, alignment: alignment.max(GRANULE), persistent }
                 };
                 let want = Want { lane, kind, may_grow };
-                let packs = |cache: &ThreadCache| {
-                    let tight = pool.is_tight(&state, cache.active_bytes());
-                    cache.set_tight(tight);
-                    tight || cache.is_stale() || !cache.knows(key)
-                };
                 // By plan, nothing is packed: what is large is not in magazines either.
-                if !is_slot && !pool.plans_for(block_size) && cache.is_some_and(packs) {
-                    self.drain(pool, &mut state, Drain::OwnLarge);
-                    pool.gather_idle(&mut state, want, cache.map_or(0, ThreadCache::active_bytes), self);
+                if let Some(cache) = cache.filter(|_| !is_slot && !pool.plans_for(block_size))
+                    && self.pack(&mut state, cache, key) == Pressure::Idle
+                {
+                    pool.gather_idle(&mut state, want, self);
                 }
                 let mut served = pool.alloc(&mut state, want, self);
                 if !matches!(served, Ok(Some(_))) {
@@ -322,7 +317,7 @@ impl DeviceCache {
         let alone = alone || pool.is_watched(&state);
         let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
-            let tight = pool.is_tight(&state, cache.active_bytes());
+            let tight = pool.pressure(&state, cache.active_bytes()) != Pressure::Low;
             cache.set_tight(tight);
             if cache.note_phase(pool) && tight {
                 // The next request that misses would take them back, and bear it for all of them.
@@ -339,23 +334,6 @@ impl DeviceCache {
         }
         self.check_invariants(&state);
         Ok(())
-    }
-
-    /// Puts a few more slots of the class into the thread's magazine, so that the next requests need no lock.
-    fn refill(&self, state: &mut PoolState, cache: &ThreadCache, lane: LaneId, class: ClassId) {
-        let count = cache.refill_count((REFILL_BYTES / class.size()).min(REFILL_SLOTS).saturating_sub(1));
-        if !cache.has_room(count * class.size()) {
-            return;
-        }
-        let directory = &self.pool.directory;
-        let key = Key::new(LaneBits::new(lane), (class.size() / GRANULE) as u32);
-        let mut blocks = [NO_BLOCK; REFILL_SLOTS as usize];
-        let found = self.pool.refill(state, lane, class, &mut blocks[..count as usize]);
-        if found > 0 {
-            cache.claim(key, directory, |evicted| self.pool.put_back(state, evicted));
-            // The lowest goes on top.
-            cache.stock(key, blocks[..found].iter().rev().copied(), directory);
-        }
     }
 
     /// A request succeeded after observers had freed something.

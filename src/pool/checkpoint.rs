@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::directory::{Header, Key, life, node_id};
+use super::directory::{Header, life, node_id};
+use super::key::Key;
 use super::lanes::LaneId;
 use super::{BlockId, Pool, PoolState, SMALL};
 use crate::block::{ClassId, NodeId, Owner};

@@ -2,8 +2,9 @@
 //!
 //! Blocks above [`CLASS_SIZE_MAX`] start at least that far apart, so that a *window* of that size holds the start of at most one of
 //! them; a slab covers whole windows. An entry a window therefore suffices: the number of a block, or of a slab's first slot, and
-//! what to multiply an offset by to get the slot. The headers are out of band: nodes of the arenas first, then 4096 slots for
-//! each slab that may exist.
+//! what to multiply an offset by to get the slot. Windows come in leaves, one for each 4 GiB of addresses. As long as a leaf has none but
+//! large blocks, its windows are eight times as wide, so that the entries of a whole device's large blocks stay in the processor's caches.
+//! The headers are out of band: nodes of the arenas first, then 4096 slots for each slab that may exist.
 //!
 //! Entries are written when a block or slab comes into being, headers of slots when these are first taken. Neither is ever cleared: a
 //! stale entry, or none, leads to a header that is free or bears another address, and callers check both.
@@ -11,6 +12,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use super::key::{Key, LaneBits};
 use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId};
 use crate::error::{DriverError, DriverErrorKind, Error};
 use crate::sync::Mutex;
@@ -34,8 +36,9 @@ const SLOTS: u32 = (PAGE / GRANULE) as u32;
 const SLABS_MAX: u32 = (u32::MAX - FIRST_SLOT) / SLOTS;
 
 const WINDOW_SHIFT: u32 = CLASS_SIZE_MAX.trailing_zeros();
+/// Of windows where all blocks are at least as large as these: 512 KiB.
+const WIDE_SHIFT: u32 = 19;
 const LEAF_SHIFT: u32 = 32;
-const LEAF_WINDOWS: usize = 1 << (LEAF_SHIFT - WINDOW_SHIFT);
 /// Device addresses have at most so many bits.
 const ADDRESS_BITS: u32 = 48;
 const ROOT: usize = 1 << (ADDRESS_BITS - LEAF_SHIFT);
@@ -56,95 +59,6 @@ pub(crate) mod life {
     pub(crate) const FREE: u8 = 3;
     /// Freed, and waiting for streams that were recorded for it.
     pub(crate) const PENDING: u8 = 4;
-}
-
-/// A lane and a block size in granules: blocks of one key serve each other's requests. Kept multiplied by an odd number, which can be
-/// undone, and makes the high bits a hash (Knuth's multiplicative hashing; the number is 2^64 / golden ratio). The lowest bit, which
-/// that leaves alone, says whether the block is above [`CLASS_SIZE_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Key(u64);
-
-const LANE_SHIFT: u32 = 33;
-const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
-/// The inverse of [`SCATTER`] modulo 2^64, by Newton's iteration: each step doubles the bits that are right, from three.
-const GATHER: u64 = {
-    let mut inverse = SCATTER;
-    let mut step = 0;
-    while step < 5 {
-        inverse = inverse.wrapping_mul(2u64.wrapping_sub(SCATTER.wrapping_mul(inverse)));
-        step += 1;
-    }
-    assert!(SCATTER.wrapping_mul(inverse) == 1);
-    inverse
-};
-
-impl Key {
-    #[inline]
-    pub(crate) fn new(lane: LaneBits, granules: u32) -> Key {
-        let large = u64::from(granules) > CLASS_SIZE_MAX / GRANULE;
-        Key((lane.0 | u64::from(granules) << 1 | u64::from(large)).wrapping_mul(SCATTER))
-    }
-
-    /// Whether the block is too large for a slab.
-    #[inline]
-    pub(crate) fn is_large(self) -> bool {
-        self.0 & 1 != 0
-    }
-
-    /// The key as a number, never 0: no lane is 0.
-    #[inline]
-    pub(crate) fn number(self) -> u64 {
-        self.0
-    }
-
-    /// The key with this number.
-    #[inline]
-    pub(crate) fn from_number(number: u64) -> Key {
-        Key(number)
-    }
-
-    #[inline]
-    pub(crate) fn lane(self) -> u16 {
-        (self.0.wrapping_mul(GATHER) >> LANE_SHIFT) as u16
-    }
-
-    #[inline]
-    pub(crate) fn granules(self) -> u32 {
-        (self.0.wrapping_mul(GATHER) >> 1) as u32
-    }
-
-    /// The block size in bytes.
-    #[inline]
-    pub(crate) fn bytes(self) -> u64 {
-        u64::from(self.granules()) * GRANULE
-    }
-}
-
-/// A lane's number where a [`Key`] wants it. 0 for none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct LaneBits(u64);
-
-impl LaneBits {
-    /// No lane.
-    pub(crate) const NONE: LaneBits = LaneBits(0);
-
-    pub(crate) fn lane(self) -> u16 {
-        (self.0 >> LANE_SHIFT) as u16
-    }
-
-    pub(crate) fn new(lane: u16) -> LaneBits {
-        LaneBits(u64::from(lane) << LANE_SHIFT)
-    }
-
-    #[inline]
-    pub(crate) fn number(self) -> u64 {
-        self.0
-    }
-
-    #[inline]
-    pub(crate) fn from_number(number: u64) -> LaneBits {
-        LaneBits(number)
-    }
 }
 
 /// What is known of a block. Plain data, in atomics because a caller's bug (a free in two threads at once) must not become
@@ -179,7 +93,7 @@ impl Header {
     /// Lane and size.
     #[inline]
     pub(crate) fn key(&self) -> Key {
-        Key(self.key.load(Relaxed))
+        Key::from_number(self.key.load(Relaxed))
     }
     /// What the caller asked for, in bytes.
     #[inline]
@@ -337,11 +251,43 @@ impl<T: ZeroIsValid> Drop for LazyTable<T> {
     }
 }
 
+/// The windows of 4 GiB of addresses.
+#[derive(Clone, Copy)]
+struct Leaf {
+    /// Null where there are none.
+    first: *mut Entry,
+    /// How wide they are, as a power of two.
+    shift: u32,
+}
+
+impl Leaf {
+    /// Entries are page-aligned, and shifts small.
+    const SHIFTS: usize = 63;
+
+    #[inline]
+    fn from_root(tagged: *mut Entry) -> Leaf {
+        Leaf { first: tagged.map_addr(|addr| addr & !Leaf::SHIFTS), shift: (tagged.addr() & Leaf::SHIFTS) as u32 }
+    }
+
+    fn to_root(self) -> *mut Entry {
+        self.first.map_addr(|addr| addr | self.shift as usize)
+    }
+
+    /// The entry of an address's window. Not for a leaf that is null.
+    #[inline]
+    fn entry(&self, addr: u64) -> &Entry {
+        debug_assert!(!self.first.is_null());
+        // SAFETY: `first` is that of a table that `Directory::new_leaf` made, with an entry for each window of this shift in 32 bits of
+        // addresses. The directory, whose methods alone have leaves, drops none before itself.
+        unsafe { &*self.first.add((addr as u32 >> self.shift) as usize) }
+    }
+}
+
 /// The addresses of one device's blocks.
 #[derive(Debug)]
 pub(crate) struct Directory {
     headers: LazyTable<Header>,
-    /// By the high half of an address: the first entry of a leaf, or null.
+    /// By the high half of an address: the first entry of a leaf, with the shift of its windows in the low bits, or null.
     root: LazyTable<AtomicPtr<Entry>>,
     /// Owns what `root` points to. Only grows.
     leaves: Mutex<Vec<LazyTable<Entry>>>,
@@ -390,12 +336,11 @@ impl Directory {
         // SAFETY: the table has ROOT entries, a power of two, and the mask keeps the index below it. (An address of more bits than
         // that finds an entry of another one, and its header tells.)
         let leaf = unsafe { self.root.base.add(index).as_ref() }.load(std::sync::atomic::Ordering::Acquire);
-        if leaf.is_null() {
+        let leaf = Leaf::from_root(leaf);
+        if leaf.first.is_null() {
             return None;
         }
-        // SAFETY: a leaf that `root` points to has LEAF_WINDOWS entries and lives as long as `self` (`leaves` only grows); the
-        // index is below that count by the mask.
-        let entry = unsafe { &*leaf.add((ptr.0 >> WINDOW_SHIFT) as usize & (LEAF_WINDOWS - 1)) }.load(Relaxed);
+        let entry = leaf.entry(ptr.0).load(Relaxed);
         let slot = ClassId::slot_by_reciprocal(entry >> 32, ptr.0 & (PAGE - 1));
         // A slab's tail may count as one slot too many, of which there is a header too.
         let id = entry as u32 + slot;
@@ -403,32 +348,38 @@ impl Directory {
         (header.ptr() == ptr).then_some((id, header))
     }
 
+    /// The leaf for an address. With `wide` it may be one of wide windows.
     #[inline]
-    fn window(&self, addr: u64) -> Result<&Entry, DriverError> {
-        self.windows(addr, 1).map(|windows| &windows[0])
-    }
-
-    /// So many windows from the one of an address on, as far as its leaf goes.
-    #[inline]
-    fn windows(&self, addr: u64, count: usize) -> Result<&[Entry], DriverError> {
+    fn leaf(&self, addr: u64, wide: bool) -> Result<Leaf, DriverError> {
         let leaf = self.root.get((addr >> LEAF_SHIFT) as usize).map_or(std::ptr::null_mut(), |slot| slot.load(Relaxed));
-        let leaf = if leaf.is_null() { self.new_leaf(addr)? } else { leaf };
-        let first = (addr >> WINDOW_SHIFT) as usize & (LEAF_WINDOWS - 1);
-        // SAFETY: as in `find`; the windows end where the leaf does.
-        Ok(unsafe { std::slice::from_raw_parts(leaf.add(first), count.min(LEAF_WINDOWS - first)) })
+        let leaf = Leaf::from_root(leaf);
+        if leaf.first.is_null() || (leaf.shift == WIDE_SHIFT && !wide) {
+            self.new_leaf(addr, leaf, wide)
+        } else {
+            Ok(leaf)
+        }
     }
 
-    /// The leaf for an address, which has none yet.
+    /// A leaf for an address, which has none yet, or an old one of wide windows.
     #[cold]
-    fn new_leaf(&self, addr: u64) -> Result<*mut Entry, DriverError> {
+    fn new_leaf(&self, addr: u64, old: Leaf, wide: bool) -> Result<Leaf, DriverError> {
         let fail = || DriverError::new(DriverErrorKind::Other, "address", format!("{addr:#x} has more than 48 bits"));
         let slot = self.root.get((addr >> LEAF_SHIFT) as usize).ok_or_else(fail)?;
-        let mut leaves = self.leaves.lock();
-        let table = LazyTable::<Entry>::new(LEAF_WINDOWS)?;
-        let leaf = table.base.as_ptr();
-        leaves.push(table);
+        let shift = if wide { WIDE_SHIFT } else { WINDOW_SHIFT };
+        let table = LazyTable::<Entry>::new(1 << (LEAF_SHIFT - shift))?;
+        let leaf = Leaf { first: table.base.as_ptr(), shift };
+        for window in (0..1 << LEAF_SHIFT).step_by(1 << WIDE_SHIFT).filter(|_| !old.first.is_null()) {
+            let entry = old.entry(window).load(Relaxed);
+            // One whose block has gone may bear an address of another window by now, where another block may be.
+            let start = self.header(entry as u32).ptr().0;
+            if entry != 0 && start >> WIDE_SHIFT == (addr >> LEAF_SHIFT << LEAF_SHIFT | window) >> WIDE_SHIFT {
+                leaf.entry(start).store(entry, Relaxed);
+            }
+        }
+        // The old one stays: other threads may be reading it, and find in it what they look for.
+        self.leaves.lock().push(table);
         // Only the pool, under its lock, adds leaves.
-        slot.store(leaf, std::sync::atomic::Ordering::Release);
+        slot.store(leaf.to_root(), std::sync::atomic::Ordering::Release);
         Ok(leaf)
     }
 
@@ -446,7 +397,7 @@ impl Directory {
             return Ok(None);
         }
         let id = node_id(zone, node);
-        self.window(addr)?.store(u64::from(id), Relaxed);
+        self.leaf(addr, size >= 1 << WIDE_SHIFT)?.entry(addr).store(u64::from(id), Relaxed);
         self.fill_header(id, addr, size, lane);
         Ok(Some(id))
     }
@@ -457,7 +408,8 @@ impl Directory {
         let entry = class.reciprocal() << 32 | u64::from(slot_id(slab, 0));
         const { assert!(1 << LEAF_SHIFT >= PAGE && PAGE.is_multiple_of(CLASS_SIZE_MAX)) };
         // All of a page's windows are in one leaf.
-        self.windows(addr, (PAGE / CLASS_SIZE_MAX) as usize)?.iter().for_each(|window| window.store(entry, Relaxed));
+        let leaf = self.leaf(addr, false)?;
+        (addr..addr + PAGE).step_by(CLASS_SIZE_MAX as usize).for_each(|addr| leaf.entry(addr).store(entry, Relaxed));
         Ok(())
     }
 
@@ -478,14 +430,14 @@ impl Directory {
     fn fill_header(&self, id: BlockId, addr: u64, size: u64, lane: u16) {
         let header = self.header(id);
         header.addr.store(addr, Relaxed);
-        header.key.store(Key::new(LaneBits::new(lane), (size / GRANULE) as u32).0, Relaxed);
+        header.key.store(Key::new(LaneBits::new(lane), (size / GRANULE) as u32).number(), Relaxed);
         header.set_life(life::NONE);
     }
 
     /// Host memory that headers and windows take when so many nodes and slabs have been in use, in bytes.
     pub(super) fn touched_bytes(&self, nodes: u64, slabs: u64) -> u64 {
-        let leaves = self.leaves.lock().len() as u64 * (LEAF_WINDOWS * size_of::<Entry>()) as u64;
-        leaves + (nodes * u64::from(NODE_STRIDE) + slabs * u64::from(SLOTS)) * size_of::<Header>() as u64
+        let leaves: usize = self.leaves.lock().iter().map(|leaf| leaf.len * size_of::<Entry>()).sum();
+        leaves as u64 + (nodes * u64::from(NODE_STRIDE) + slabs * u64::from(SLOTS)) * size_of::<Header>() as u64
     }
 }
 
@@ -519,5 +471,62 @@ pub(super) fn place(id: BlockId) -> Place {
             let node = id / NODE_STRIDE - 1;
             Place::Node((node / NODES) as usize, node % NODES)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Enters a block, as the pool does.
+    fn enter(directory: &Directory, node: NodeId, addr: u64, size: u64) -> (u64, BlockId) {
+        (addr, directory.enter_node(1, node, addr, size, 1).unwrap().unwrap())
+    }
+
+    #[test]
+    fn blocks_are_found_as_windows_become_narrow() {
+        let directory = Directory::new(1 << 36).unwrap();
+        let base = 7 << LEAF_SHIFT;
+        let large = (0..4000u32).map(|node| enter(&directory, node, base + u64::from(node) * MIB + 512, MIB));
+        let mut blocks: Vec<(u64, BlockId)> = large.collect();
+        // Of these two only the entries are left. The node of one is another block's by now, in another leaf; that of the other has become
+        // free where a third block is.
+        let gone = blocks.pop().unwrap().0;
+        blocks.push(enter(&directory, 3999, 9 << LEAF_SHIFT, MIB));
+        enter(&directory, 5000, base + 4008 * MIB, MIB);
+        enter(&directory, 5000, base + 4005 * MIB, MIB);
+        blocks.push(enter(&directory, 5001, base + 4005 * MIB, MIB));
+        let found = |blocks: &[(u64, BlockId)]| {
+            for &(addr, id) in blocks {
+                assert_eq!(directory.find(DevicePtr(addr)).map(|(id, _)| id), Some(id), "{addr:#x}");
+                assert!(directory.find(DevicePtr(addr + GRANULE)).is_none());
+            }
+            assert!(directory.find(DevicePtr(gone)).is_none());
+            directory.touched_bytes(0, 0)
+        };
+        let wide = found(&blocks);
+        // Two in one wide window, and a slab.
+        let small = base + 4010 * MIB;
+        blocks.extend(
+            [0, 1, 2].map(|k| enter(&directory, 4000 + k, small + u64::from(k) * CLASS_SIZE_MAX, CLASS_SIZE_MAX)),
+        );
+        let narrow = found(&blocks);
+        assert!(narrow > wide * 4, "{wide} {narrow}");
+        let class = ClassId::for_size(4096);
+        directory.enter_slab(5, base + 4020 * MIB, class).unwrap();
+        let slots = [0, 1, 511].map(|slot| {
+            let addr = base + 4020 * MIB + u64::from(slot) * class.size();
+            (addr, directory.enter_slot(5, slot, addr, class, 1))
+        });
+        blocks.extend(slots);
+        for addr in [base + 4022 * MIB, base + 4023 * MIB] {
+            blocks.push(enter(&directory, 4010 + (addr / MIB % 2) as u32, addr, MIB));
+        }
+        // Nothing grows any more.
+        let bytes =
+            blocks.iter().map(|&(addr, id)| u64::from(directory.find(DevicePtr(addr)).unwrap().0 == id)).sum::<u64>();
+        assert_eq!((bytes, directory.touched_bytes(0, 0)), (blocks.len() as u64, narrow));
     }
 }

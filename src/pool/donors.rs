@@ -1,5 +1,7 @@
 //! Free chunks that may be mapped elsewhere, in the order in which they are taken.
 
+use std::cmp::Reverse;
+
 use super::lanes::LaneId;
 use super::{DEDICATED, Pool, PoolState};
 use crate::block::{Bin, Growth, NodeId, Owner};
@@ -67,8 +69,9 @@ impl Pool {
     }
 }
 
-/// What a range leaves beside its chunks, its size, its zone and its node.
-type Range = (u64, u64, usize, NodeId);
+/// What a range leaves beside its chunks, its size, its zone, its address and its node. Of equals the highest comes first: requests are served
+/// from the lowest.
+type Range = (u64, u64, usize, Reverse<u64>, NodeId);
 
 /// The free ranges that have whole chunks which a lane may use: those that leave little beside them, from the smallest, then those that leave
 /// more. They are looked for bin by bin, as far as somebody asks.
@@ -104,7 +107,7 @@ impl Ranges<'_> {
 
     fn next(&mut self) -> Option<(usize, NodeId)> {
         loop {
-            if let Some((_, _, zone, id)) = self.found.pop() {
+            if let Some((_, _, zone, _, id)) = self.found.pop() {
                 return Some((zone, id));
             }
             match self.bin {
@@ -132,9 +135,9 @@ impl Ranges<'_> {
                 let steps = (node.size - whole) * REST_STEPS / node.size;
                 match steps {
                     _ if whole == 0 => {}
-                    0 => self.found.push((0, node.size, zone, id)),
+                    0 => self.found.push((0, node.size, zone, Reverse(node.addr), id)),
                     _ if self.neat => {}
-                    _ => self.later.push((steps, node.size, zone, id)),
+                    _ => self.later.push((steps, node.size, zone, Reverse(node.addr), id)),
                 }
             }
         }

@@ -13,21 +13,17 @@ use crate::units::GRANULE;
 
 /// Nearly all of the limit is held when less than this part of it is left: 1/32. Before, more memory costs less than gathering.
 const FULL_SHIFT: u32 = 5;
-/// Next to nothing is in use when it is less than this part of what is held: 1/16.
-const IDLE_SHIFT: u32 = 4;
 /// Gathering pays when this part of what is free lies outside of the largest range: 1/8.
 const APART_SHIFT: u32 = 3;
 
 impl Pool {
-    /// Puts the free memory of a request's lane together, if nearly all of the limit is held, next to nothing is in use, and something has come
-    /// apart since the last time. `unfolded` is what the calling thread adds to the sum of what is in use.
-    pub(crate) fn gather_idle(&self, state: &mut PoolState, want: Want, unfolded: i64, magazines: &dyn Magazines) {
-        let in_use = (self.active.sum() + unfolded).max(0) as u64;
-        let is_idle = in_use < state.space.physical_bytes() >> IDLE_SHIFT && state.is_full();
+    /// Puts the free memory of a request's lane together, if something has come apart since the last time. For a pool that is
+    /// [`Pressure::Idle`](super::Pressure::Idle).
+    pub(crate) fn gather_idle(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) {
         let seen = (want.lane, state.ghosts.last());
         let is_large = want.range().0 == LARGE && matches!(want.kind, Kind::Range { .. });
         // By plan, blocks go where they have been before.
-        if !is_idle || !is_large || state.gathered == seen || state.private.capturing() || state.plans.is_some() {
+        if !is_large || state.gathered == seen || state.private.capturing() || state.plans.is_some() {
             return;
         }
         // What others have freed belongs to it.
@@ -84,6 +80,7 @@ impl Pool {
 
 impl PoolState {
     /// Whether nearly all of the limit is held, or of what the device has been seen to have for us.
+    #[inline]
     pub(super) fn is_full(&self) -> bool {
         let most = self.limit.min(self.refused_at);
         most.saturating_sub(self.space.physical_bytes()) < most >> FULL_SHIFT

@@ -282,8 +282,13 @@ impl Pool {
     }
 
     /// Takes what is wanted from `owner`'s free memory.
-    #[inline]
     pub(super) fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
+        self.take_known(state, want, owner)
+    }
+
+    /// [`Pool::take`], inlined where it is known what is wanted.
+    #[inline(always)]
+    pub(crate) fn take_known(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
         if let Kind::Slot(class) = want.kind
             && let Some(block) = self.take_slot(state, want.lane, class)
         {
@@ -320,7 +325,7 @@ impl Pool {
     }
 
     /// Makes a block of a node that was taken for the request.
-    #[inline]
+    #[inline(always)]
     pub(super) fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
         let (zone, size, _) = want.range();
         let addr = state.zones[zone].node(node).addr;

@@ -35,6 +35,7 @@ mod explain;
 mod extents;
 mod gather;
 mod grow;
+mod key;
 mod ladder;
 mod lanes;
 mod mesh;
@@ -56,8 +57,9 @@ pub(crate) use checkpoint::Moved;
 pub(crate) use compact::{CompactView, MovableBlock, MoveTo, Moving};
 #[cfg(test)]
 pub(crate) use compact::{Gap, SlabGaps};
-pub(crate) use directory::{BlockId, Directory, Header, Key, LaneBits, NO_BLOCK, life};
+pub(crate) use directory::{BlockId, Directory, Header, NO_BLOCK, life};
 pub(crate) use explain::Asked;
+pub(crate) use key::{Key, LaneBits};
 pub(crate) use ladder::{Drain, Kind, Magazines, Want};
 pub(crate) use lanes::LaneId;
 pub(crate) use mesh::{Bounds, MeshPage, MeshSet, Meshed};
@@ -98,8 +100,21 @@ const PERSISTENT: usize = 2;
 const DEDICATED: usize = 3;
 /// The pool is tight when less than this part of what is held is free: 1/4.
 const TIGHT_SHIFT: u32 = 2;
+/// Next to nothing is in use when it is less than this part of what is held: 1/16.
+const IN_USE_SHIFT: u32 = 4;
 /// The largest block of the small zone, in bytes: 512 KiB. DESIGN.md says what other sizes cost.
 const SMALL_MAX: u64 = 1 << 19;
+
+/// How short memory is: how much of what is held is in use, and how much more may be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pressure {
+    /// There is room.
+    Low,
+    /// Most is in use, or nearly all of the limit is held: how a request is packed decides whether the pool has to grow.
+    Tight,
+    /// Nearly all of the limit is held, and next to nothing is in use.
+    Idle,
+}
 
 /// One device's pool.
 #[derive(Debug)]
@@ -372,12 +387,16 @@ impl Pool {
         state.private.routing()
     }
 
-    /// Whether most of what is held is in use, or nearly all of the limit is held, so that how a request is packed decides whether the pool has
-    /// to grow. `unfolded` is what the calling thread adds to the sum.
-    pub(crate) fn is_tight(&self, state: &PoolState, unfolded: i64) -> bool {
+    /// How short memory is. `unfolded` is what the calling thread adds to the sum of what is in use.
+    #[inline]
+    pub(crate) fn pressure(&self, state: &PoolState, unfolded: i64) -> Pressure {
         let held = state.space.physical_bytes();
         let in_use = (self.active.sum() + unfolded).max(0) as u64;
-        held.saturating_sub(in_use) < held >> TIGHT_SHIFT || state.is_full()
+        match state.is_full() {
+            true if in_use < held >> IN_USE_SHIFT => Pressure::Idle,
+            false if held.saturating_sub(in_use) >= held >> TIGHT_SHIFT => Pressure::Low,
+            _ => Pressure::Tight,
+        }
     }
 
     /// The most physical memory to hold, in bytes.
@@ -428,6 +447,7 @@ impl Pool {
     /// Checks every structure of the pool and what must hold between them.
     pub(crate) fn validate(&self, state: &PoolState) -> std::result::Result<(), String> {
         state.zones.iter().try_for_each(Arena::validate)?;
+        self.validate_directory(state)?;
         state.space.validate()?;
         state.slabs.validate()?;
         state.pending.validate()?;

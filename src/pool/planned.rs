@@ -15,7 +15,13 @@ impl Pool {
     #[inline]
     pub(crate) fn plans_for(&self, size: u64) -> bool {
         const { assert!(SMALL_MAX == PLANNED_ABOVE) };
-        self.config.plan != Plan::Off && size > SMALL_MAX
+        self.has_plans() && size > SMALL_MAX
+    }
+
+    /// Whether requests are looked at to make plans of them.
+    #[inline]
+    pub(crate) fn has_plans(&self) -> bool {
+        self.config.plan != Plan::Off
     }
 
     /// Serves a request at its planned place if it has one that is free, else by the ladder, and lets the plans see it.

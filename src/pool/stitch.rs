@@ -54,9 +54,14 @@ impl Ghosts {
         }
     }
 
-    /// Whether a node is a ghost of these; one of a pair is not.
+    /// The number of the ghost that a node is, the older the smaller; one of a pair has none.
+    fn number(&self, zone: usize, node: NodeId) -> Option<u64> {
+        self.numbers[zone].get(node as usize).copied().filter(|&number| number != 0)
+    }
+
+    /// Whether a node is a ghost of these.
     fn has(&self, zone: usize, node: NodeId) -> bool {
-        self.numbers[zone].get(node as usize).is_some_and(|&number| number != 0)
+        self.number(zone, node).is_some()
     }
 
     fn remove(&mut self, zone: usize, node: NodeId) {
@@ -185,17 +190,14 @@ impl Pool {
         let private = state.lanes.get(want.lane).private.is_some();
         let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
         let arena = &state.zones[zone];
-        let is_over = |id| state.ghosts.has(zone, id) && state.is_over(zone, id);
-        let ghosts =
-            || state.ghosts.nodes().filter(|&(at, id)| at == zone && arena.node(id).home == home).map(|(_, id)| id);
-        let Some((from, to)) = arena.plan_over_ghosts(ghosts(), is_over, size, least, usable) else {
+        let age = |id| state.ghosts.number(zone, id).filter(|_| state.is_over(zone, id));
+        let Some((first, end)) = arena.plan_over_ghosts(home, age, size, least, usable) else {
             return Ok(false);
         };
-        let mut inside: Vec<(u64, NodeId)> = ghosts().map(|id| (arena.node(id).addr, id)).collect();
-        inside.retain(|&(addr, _)| from <= addr && addr < to);
-        inside.sort_unstable();
+        let inside = arena.from(first).take_while(|&id| arena.node(id).addr < end);
+        let inside: Vec<NodeId> = inside.filter(|&id| state.ghosts.has(zone, id)).collect();
         let mut any = false;
-        for (_, id) in inside {
+        for id in inside {
             // The one before it may have taken it along.
             if state.ghosts.has(zone, id) {
                 if self.retire_run(state, zone, id).is_none() {

@@ -53,6 +53,20 @@ impl Pool {
         segments
     }
 
+    /// Whether every large block in the hands of a caller is found by its address.
+    pub(super) fn validate_directory(&self, state: &PoolState) -> Result<(), String> {
+        for (zone, arena) in state.zones.iter().enumerate() {
+            for id in arena.used().map(|node| node_id(zone, node)) {
+                let header = self.directory.header(id);
+                let found = self.directory.find(header.ptr()).map(|(id, _)| id);
+                if header.check_live().is_ok() && found != Some(id) {
+                    return Err(format!("block {id} at {:?} is live, its address leads to {found:?}", header.ptr()));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn push_node(&self, state: &PoolState, segment: &mut SegmentInfo, zone: usize, id: NodeId, node: &Node) {
         if node.state == State::Used {
             segment.push(self.describe(state, self.directory.header(node_id(zone, id))));

@@ -158,11 +158,11 @@ fn tests_validators(root: &Path, _: &Options) -> Outcome {
     cargo(root, "test --workspace --features stratalloc/validate", advice)
 }
 
-/// Tests whose name begins with `long_`: too long for every day.
+/// Tests whose name begins with `long_`: too long for every day, or with validators.
 fn tests_long(root: &Path, _: &Options) -> Outcome {
     cargo(
         root,
-        "test --workspace --lib --test nvme -- --ignored long_",
+        "test --workspace --lib --test nvme --test replay_traces -- --ignored long_",
         "run the test named above alone, with `--ignored`",
     )
 }

@@ -128,7 +128,8 @@ fn equal_replays_give_equal_addresses() {
 }
 
 #[test]
-fn a_second_pass_takes_next_to_nothing_from_the_device() {
+#[ignore = "whole traces, a minute: run by `cargo xtask validate`"]
+fn long_a_second_pass_takes_next_to_nothing_from_the_device() {
     // Whole traces, with memory to spare: less than half of it is needed. Few chunks are created a second time, and what is mapped
     // once more, which costs little, comes to a fiftieth of the first pass's time in the driver.
     let traces: Vec<String> = recorded().iter().map(|path| path.to_str().unwrap().to_owned()).collect();
@@ -145,7 +146,8 @@ fn a_second_pass_takes_next_to_nothing_from_the_device() {
 }
 
 #[test]
-fn the_smallest_device_for_expandable_segments_is_large_enough() {
+#[ignore = "whole traces on one device after the other, two minutes: run by `cargo xtask validate`"]
+fn long_the_smallest_device_for_expandable_segments_is_large_enough() {
     // Those that have been the closest; `cargo xtask peers` asks all.
     let closest = recorded().into_iter().filter(|path| path.to_str().unwrap().contains("lora"));
     let traces: Vec<String> = closest.chain(own()).map(|path| path.to_str().unwrap().to_owned()).collect();
