@@ -32,8 +32,8 @@ fn the_host_has_no_memory() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         return;
     }
-    let mut scene = Scene::new(device(64), "", "").asking(AllocRequest::new(2 * MIB));
-    // The heap and the thread's cache are there, the first entry of an address is not: it takes half a MiB.
+    let mut scene = Scene::new(device(64), "", "").asking(AllocRequest::new(MIB / 8));
+    // The heap and the thread's cache are there, the first entry of an address is not: it takes half a MiB for a block of this size.
     scene.allocator.tag("warm").unwrap();
     let warm: Vec<u8> = vec![1; 1 << 16];
     bound(Some(address_space() + (300 << 10)));
