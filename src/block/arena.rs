@@ -1,6 +1,9 @@
 //! The offset allocator: nodes that tile segments, best fit by owner, O(1) split and coalesce, holes that grow and shrink.
 
 mod claim;
+mod vacant;
+
+use vacant::Vacant;
 
 use super::bins::{Bin, Bins};
 use crate::units::{GRANULE, align_up};
@@ -70,7 +73,7 @@ impl Node {
 #[derive(Debug, Clone, Default)]
 pub struct Arena {
     pub(super) nodes: Vec<Node>,
-    vacant: Vec<NodeId>,
+    vacant: Vacant,
     /// By owner.
     pub(super) bins: Vec<Bins>,
     /// By home.
