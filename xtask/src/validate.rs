@@ -155,7 +155,9 @@ fn examples(root: &Path, _: &Options) -> Outcome {
 
 fn tests_validators(root: &Path, _: &Options) -> Outcome {
     let advice = "run the test named above alone, with `--features stratalloc/validate -- --nocapture`";
-    cargo(root, "test --workspace --features stratalloc/validate", advice)
+    // The packages that have an allocator. The others would do again what they have done without.
+    let packages = "-p stratalloc -p stratalloc-capi -p stratalloc-cli -p stratalloc-preload";
+    cargo(root, &format!("test {packages} --features stratalloc/validate"), advice)
 }
 
 /// Tests whose name begins with `long_`: too long for every day, or with validators.
