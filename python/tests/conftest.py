@@ -10,6 +10,11 @@ import stratalloc
 
 # STRATALLOC_TEST_NATIVE=1 runs the tests on torch's own allocator: how the expectations about torch were checked.
 NATIVE = os.environ.get("STRATALLOC_TEST_NATIVE") == "1"
+# Programs that the tests run end soon after a backward pass. torch then has its autograd threads end as well, which now and
+# then aborts the process ("terminate called without an active exception"), whichever allocator it has: a thread wants the
+# interpreter while that is going. With 0 they are left alone.
+os.environ.setdefault("TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT", "0")
+
 MODE = "native" if NATIVE else stratalloc.torch.enable(fallback="never", verbose=True)
 
 import torch  # noqa: E402
