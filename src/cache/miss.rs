@@ -32,6 +32,7 @@ impl DeviceCache {
         }
         let key = Key::new(lane, granules);
         let (lane, bytes) = (lane.lane(), key.bytes());
+        // Two calls, each inlined for its kind.
         let want = |kind| Want { lane, kind, may_grow: false };
         let taken = if key.is_large() {
             if self.pack(&mut state, cache, key) == Pressure::Idle {

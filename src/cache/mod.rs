@@ -110,8 +110,8 @@ impl DeviceCache {
         tag != 0 && self.limited_tags.load(Relaxed) >> (tag as u32 % 64) & 1 != 0
     }
 
-    /// A block from the thread's magazine, or else from what its lane has free, for a request where nothing but size, stream and tag matters. Null where that does not do,
-    /// for whatever reason: [`DeviceCache::alloc`] knows.
+    /// A block from the thread's magazine, or else from what its lane has free, for a request where nothing but size, stream and tag matters.
+    /// Null where that does not do, for whatever reason: [`DeviceCache::alloc`] knows.
     #[inline(always)]
     pub(crate) fn try_alloc(&self, size: u64, stream: StreamId, tag: u8) -> DevicePtr {
         let granules = block_granules(size);
