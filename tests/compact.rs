@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use common::filled::Scene;
 use common::rig::{KIB, MIB, check, check_empties, request, stats};
-use stratalloc::driver::DriverErrorKind;
 use stratalloc::driver::fault::{Fault, When};
 use stratalloc::driver::soft::Access;
+use stratalloc::driver::{Driver, DriverErrorKind};
 use stratalloc::{
     AllocFlags, AllocRequest, ByteSize, CompactReport, Compaction, DevicePtr, Error, Lifetime, Movable, Move,
     PassLimits, PoolId,
@@ -457,4 +457,31 @@ fn a_request_of_a_stream_takes_what_a_move_leaves_at_once() {
     assert_eq!(check(&moving.scene.allocator, 0).reserved.current, reserved);
     moving.scene.verify();
     moving.ends_clean();
+}
+
+#[test]
+fn debug_aids_follow_what_moves() {
+    for aids in ["redzone:512", "poison:check", "redzone:512,poison:check", "redzone:512,poison:fill,quarantine:8MiB"] {
+        for sizes in SIZES {
+            let mut moving = sparse(11, sizes, aids);
+            let stream = moving.scene.streams[0];
+            let report = moving.compact(PassLimits::default()).unwrap();
+            assert!(report.moved > 4, "{report:?}");
+            moving.scene.allocator.empty_cache(0).unwrap();
+            assert_eq!(moving.scene.allocator.check_memory(0), Ok(vec![]), "{aids}: nobody has done anything wrong");
+            moving.scene.verify();
+            if aids.contains("redzone") {
+                let ptr = moving.movables[0].pin().ptr();
+                let size = moving.scene.blocks[&ptr.0].0;
+                moving.scene.device.write(ptr.add(size), &[1], stream).unwrap();
+                let found = moving.scene.allocator.check_memory(0).unwrap();
+                assert_eq!(found.len(), 1, "{aids}: {found:?}");
+                assert_eq!(found[0].at, ptr.add(size));
+            }
+            // Told once, wherever the block goes.
+            moving.compact(PassLimits::default()).unwrap();
+            assert_eq!(moving.scene.allocator.check_memory(0), Ok(vec![]), "{aids}");
+            moving.ends_clean();
+        }
+    }
 }

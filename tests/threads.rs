@@ -328,3 +328,43 @@ fn traced_events_are_in_order() {
         assert!(in_order, "{event:?}");
     }
 }
+
+#[test]
+fn a_tags_limit_holds_from_when_it_is_set() {
+    const BLOCK: u64 = 4 * KIB;
+    let allocator = open(64, "");
+    let tag = allocator.tag("cache").unwrap();
+    let done = AtomicU64::new(0);
+    let barrier = Barrier::new(3);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                barrier.wait();
+                let mut held = Vec::new();
+                while done.load(Relaxed) == 0 {
+                    match allocator.raw_alloc(request(BLOCK, StreamId(0)).tag(tag)) {
+                        Ok(ptr) => held.push(ptr),
+                        Err(Error::OverLimit { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    if held.len() > 20 {
+                        held.drain(..).for_each(|ptr| allocator.raw_free(ptr).unwrap());
+                    }
+                }
+                held.into_iter().for_each(|ptr| allocator.raw_free(ptr).unwrap());
+            });
+        }
+        barrier.wait();
+        // Where more were handed out than a limit allowed, the same limit would be refused when it is set again.
+        let set = |blocks: u64| allocator.set_tag_limit(0, tag, Some((blocks * BLOCK).into()));
+        let broken = (0..10_000).find_map(|_| {
+            let least = (0..43).find(|&blocks| set(blocks).is_ok())?;
+            let again = set(least);
+            allocator.set_tag_limit(0, tag, None).unwrap();
+            again.err()
+        });
+        done.store(1, Relaxed);
+        assert_eq!(broken, None);
+    });
+    check_empties(&allocator, 0);
+}

@@ -448,3 +448,23 @@ fn streams_beyond_the_last_clock_are_waited_for_on_the_device() {
         rig.free(next);
     }
 }
+
+#[test]
+fn a_request_that_may_take_nothing_is_told_why_it_failed() {
+    let mut rig = rig(64 * MIB, "tiers:host=64MiB");
+    let asked = request(8 * MIB, HOME).flags(AllocFlags::NO_GROW);
+    let Err(Error::OutOfMemory(shortage)) = rig.alloc(asked, Evictable::default()) else {
+        panic!("nothing is held that it could have")
+    };
+    let explanation = &shortage.explanation;
+    assert_eq!((explanation.request.size, explanation.request.may_grow), (8 * MIB, false));
+    assert!(shortage.to_string().contains("NO_GROW"), "{shortage}");
+    assert_eq!(rig.allocator.last_oom(0).unwrap().unwrap().request, explanation.request);
+    assert_eq!(rig.allocator.stats(0).unwrap().out_of_memory, 1);
+    // Of what a block has left, it gets some.
+    let other = rig.alloc(request(8 * MIB, HOME), Evictable::default()).unwrap();
+    rig.free(other);
+    let ptr = rig.alloc(asked, Evictable::default()).unwrap();
+    rig.verify(ptr).unwrap();
+    rig.finish();
+}

@@ -200,6 +200,7 @@ impl Allocator {
             for _ in 0..ROOMS_MAX {
                 match again() {
                     Err(Error::OutOfMemory(_)) if inner.may_grow => {}
+                    Err(Error::OutOfMemory(_)) => break,
                     served => {
                         if told.evicted > 0 && served.is_ok() {
                             tiers.device().count_evicted();

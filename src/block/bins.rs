@@ -104,7 +104,7 @@ impl Bins {
         self.insert(nodes, id);
     }
 
-    /// The smallest node of at least `size` bytes, the lowest address among equals, within the bound on probes.
+    /// The smallest node of at least `size` bytes, the lowest address among equals, within the bound on probes. `None` where no node is so large.
     #[inline]
     pub(super) fn best_fit(&self, nodes: &[Node], size: u64) -> Option<NodeId> {
         if self.bytes < size {
@@ -112,7 +112,16 @@ impl Bins {
         }
         let bin = Bin::of(size);
         // The bin of `size` holds smaller nodes as well; every later bin holds larger ones only.
-        self.smallest_in(nodes, bin, size).or_else(|| self.smallest_in(nodes, self.bin_from(bin, true)?, size))
+        let here = self.smallest_in(nodes, bin, size);
+        let found = here.or_else(|| self.smallest_in(nodes, self.bin_from(bin, true)?, size));
+        found.or_else(|| self.any_in(nodes, bin, size))
+    }
+
+    /// A node of at least `size` bytes of a bin, behind those that a search has looked at. It is all there is, and so worth looking at many.
+    #[cold]
+    #[inline(never)]
+    fn any_in(&self, nodes: &[Node], bin: Bin, size: u64) -> Option<NodeId> {
+        self.iter_in(nodes, bin).skip(PROBES).find(|&id| nodes[id as usize].size >= size)
     }
 
     #[inline]
@@ -162,7 +171,7 @@ impl Bins {
         bins.flat_map(move |bin| self.iter_in(nodes, bin))
     }
 
-    /// A node of the largest non-empty bin: the largest within 3 %.
+    /// The size of the largest node.
     pub(super) fn largest(&self, nodes: &[Node]) -> u64 {
         if self.doublings == 0 {
             return 0;
@@ -216,6 +225,9 @@ impl Bins {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::{Owner, State};
+
+    const MIB: u64 = 1 << 20;
 
     #[test]
     fn bins_ascend_and_span_at_most_a_32nd() {
@@ -233,5 +245,32 @@ mod tests {
         }
         assert_eq!(Bin::of(u64::MAX), Bin(DOUBLINGS * STEPS - 1));
         assert_eq!(Bin::of(64 * GRANULE).split(), (2, 0));
+    }
+
+    #[test]
+    fn a_node_is_found_behind_many_that_are_too_small() {
+        let (mut bins, mut nodes) = (Bins::default(), Vec::new());
+        // One bin: sizes from 128 to 131 granules.
+        let sizes = std::iter::repeat_n(128, PROBES).chain([131]).chain(std::iter::repeat_n(129, 3 * PROBES));
+        for (id, granules) in (0..).zip(sizes) {
+            nodes.push(Node {
+                addr: id * MIB,
+                size: granules * GRANULE,
+                stamp: 0,
+                prev: NIL,
+                next: NIL,
+                bin_prev: NIL,
+                bin_next: NIL,
+                owner: Owner(1),
+                home: Owner(1),
+                state: State::Free,
+            });
+            bins.insert(&mut nodes, id as NodeId);
+        }
+        assert_eq!(bins.validate(&nodes), Ok(nodes.len()));
+        assert_eq!(bins.best_fit(&nodes, 131 * GRANULE), Some(PROBES as NodeId));
+        assert_eq!(bins.best_fit(&nodes, 132 * GRANULE), None);
+        let small = bins.best_fit(&nodes, 129 * GRANULE).unwrap();
+        assert_eq!(nodes[small as usize].size, 129 * GRANULE);
     }
 }

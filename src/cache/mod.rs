@@ -115,11 +115,16 @@ impl DeviceCache {
     #[inline(always)]
     pub(crate) fn try_alloc(&self, size: u64, stream: StreamId, tag: u8) -> DevicePtr {
         let granules = block_granules(size);
-        if granules > SIZE_MAX / GRANULE || (tag != 0 && self.tag_is_limited(tag)) {
+        if granules > SIZE_MAX / GRANULE {
             return DevicePtr::NULL;
         }
         let Some(cache) = threads::current(self.number) else { return DevicePtr::NULL };
         if !cache.gate.try_enter() {
+            return DevicePtr::NULL;
+        }
+        // Inside the gate, so that a limit holds from the moment on at which it is set.
+        if tag != 0 && self.tag_is_limited(tag) {
+            cache.gate.leave();
             return DevicePtr::NULL;
         }
         let ptr = cache.pop(Key::new(cache.lane(stream), granules as u32), size, tag, &self.pool);
@@ -411,17 +416,21 @@ impl DeviceCache {
             return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
         }
         let _state = self.pool.lock();
-        let in_use = self.tag_bytes(tag);
-        if let Some(limit) = limit.filter(|&limit| in_use > limit) {
-            return Err(Error::LimitBelowUse { limit, in_use });
-        }
-        self.tag_limits.lock()[tag as usize] = limit.unwrap_or(u64::MAX);
-        let bit = 1 << tag;
-        match limit {
-            Some(_) => self.limited_tags.fetch_or(bit, Relaxed),
-            None => self.limited_tags.fetch_and(!bit, Relaxed),
-        };
-        Ok(())
+        let caches = self.threads.lock().clone();
+        // While no thread is on the hot path, which looks at the bits but does not count what is in use.
+        self.with_closed(&caches, |_| {
+            let in_use = self.tag_bytes(tag);
+            if let Some(limit) = limit.filter(|&limit| in_use > limit) {
+                return Err(Error::LimitBelowUse { limit, in_use });
+            }
+            self.tag_limits.lock()[tag as usize] = limit.unwrap_or(u64::MAX);
+            let bit = 1 << tag;
+            match limit {
+                Some(_) => self.limited_tags.fetch_or(bit, Relaxed),
+                None => self.limited_tags.fetch_and(!bit, Relaxed),
+            };
+            Ok(())
+        })
     }
 
     /// Whether every call has to take the lock.

@@ -174,7 +174,7 @@ impl<B> Aids<B> {
         None
     }
 
-    /// A block is freed while nothing may be submitted for it.
+    /// A block goes back without a comparison, and without poison.
     pub(crate) fn abandon(&mut self, ptr: DevicePtr) {
         self.live.remove(&ptr.0);
     }

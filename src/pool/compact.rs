@@ -119,8 +119,10 @@ impl Pool {
                     return Err(error.into());
                 }
             };
-            let header = self.directory.header(new);
-            header.hand_out(self.directory.header(ids[index]).requested(), 0);
+            let (header, old) = (self.directory.header(new), self.directory.header(ids[index]));
+            header.hand_out(old.requested(), old.tag());
+            // Before the copy: what is left of poison there is compared.
+            self.watch_alloc(state, new);
             // Not live before the move is over, so that nobody frees it.
             header.set_life(life::PENDING);
             self.active.fold(block.size as i64, block.size as i64);
@@ -241,16 +243,20 @@ impl Pool {
         let (old, new) = (self.directory.header(moving.old), self.directory.header(moving.new));
         let (requested, tag, lane) = (old.requested(), old.tag(), old.lane());
         new.hand_out(requested, tag);
-        self.active.fold(-(moving.size as i64), 0);
         for (kind, ptr) in [(EventKind::Free, moving.from), (EventKind::Alloc, moving.to)] {
             self.ring.push(Event::new(kind, ptr, requested).on(state.lanes.stream(lane), None).tag(tag));
         }
-        self.put_back(state, moving.old);
+        if self.retire(state, moving.old) {
+            self.active.fold(-(moving.size as i64), 0);
+        }
+        // The red zone was copied as well, with whatever had been written to it: that has been found in the old one.
+        self.watch_alloc(state, moving.new);
     }
 
     /// A block has not moved: its new place goes back, in stream order, since the copy may be on its way.
     pub(crate) fn abort_move(&self, state: &mut PoolState, moving: &Moving) {
         self.active.fold(-(moving.size as i64), 0);
+        self.unwatch(state, moving.new);
         self.put_back(state, moving.new);
     }
 }

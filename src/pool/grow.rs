@@ -28,6 +28,8 @@ const FULL_SIZE: f64 = (256u64 << 30) as f64;
 const FULL_LEAST: f64 = 0.25;
 /// The part of the limit beyond which all new chunks are small, and free ranges are kept in one piece: what is left has to do.
 const ROOMY: f64 = 0.3;
+/// As long as so many bytes of the limit are free, new chunks for large blocks are large all the same: 32 GiB.
+const SPARE: f64 = (32u64 << 30) as f64;
 /// The part beyond which that is so for programs as well that give memory back and take it again.
 const SCARCE: f64 = 0.75;
 /// New chunks get twice as large when memory has been given back, so many times: 4 x.
@@ -316,6 +318,9 @@ impl Pool {
         let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
         state.needed = state.needed.max(used + size);
         let regrowth = state.emptied.min(REGROWTH_MAX);
+        if !is_roomy && held as f64 <= limit - SPARE {
+            return (whole(largest << regrowth), unit);
+        }
         if !is_roomy {
             let regrowth = if held as f64 > limit * SCARCE { 0 } else { regrowth };
             return (unit << regrowth, unit);
@@ -363,23 +368,13 @@ impl Pool {
             if size < unit {
                 return Ok(false);
             }
-            match state.space.create(size) {
-                Ok(chunk) => {
-                    let held = state.space.physical_bytes();
-                    state.reserved_peak = state.reserved_peak.max(held);
-                    if held > state.refused_at {
-                        state.refused_at = u64::MAX;
-                    }
+            match state.create_chunk(size)? {
+                Some(chunk) => {
                     picked.chunks.push(chunk);
                     picked.bytes += size;
                     missing -= size;
                 }
-                Err(error) if error.is_out_of_memory() => {
-                    state.refusal = Some(error);
-                    state.refused_at = state.space.physical_bytes();
-                    largest = size / 2;
-                }
-                Err(error) => return Err(error),
+                None => largest = size / 2,
             }
         }
         Ok(true)
@@ -469,6 +464,27 @@ impl Pool {
 }
 
 impl PoolState {
+    /// A new chunk; `None` where the device has no room for it, which is noted.
+    pub(super) fn create_chunk(&mut self, size: u64) -> Climb<Option<ChunkId>> {
+        let created = self.space.create(size);
+        let held = self.space.physical_bytes();
+        match created {
+            Ok(chunk) => {
+                self.reserved_peak = self.reserved_peak.max(held);
+                if held > self.refused_at {
+                    self.refused_at = u64::MAX;
+                }
+                Ok(Some(chunk))
+            }
+            Err(error) if error.is_out_of_memory() => {
+                self.refused_at = held;
+                self.refusal = Some(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether most of the limit is free, and will be with so many bytes more.
     #[inline]
     pub(super) fn is_roomy(&self, more: u64) -> bool {

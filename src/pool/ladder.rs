@@ -110,9 +110,7 @@ impl Pool {
         if let Some(found) = found(self.take(state, want, Owner::SHARED)?, Rung::Shared) {
             return Ok(Some(found));
         }
-        state.refusal = None;
-        let at_hand = state.at_hand(want.lane);
-        state.notes.begin(at_hand);
+        state.begin_notes(want.lane);
         // Empty slabs are kept as long as nobody wants their pages.
         if want.range().0 == SMALL
             && state.slabs.any_idle()
@@ -210,7 +208,7 @@ impl Pool {
             }
         }
         if let Some(block) = self.take_large(state, want)? {
-            return Ok(Some((block, Rung::Wait)));
+            return Ok(Some((block, Rung::Own)));
         }
         Ok(found(self.borrow(state, want)?, Rung::Lent))
     }

@@ -483,6 +483,13 @@ impl PoolState {
         self.zones.iter().map(free).sum::<u64>() + self.space.reserve_bytes()
     }
 
+    /// A request begins to climb: nothing has been tried for it, and nothing refused.
+    fn begin_notes(&mut self, lane: LaneId) {
+        self.refusal = None;
+        let at_hand = self.at_hand(lane);
+        self.notes.begin(at_hand);
+    }
+
     /// Notes that a rung has been tried, and what it gained.
     fn tried(&mut self, lane: LaneId, rung: Rung) {
         let at_hand = self.at_hand(lane);

@@ -33,6 +33,13 @@ impl Pool {
         aids.handed_out(&*self.driver, ptr, (header.requested(), size), stream, header.tag());
     }
 
+    /// A block goes back of which nothing is to be compared.
+    pub(super) fn unwatch(&self, state: &mut PoolState, block: BlockId) {
+        if let Some(aids) = &mut state.aids {
+            aids.abandon(self.directory.header(block).ptr());
+        }
+    }
+
     /// Whether a block that is freed now will be held back.
     pub(crate) fn would_hold(&self, state: &PoolState, block: BlockId) -> bool {
         let aids = state.aids.as_ref().filter(|_| !state.private.capturing());
@@ -44,9 +51,7 @@ impl Pool {
     pub(super) fn retire(&self, state: &mut PoolState, block: BlockId) -> bool {
         let header = self.directory.header(block);
         if state.private.capturing() {
-            if let Some(aids) = &mut state.aids {
-                aids.abandon(header.ptr());
-            }
+            self.unwatch(state, block);
             self.put_back(state, block);
             return true;
         }

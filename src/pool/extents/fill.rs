@@ -44,9 +44,7 @@ impl Pool {
         addr: u64,
         magazines: &dyn Magazines,
     ) -> Result<Option<Vec<Stamp>>> {
-        state.refusal = None;
-        let at_hand = state.at_hand(Owner::SHARED.0);
-        state.notes.begin(at_hand);
+        state.begin_notes(Owner::SHARED.0);
         let (size, lane) = (state.extents.get(addr).size, state.extents.get(addr).lane);
         let may_ask = !state.private.capturing();
         let waits = self.config.cross_stream_wait;
@@ -83,6 +81,7 @@ impl Pool {
     }
 
     pub(super) fn fill_from_reserve(&self, state: &mut PoolState, addr: u64) -> Result<Option<Vec<Stamp>>> {
+        state.begin_notes(Owner::SHARED.0);
         let size = state.extents.get(addr).size;
         let picked = self.pick_reserve(state, size);
         if picked.bytes < size {
@@ -234,22 +233,14 @@ impl Pool {
             if bytes < unit || state.space.physical_bytes() + bytes > state.limit {
                 return Ok(false);
             }
-            match state.space.create(bytes) {
-                Ok(chunk) => {
-                    state.reserved_peak = state.reserved_peak.max(state.space.physical_bytes());
+            match state.create_chunk(bytes)? {
+                Some(chunk) => {
                     picked.chunks.push(chunk);
                     missing -= bytes;
                 }
-                Err(error) if error.is_out_of_memory() => {
-                    if state.space.release_others(missing, &picked.chunks) == 0 {
-                        largest = bytes / 2;
-                    }
-                    state.refusal = Some(error);
-                    if largest < unit {
-                        return Ok(false);
-                    }
-                }
-                Err(error) => return Err(error),
+                None if state.space.release_others(missing, &picked.chunks) > 0 => {}
+                None if bytes / 2 < unit => return Ok(false),
+                None => largest = bytes / 2,
             }
         }
         Ok(true)

@@ -148,12 +148,11 @@ impl Pool {
     ) -> Result<Option<(u64, Vec<Stamp>)>> {
         let lane = state.lanes.intern(stream, None).ok_or_else(too_many_streams)?;
         if let Some(addr) = self.find_idle(state, lane, size)? {
+            state.extents.end_idle(addr);
             let extent = state.extents.get(addr);
-            let backing = std::mem::replace(&mut extent.backing, Backing::Mapped);
             (extent.tag, extent.lane) = (tag, lane);
-            let Backing::Idle { stamps, left } = backing else { return Ok(None) };
-            state.extents.idle.remove(&(left, addr));
-            state.extents.idle_bytes -= left;
+            let before = std::mem::replace(&mut extent.backing, Backing::Mapped);
+            let Backing::Idle { stamps, .. } = before else { unreachable!("found among the idle ones") };
             self.active.fold(size as i64, size as i64);
             return Ok(Some((addr, self.not_passed(state, &stamps))));
         }
