@@ -67,7 +67,8 @@ impl FromStr for Limit {
 pub enum StreamWait {
     /// Never.
     Never,
-    /// Where there is no more memory to take, rather than wait on the host.
+    /// Where there is no more memory to take, rather than wait on the host; and before more is taken where 1/64 of what is held, and as much as
+    /// is asked for, lies idle on other streams.
     #[default]
     Scarce,
     /// Rather than take more memory. Streams that take turns then run one after the other where they could run side by side.
@@ -166,8 +167,8 @@ pub struct Config {
     pub thrifty: bool,
     /// Bytes that one thread may keep in its magazines on a device, as a part of the device's memory, 0 to 1. 0 turns magazines off.
     pub magazine: f64,
-    /// The part of the limit above which free memory is moved or given back before more is taken from the device, above 0
-    /// to 1. PyTorch calls it `garbage_collection_threshold`. Default 1: only when there is no more to take.
+    /// The part of the limit above which all that is free is gathered before new chunks are taken, from magazines and from other streams that are
+    /// done with it: above 0 to 1. PyTorch calls it `garbage_collection_threshold`. Default 1: only when there is no more to take.
     pub gc_threshold: f64,
     /// Whether a stream may be made to wait for another one (`cuStreamWaitEvent`) to use its memory, rather than
     /// take more from the device.

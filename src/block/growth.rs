@@ -10,10 +10,10 @@ pub struct Growth {
     pub at: u64,
     /// How much, a multiple of the chunk size or the whole hole.
     pub bytes: u64,
-    /// Where the request lies then: from here
-    pub start: u64,
-    /// to here. What is free in between counts already.
-    pub end: u64,
+    /// What is free from here
+    pub keep_from: u64,
+    /// to here is part of the place: none of it is to be mapped elsewhere for this growth.
+    pub keep_to: u64,
     /// The most that may be mapped, more than is needed: to the hole's other end.
     pub room: u64,
     /// Whether that end is the upper one.
@@ -78,14 +78,15 @@ impl Arena {
             let bytes = align_up(end.saturating_sub(hole.addr).max(1), chunk).unwrap_or(u64::MAX).min(room);
             // What is free between the request and the hole stays, or the two would not meet.
             let rest = (hole.addr + bytes).saturating_sub(end);
-            offer(Growth { at: hole.addr, bytes, start, end: end.max(hole.addr), room, upwards: true }, rest);
+            let (keep_from, keep_to) = (start, end.max(hole.addr));
+            offer(Growth { at: hole.addr, bytes, keep_from, keep_to, room, upwards: true }, rest);
             // From the right: it ends as high as it can.
             let start = align_down(last - size, alignment);
             let bytes = align_up(hole.end().saturating_sub(start).max(1), chunk).unwrap_or(u64::MAX);
             if last > hole.end() && bytes <= room && start + size > hole.end() - bytes {
                 let (at, rest) = (hole.end() - bytes, start.saturating_sub(hole.end() - bytes));
-                let (start, end) = (start.min(hole.end()), start + size);
-                offer(Growth { at, bytes, start, end, room, upwards: false }, rest);
+                let (keep_from, keep_to) = (start.min(hole.end()), start + size);
+                offer(Growth { at, bytes, keep_from, keep_to, room, upwards: false }, rest);
             }
         }
         best.map(|(growth, _)| growth)

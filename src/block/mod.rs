@@ -24,4 +24,4 @@ pub use arena::{Arena, Node, NodeId, Owner, State};
 pub use bins::Bin;
 pub use class::{CLASS_SIZE_MAX, ClassId, block_granules};
 pub use growth::Growth;
-pub use slab::Slab;
+pub use slab::{Slab, set_bits};

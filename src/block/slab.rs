@@ -37,6 +37,15 @@ fn all_slots(class: ClassId) -> Box<[u64]> {
     bits
 }
 
+/// The places of the bits that are set, from the lowest.
+#[inline]
+pub fn set_bits(words: impl IntoIterator<Item = u64>) -> impl Iterator<Item = u32> {
+    (0..).step_by(64).zip(words).flat_map(|(first, word)| {
+        let rest = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
+        rest.take_while(|&word| word != 0).map(move |word| first + word.trailing_zeros())
+    })
+}
+
 fn count(bits: &[u64]) -> u32 {
     bits.iter().map(|word| word.count_ones()).sum()
 }

@@ -10,7 +10,7 @@ impl DeviceCache {
     /// Waits for the device.
     pub(crate) fn quiesce(&self) -> Result<()> {
         let state = self.pool.lock();
-        if self.pool.capturing(&state) {
+        if state.capturing() {
             return Err(Error::Capturing { what: "waiting for the device" });
         }
         Ok(self.pool.driver.synchronize_device()?)

@@ -1,6 +1,6 @@
 //! Extents, as the tiers use them.
 
-use super::{DeviceCache, Request, TAGS};
+use super::{DeviceCache, Request};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::pool::{Kind, Want};
@@ -20,7 +20,7 @@ impl DeviceCache {
         may_grow: bool,
     ) -> Result<Option<(DevicePtr, Vec<Stamp>)>> {
         let mut state = self.pool.lock();
-        if self.pool.capturing(&state) {
+        if state.capturing() {
             return Err(Error::Capturing { what: "allocating evictable memory" });
         }
         let made = self.pool.new_extent(&mut state, stream, size, tag, may_grow.then_some(self as _));
@@ -31,7 +31,7 @@ impl DeviceCache {
     /// Gives an empty extent memory. Returns what has to pass before others than its home stream use it; `None` where there was not enough.
     pub(crate) fn fill_extent(&self, extent: DevicePtr) -> Result<Option<Vec<Stamp>>> {
         let mut state = self.pool.lock();
-        if self.pool.capturing(&state) {
+        if state.capturing() {
             return Err(Error::Capturing { what: "having evicted memory back" });
         }
         let filled = self.pool.fill_extent(&mut state, extent.0, self);
@@ -61,21 +61,13 @@ impl DeviceCache {
         self.retired.lock().count_tag(requested, tag);
     }
 
-    /// Whether a request would take its tag over the tag's limit.
+    /// What is said of a request before anything is done for it: that it makes no sense, can never fit, or is over its tag's limit.
     pub(crate) fn check_request(&self, request: Request) -> Result<()> {
-        let Request { size, alignment, tag, .. } = request;
-        if size == 0 || size > super::SIZE_MAX {
-            return Err(Error::InvalidSize { size, max: super::SIZE_MAX });
-        }
-        if !alignment.is_power_of_two() || alignment > super::ALIGNMENT_MAX {
-            return Err(Error::InvalidAlignment { alignment, max: super::ALIGNMENT_MAX });
-        }
-        if tag as usize >= TAGS {
-            return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
-        }
+        request.check()?;
+        let Request { size, tag, .. } = request;
         let state = self.pool.lock();
         let block = size.next_multiple_of(GRANULE);
-        if block > self.pool.limit(&state) {
+        if block > state.limit() {
             return Err(self.never_fits(&state, request, block));
         }
         if self.tag_is_limited(tag) { self.check_tag_limit(&state, request) } else { Ok(()) }
@@ -94,7 +86,7 @@ impl DeviceCache {
     /// Whether streams have got that far; with `wait`, once they have.
     pub(crate) fn have_passed(&self, stamps: &[Stamp], wait: bool) -> Result<bool> {
         let mut state = self.pool.lock();
-        if wait && self.pool.capturing(&state) {
+        if wait && state.capturing() {
             return Err(Error::Capturing { what: "waiting for streams" });
         }
         self.pool.have_passed_stamps(&mut state, stamps, wait)
@@ -103,7 +95,7 @@ impl DeviceCache {
     /// Lets later work of a stream wait for what another one has been given to do so far.
     pub(crate) fn order_streams(&self, later: StreamId, earlier: StreamId) -> Result<()> {
         let mut state = self.pool.lock();
-        if self.pool.capturing(&state) {
+        if state.capturing() {
             return Err(Error::Capturing { what: "ordering streams" });
         }
         self.pool.order_streams(&mut state, later, earlier)
@@ -111,29 +103,29 @@ impl DeviceCache {
 
     /// Whether a capture is under way.
     pub(crate) fn is_capturing(&self) -> bool {
-        self.pool.capturing(&self.pool.lock())
+        self.pool.lock().capturing()
     }
 
     /// Why an evictable block found no room.
     pub(crate) fn no_extent(&self, request: Request) -> Error {
         let mut state = self.pool.lock();
-        let lane = match self.pool.lane(&mut state, request.stream) {
+        let lane = match state.lane(request.stream) {
             Ok(lane) => lane,
             Err(error) => return error,
         };
-        let size = request.size.next_multiple_of(self.pool.unit(&state));
+        let size = request.size.next_multiple_of(state.unit());
         let kind = Kind::Range { size, alignment: GRANULE, persistent: false };
         self.no_room(&mut state, request, Want { lane, kind, may_grow: request.may_grow }, None)
     }
 
     /// A request succeeded after something had been evicted.
     pub(crate) fn count_evicted(&self) {
-        self.pool.count(&mut self.pool.lock(), Rung::Evict);
+        self.pool.lock().count(Rung::Evict);
     }
 
     /// Bytes of the smallest chunk.
     pub(crate) fn unit(&self) -> u64 {
-        self.pool.unit(&self.pool.lock())
+        self.pool.lock().unit()
     }
 
     /// Notes an event.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, 
 
 use super::counts::{Counts, Drift, TAGS, Tally, bump, tally};
 use super::gate::Gate;
-use crate::block::CLASS_SIZE_MAX;
+use crate::block::{CLASS_SIZE_MAX, set_bits};
 use crate::pool::{BlockId, Directory, Header, Key, LaneBits, LaneId, NO_BLOCK, Pool};
 use crate::telemetry::{SIZE_COUNTS, size_count_index};
 use crate::units::{DevicePtr, StreamId};
@@ -375,9 +375,9 @@ impl ThreadCache {
             }
         };
         if large_only {
-            for bit in bits(filled) {
-                let from = FIRST_LARGE + bit;
-                let to = if bit < LARGE_BUCKETS - 1 { from + 1 } else { self.buckets.len() };
+            for bit in set_bits([filled]) {
+                let from = FIRST_LARGE + bit as usize;
+                let to = if (bit as usize) < LARGE_BUCKETS - 1 { from + 1 } else { self.buckets.len() };
                 // A small size may have taken one over.
                 let large = |bucket: &&Bucket| Key::from_number(bucket.key.load(Relaxed)).is_large();
                 self.buckets[from..to].iter().filter(large).for_each(&mut empty);
@@ -386,9 +386,8 @@ impl ThreadCache {
         }
         self.refills.store(0, Relaxed);
         // Buckets without a key have never had a block.
-        for (word, claimed) in self.claimed.iter().enumerate() {
-            bits(claimed.load(Relaxed)).for_each(|bit| empty(&self.buckets[word * 64 + bit]));
-        }
+        let claimed = self.claimed.iter().map(|word| word.load(Relaxed));
+        set_bits(claimed).for_each(|bit| empty(&self.buckets[bit as usize]));
         bytes
     }
 
@@ -419,9 +418,9 @@ impl ThreadCache {
         self.stale.load(Relaxed)
     }
 
-    /// Every so many large frees: looks whether what is in use has changed so much that the program is in another phase, for which
-    /// the stacks hold the wrong sizes. Returns whether a round is over.
-    pub(crate) fn note_phase(&self, pool: &Pool) -> bool {
+    /// Ends a round of large frees, if it is over, and says whether it was. Every so many: looks whether what is in use has changed so much that
+    /// the program is in another phase, for which the stacks hold the wrong sizes.
+    pub(crate) fn end_round(&self, pool: &Pool) -> bool {
         if self.large_frees.load(Relaxed) > 0 {
             return false;
         }
@@ -572,12 +571,6 @@ impl ThreadCache {
         let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));
     }
-}
-
-/// The places of the bits that are set, from the lowest.
-fn bits(word: u64) -> impl Iterator<Item = usize> {
-    let rest = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
-    rest.take_while(|&word| word != 0).map(|word| word.trailing_zeros() as usize)
 }
 
 #[inline]

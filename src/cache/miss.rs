@@ -44,7 +44,7 @@ impl DeviceCache {
             pool.take_known(&mut state, want(Kind::Slot(ClassId::for_size(bytes))), Owner(lane))
         };
         let Ok(Some(block)) = taken else { return DevicePtr::NULL };
-        pool.count(&mut state, Rung::Own);
+        state.count(Rung::Own);
         let header = pool.directory.header(block);
         header.hand_out(size, tag);
         cache.count_alloc(size, key, tag);

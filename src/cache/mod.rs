@@ -2,6 +2,17 @@
 //!
 //! The hot path is [`DeviceCache::try_alloc`], as far as the magazine has a block, and [`DeviceCache::try_free`]: no lock, no atomic
 //! read-modify-write, no driver call. Everything else takes the pool's lock.
+//!
+//! | file | what |
+//! |---|---|
+//! | `threads` | which cache is the calling thread's |
+//! | `gate` | how others shut a thread out of its cache |
+//! | `magazine` | the cache: stacks of free blocks |
+//! | `counts`, `stats` | what threads count, and its sums |
+//! | `tags` | what a tag's blocks may be together |
+//! | `miss` | plain requests that the magazine has no block for |
+//! | `oom` | why a request found no room, as it is kept and told |
+//! | `private`, `extents`, `defrag` | the pool's files of these names, behind its lock |
 
 mod counts;
 mod defrag;
@@ -12,6 +23,7 @@ mod miss;
 mod oom;
 mod private;
 mod stats;
+mod tags;
 mod threads;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -22,7 +34,7 @@ use crate::block::{CLASS_SIZE_MAX, ClassId, block_granules};
 use crate::config::Config;
 use crate::debug::MemoryReport;
 use crate::driver::Driver;
-use crate::error::{DriverError, Error, OomExplanation, PlanError, Result};
+use crate::error::{Error, OomExplanation, PlanError, Result};
 use crate::plan::{PlanStats, Step};
 use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, Magazines, Pool, PoolState, Pressure, Want};
 use crate::sync::Mutex;
@@ -34,9 +46,6 @@ pub(crate) use extents::{NEVER, Stamp};
 use gate::Gate;
 use magazine::ThreadCache;
 use stats::Retired;
-
-/// What the pool says to a request.
-type Served = std::result::Result<Option<(BlockId, Rung)>, DriverError>;
 
 /// The most that can be asked for, in bytes: what a block's number of granules can say.
 pub(crate) const SIZE_MAX: u64 = (u32::MAX as u64) * GRANULE;
@@ -58,6 +67,24 @@ pub(crate) struct Request {
     pub(crate) dedicated: bool,
     /// Whether the tiers are asked for room where there is none: the first attempt then says no more than that.
     pub(crate) first_try: bool,
+}
+
+impl Request {
+    /// What no device could serve.
+    #[inline]
+    fn check(&self) -> Result<()> {
+        let Request { size, alignment, tag, .. } = *self;
+        if size == 0 || size > SIZE_MAX {
+            return Err(Error::InvalidSize { size, max: SIZE_MAX });
+        }
+        if !alignment.is_power_of_two() || alignment > ALIGNMENT_MAX {
+            return Err(Error::InvalidAlignment { alignment, max: ALIGNMENT_MAX });
+        }
+        if tag as usize >= TAGS {
+            return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
+        }
+        Ok(())
+    }
 }
 
 /// One device: its pool, and its threads' magazines.
@@ -89,7 +116,7 @@ impl DeviceCache {
         let pool = Pool::new(device, driver, config.clone())?;
         let magazine_bytes = (pool.capacity as f64 * config.magazine) as u64;
         let drift = (pool.capacity >> 7) as i64;
-        let watched = pool.is_watched(&pool.lock());
+        let watched = pool.lock().is_watched();
         Ok(Arc::new_cyclic(|this| DeviceCache {
             watched,
             number: NUMBER.fetch_add(1, Relaxed),
@@ -103,11 +130,6 @@ impl DeviceCache {
             retired: Mutex::new(Retired::default()),
             last_oom: Mutex::new(None),
         }))
-    }
-
-    #[inline]
-    fn tag_is_limited(&self, tag: u8) -> bool {
-        tag != 0 && self.limited_tags.load(Relaxed) >> (tag as u32 % 64) & 1 != 0
     }
 
     /// A block from the thread's magazine, or else from what its lane has free, for a request where nothing but size, stream and tag matters.
@@ -167,16 +189,8 @@ impl DeviceCache {
     /// Hands out a block.
     #[inline]
     pub(crate) fn alloc(&self, request: Request) -> Result<DevicePtr> {
-        let Request { size, alignment, tag, .. } = request;
-        if size == 0 || size > SIZE_MAX {
-            return Err(Error::InvalidSize { size, max: SIZE_MAX });
-        }
-        if !alignment.is_power_of_two() || alignment > ALIGNMENT_MAX {
-            return Err(Error::InvalidAlignment { alignment, max: ALIGNMENT_MAX });
-        }
-        if tag as usize >= TAGS {
-            return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
-        }
+        request.check()?;
+        let Request { size, alignment, .. } = request;
         // What follows is about the block, which may be longer than what is asked for.
         let size = size.saturating_add(self.pool.redzone());
         if request.dedicated {
@@ -203,20 +217,20 @@ impl DeviceCache {
         let cache = threads::current_or_new(self);
         let pool = &self.pool;
         let mut state = pool.lock();
-        if u64::from(granules) * GRANULE > pool.limit(&state) {
-            return Err(self.never_fits(&state, request, u64::from(granules) * GRANULE));
+        let block_size = u64::from(granules) * GRANULE;
+        if block_size > state.limit() {
+            return Err(self.never_fits(&state, request, block_size));
         }
         if self.tag_is_limited(tag) {
             self.check_tag_limit(&state, request)?;
         }
-        let block_size = u64::from(granules) * GRANULE;
         // Slots are aligned to the largest power of two that divides their class, and none is larger than the largest class.
         let is_slot = block_size <= CLASS_SIZE_MAX && alignment <= CLASS_SIZE_MAX && !dedicated;
-        let cached = cache.filter(|_| !pool.routing(&state));
+        let cached = cache.filter(|_| !state.private.routing());
         let lane = match cached.map(|cache| cache.lane(stream)) {
             Some(lane) if lane != LaneBits::NONE => lane.lane(),
             _ => {
-                let lane = pool.lane(&mut state, stream)?;
+                let lane = state.lane(stream)?;
                 if let Some(cache) = cached {
                     cache.remember_lane(stream, lane);
                 }
@@ -244,8 +258,9 @@ impl DeviceCache {
                     pool.gather_idle(&mut state, want, self);
                 }
                 let mut served = pool.alloc(&mut state, want, self);
-                if !matches!(served, Ok(Some(_))) {
-                    served = self.alloc_held(&mut state, want, served);
+                // Once more with what quarantine holds, if it holds any.
+                if !matches!(served, Ok(Some(_))) && pool.release_held(&mut state, Some(0)) > 0 {
+                    served = pool.alloc(&mut state, want, self);
                 }
                 let (block, rung) = match served {
                     Ok(Some(found)) => found,
@@ -256,7 +271,7 @@ impl DeviceCache {
                     Ok(None) => return Err(self.no_room(&mut state, request, want, None)),
                     Err(error) => return Err(self.no_room(&mut state, request, want, Some(error))),
                 };
-                pool.count(&mut state, rung);
+                state.count(rung);
                 pool.directory.header(block).hand_out(size, tag);
                 if dedicated {
                     pool.directory.header(block).mark_dedicated();
@@ -266,17 +281,14 @@ impl DeviceCache {
                 }
                 // Not always that of the request: what is short is served from where there is room.
                 let key = pool.directory.header(block).key();
-                match cache {
-                    Some(cache) => cache.count_alloc(size, key, tag),
-                    None => self.retired.lock().count_alloc(size, key, tag, pool),
-                }
+                self.count_alloc(cache, size, key, tag);
                 if let (Some(cache), Kind::Slot(class)) = (cached, kind) {
                     self.refill(&mut state, cache, lane, class);
                 }
                 pool.directory.header(block).ptr()
             }
         };
-        if pool.is_watched(&state)
+        if state.is_watched()
             && let Some((block, _)) = pool.directory.find(ptr)
         {
             pool.watch_alloc(&mut state, block);
@@ -287,15 +299,9 @@ impl DeviceCache {
         self.check_invariants(&state);
         // Before anyone else can have the block, so that events are in order.
         if pool.ring.is_on() {
-            pool.ring.push(Event::new(EventKind::Alloc, ptr, size).on(stream, pool.private_of(&state, lane)).tag(tag));
+            pool.ring.push(Event::new(EventKind::Alloc, ptr, size).on(stream, state.private_of(lane)).tag(tag));
         }
         Ok(ptr)
-    }
-
-    /// A request found no room: once more with what quarantine holds, if it holds any.
-    #[cold]
-    fn alloc_held(&self, state: &mut PoolState, want: Want, refused: Served) -> Served {
-        if self.pool.release_held(state, Some(0)) > 0 { self.pool.alloc(state, want, self) } else { refused }
     }
 
     /// Takes a block back under the pool's lock.
@@ -312,19 +318,19 @@ impl DeviceCache {
             let (lane, deferred) = (header.lane(), header.is_recorded() || pool.would_hold(&state, block));
             let kind = if deferred { EventKind::FreeDeferred } else { EventKind::Free };
             let event = Event::new(kind, header.ptr(), requested).tag(tag);
-            pool.ring.push(event.on(pool.lane_stream(&state, lane), pool.private_of(&state, lane)));
+            pool.ring.push(state.on_lane(event, lane));
         }
         if let Some(cache) = cache {
             cache.fold_drifted(pool);
         }
         let planned = pool.plans_for(key.bytes());
         let alone = header.is_recorded() || header.is_dedicated() || header.is_lent() || planned;
-        let alone = alone || pool.is_watched(&state);
-        let keeps = cache.filter(|cache| !alone && !pool.routing(&state) && cache.has_room(key.bytes()));
+        let alone = alone || state.is_watched();
+        let keeps = cache.filter(|cache| !alone && !state.private.routing() && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
             let tight = pool.pressure(&state, cache.active_bytes()) != Pressure::Low;
             cache.set_tight(tight);
-            if cache.note_phase(pool) && tight {
+            if cache.end_round(pool) && tight {
                 // The next request that misses would take them back, and bear it for all of them.
                 cache.drain(true, &pool.directory, |cached| pool.put_back(&mut state, cached));
             }
@@ -332,10 +338,7 @@ impl DeviceCache {
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
             let active = if pool.free(&mut state, block) { key.bytes() } else { 0 };
-            match cache {
-                Some(cache) => cache.count_free(requested, key, active, tag),
-                None => self.retired.lock().count_free(requested, key, active, tag, pool),
-            }
+            self.count_free(cache, requested, key, active, tag);
         }
         self.check_invariants(&state);
         Ok(())
@@ -343,7 +346,7 @@ impl DeviceCache {
 
     /// A request succeeded after observers had freed something.
     pub(crate) fn count_observed(&self) {
-        self.pool.count(&mut self.pool.lock(), Rung::Observer);
+        self.pool.lock().count(Rung::Observer);
     }
 
     /// Notes that work on `stream` uses the live block.
@@ -396,7 +399,7 @@ impl DeviceCache {
 
     /// What the memory held may be: no more than the device has.
     pub(crate) fn limit(&self) -> u64 {
-        self.pool.limit(&self.pool.lock()).min(self.pool.capacity)
+        self.pool.lock().limit().min(self.pool.capacity)
     }
 
     /// Bounds the memory held.
@@ -410,32 +413,9 @@ impl DeviceCache {
         }
     }
 
-    /// Bounds the live bytes of a tag, or no longer.
-    pub(crate) fn set_tag_limit(&self, tag: u8, limit: Option<u64>) -> Result<()> {
-        if tag == 0 || tag as usize >= TAGS {
-            return Err(Error::InvalidTag { tag, max: TAGS as u8 - 1 });
-        }
-        let _state = self.pool.lock();
-        let caches = self.threads.lock().clone();
-        // While no thread is on the hot path, which looks at the bits but does not count what is in use.
-        self.with_closed(&caches, |_| {
-            let in_use = self.tag_bytes(tag);
-            if let Some(limit) = limit.filter(|&limit| in_use > limit) {
-                return Err(Error::LimitBelowUse { limit, in_use });
-            }
-            self.tag_limits.lock()[tag as usize] = limit.unwrap_or(u64::MAX);
-            let bit = 1 << tag;
-            match limit {
-                Some(_) => self.limited_tags.fetch_or(bit, Relaxed),
-                None => self.limited_tags.fetch_and(!bit, Relaxed),
-            };
-            Ok(())
-        })
-    }
-
     /// Whether every call has to take the lock.
     fn goes_slow(&self, state: &PoolState) -> bool {
-        self.pool.ring.is_on() || self.pool.routing(state) || self.pool.is_watched(state)
+        self.pool.ring.is_on() || state.private.routing() || state.is_watched()
     }
 
     /// Shuts out the threads of these caches while `work` runs. Under the pool's lock.
@@ -445,6 +425,17 @@ impl DeviceCache {
         let result = work(caches);
         caches.iter().for_each(|cache| cache.gate.open());
         result
+    }
+
+    /// Runs `work` with no block in any magazine, and no thread on the hot path.
+    fn with_all_drained<T>(&self, state: &mut PoolState, work: impl FnOnce(&mut PoolState) -> T) -> T {
+        let threads = self.threads.lock();
+        self.with_closed(&threads, |threads| {
+            for cache in threads {
+                cache.drain(false, &self.pool.directory, |block| self.pool.put_back(state, block));
+            }
+            work(state)
+        })
     }
 
     /// A thread has a new cache. Called without the pool's lock.
@@ -542,7 +533,8 @@ impl Magazines for DeviceCache {
         self.threads.lock().iter().map(|cache| cache.held()).sum()
     }
 
-    fn drain(&self, pool: &Pool, state: &mut PoolState, what: Drain) -> u64 {
+    fn drain(&self, state: &mut PoolState, what: Drain) -> u64 {
+        let pool = &self.pool;
         let large_only = what != Drain::All;
         let own = threads::current(self.number);
         let mut bytes = 0;

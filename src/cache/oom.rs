@@ -1,13 +1,13 @@
 //! Requests that find no room: the error, and what is kept of it for those who ask later.
 
 use super::{DeviceCache, Request};
-use crate::error::{DriverError, Error, OomCause, OomExplanation, OomRequest, OomTiers, Result};
+use crate::error::{DriverError, Error, OomCause, OomExplanation, OomRequest, OomTiers};
 use crate::pool::{Asked, Magazines, PoolState, Want};
 use crate::telemetry::{Event, EventKind};
 use crate::units::DevicePtr;
 
 impl DeviceCache {
-    fn asked(&self, request: Request) -> Asked {
+    pub(super) fn asked(&self, request: Request) -> Asked {
         let Request { size, alignment, stream, tag, persistent, may_grow, dedicated, .. } = request;
         let request = OomRequest { size, alignment, stream, pool: None, tag, may_grow, persistent, dedicated };
         Asked { request, live: self.live_bytes(), magazines: self.held() }
@@ -16,7 +16,7 @@ impl DeviceCache {
     /// Said before anything is moved or taken from the device for it.
     #[cold]
     pub(super) fn never_fits(&self, state: &PoolState, request: Request, block: u64) -> Error {
-        let (limit, capacity) = (self.pool.limit(state), self.pool.capacity);
+        let (limit, capacity) = (state.limit(), self.pool.capacity);
         let cause = if block > capacity { OomCause::LargerThanDevice } else { OomCause::LargerThanLimit };
         self.keep(self.pool.explain_refusal(state, self.asked(request), cause, block));
         Error::NeverFits { size: request.size, capacity, limit: (limit < capacity).then_some(limit) }
@@ -44,17 +44,6 @@ impl DeviceCache {
         error
     }
 
-    /// Under the pool's lock, so that two requests of one tag cannot both get its last bytes.
-    pub(super) fn check_tag_limit(&self, state: &PoolState, request: Request) -> Result<()> {
-        let Request { size, tag, .. } = request;
-        let (in_use, limit) = (self.tag_bytes(tag), self.tag_limits.lock()[tag as usize]);
-        if in_use.saturating_add(size) > limit {
-            self.keep(self.pool.explain_tag_limit(state, self.asked(request), in_use, limit));
-            return Err(Error::OverLimit { size, tag, in_use, limit });
-        }
-        Ok(())
-    }
-
     /// Puts what the tiers did into the explanation of a shortage, and into what is kept of it.
     pub(crate) fn tell_tiers(&self, error: &mut Error, tiers: &OomTiers) {
         if let Error::OutOfMemory(shortage) = error {
@@ -65,7 +54,7 @@ impl DeviceCache {
         }
     }
 
-    fn keep(&self, explanation: OomExplanation) {
+    pub(super) fn keep(&self, explanation: OomExplanation) {
         *self.last_oom.lock() = Some(Box::new(explanation));
     }
 

@@ -2,7 +2,7 @@
 
 use super::{DeviceCache, threads};
 use crate::error::{Error, Result};
-use crate::pool::{Checkpoint, Moved, PoolState, StreamFilter};
+use crate::pool::{Checkpoint, Moved, StreamFilter};
 use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{PoolId, StreamId};
 
@@ -12,7 +12,7 @@ impl DeviceCache {
         // Dropped after the lock, if it is refused: its drop is user code.
         let _refused = filter.clone();
         let mut state = self.pool.lock();
-        self.pool.begin_private(&mut state, id, filter, capture)?;
+        state.private.begin(id, filter, capture)?;
         let threads = self.threads.lock();
         threads.iter().for_each(|cache| cache.gate.set_slow(true));
         // Whoever is inside a gate now still routes as before.
@@ -23,36 +23,35 @@ impl DeviceCache {
     pub(crate) fn end_private(&self, id: PoolId) -> Result<()> {
         let _ended;
         let mut state = self.pool.lock();
-        _ended = self.pool.end_private(&mut state, id)?;
+        _ended = state.private.end(id)?;
         let slow = self.goes_slow(&state);
         self.threads.lock().iter().for_each(|cache| cache.gate.set_slow(slow));
         Ok(())
     }
 
     pub(crate) fn retain_private(&self, id: PoolId) {
-        self.pool.retain_private(&mut self.pool.lock(), id);
+        self.pool.lock().private.retain(id);
     }
 
     pub(crate) fn release_private(&self, id: PoolId) -> Result<()> {
-        let mut state = self.pool.lock();
-        self.pool.release_private(&mut state, id)
+        self.pool.lock().release_private(id)
     }
 
     pub(crate) fn private_users(&self, id: PoolId) -> usize {
-        self.pool.private_users(&self.pool.lock(), id)
+        self.pool.lock().private.users(id)
     }
 
     /// Where requests of a stream go now.
     pub(crate) fn private_of(&self, stream: StreamId) -> Option<PoolId> {
-        self.pool.private_route(&self.pool.lock(), stream)
+        self.pool.lock().private.route(stream)
     }
 
     pub(crate) fn set_lending(&self, id: PoolId, lends: bool) -> Result<()> {
-        self.pool.set_lending(&mut self.pool.lock(), id, lends)
+        self.pool.lock().private.set_lending(id, lends)
     }
 
     pub(crate) fn mark_capture(&self, begins: bool) -> Result<()> {
-        self.pool.mark_capture(&mut self.pool.lock(), begins)
+        self.pool.lock().private.mark_capture(begins)
     }
 
     pub(crate) fn empty_private(&self, id: PoolId) -> Result<u64> {
@@ -60,17 +59,6 @@ impl DeviceCache {
         let bytes = self.pool.empty_private(&mut state, self, id)?;
         self.check_invariants(&state);
         Ok(bytes)
-    }
-
-    /// Runs `work` with no block in any magazine, and no thread on the hot path.
-    pub(super) fn with_all_drained<T>(&self, state: &mut PoolState, work: impl FnOnce(&mut PoolState) -> T) -> T {
-        let threads = self.threads.lock();
-        self.with_closed(&threads, |threads| {
-            for cache in threads {
-                cache.drain(false, &self.pool.directory, |block| self.pool.put_back(state, block));
-            }
-            work(state)
-        })
     }
 
     pub(crate) fn checkpoint(&self, id: PoolId) -> Result<Checkpoint> {
@@ -88,24 +76,18 @@ impl DeviceCache {
         let mut state = pool.lock();
         let (before, after) = self.with_all_drained(&mut state, |state| pool.restore(state, to))?;
         for &Moved { ptr, key, requested, tag, .. } in before.iter().filter(|moved| !moved.stays) {
-            match cache {
-                Some(cache) => cache.count_free(requested, key, key.bytes(), tag),
-                None => self.retired.lock().count_free(requested, key, key.bytes(), tag, pool),
-            }
+            self.count_free(cache, requested, key, key.bytes(), tag);
             let event = Event::new(EventKind::Free, ptr, requested).tag(tag);
-            pool.ring.push(event.on(pool.lane_stream(&state, key.lane()), Some(to.pool)));
+            pool.ring.push(state.on_lane(event, key.lane()));
         }
         for &Moved { ptr, key, .. } in &after {
             pool.forget_contents(&mut state, ptr.0, key.bytes());
         }
         for &Moved { ptr, key, requested, tag, .. } in after.iter().filter(|moved| !moved.stays) {
-            pool.count(&mut state, Rung::Own);
-            match cache {
-                Some(cache) => cache.count_alloc(requested, key, tag),
-                None => self.retired.lock().count_alloc(requested, key, tag, pool),
-            }
+            state.count(Rung::Own);
+            self.count_alloc(cache, requested, key, tag);
             let event = Event::new(EventKind::Alloc, ptr, requested).tag(tag);
-            pool.ring.push(event.on(pool.lane_stream(&state, key.lane()), Some(to.pool)));
+            pool.ring.push(state.on_lane(event, key.lane()));
         }
         if let Some(cache) = cache {
             cache.fold_drifted(pool);

@@ -1,7 +1,7 @@
 //! Statistics: the pool's numbers, the threads' counts, and those of threads that have ended.
 
-use super::DeviceCache;
 use super::counts::{Counts, TAGS};
+use super::{DeviceCache, ThreadCache};
 use crate::pool::{Key, Pool};
 use crate::telemetry::{Rung, SIZE_COUNTS, SizeCount, Stats, size_count_index};
 use crate::units::GRANULE;
@@ -55,6 +55,22 @@ fn gauge(sum: i64, peak: i64, threads: impl Iterator<Item = (i64, i64)> + Clone)
 }
 
 impl DeviceCache {
+    /// A block from the pool was handed out, by a thread that has a cache or, where it is ending, has none.
+    pub(super) fn count_alloc(&self, cache: Option<&ThreadCache>, requested: u64, key: Key, tag: u8) {
+        match cache {
+            Some(cache) => cache.count_alloc(requested, key, tag),
+            None => self.retired.lock().count_alloc(requested, key, tag, &self.pool),
+        }
+    }
+
+    /// A block was freed past the magazines, as above; `active` bytes of it are no longer in use.
+    pub(super) fn count_free(&self, cache: Option<&ThreadCache>, requested: u64, key: Key, active: u64, tag: u8) {
+        match cache {
+            Some(cache) => cache.count_free(requested, key, active, tag),
+            None => self.retired.lock().count_free(requested, key, active, tag, &self.pool),
+        }
+    }
+
     fn counts(&self) -> Vec<Counts> {
         self.threads.lock().iter().map(|cache| cache.counts()).collect()
     }
@@ -75,7 +91,7 @@ impl DeviceCache {
         stats.cached = stats.reserved.current.saturating_sub(stats.active.current);
         stats.magazines = self.threads.lock().iter().map(|cache| cache.held()).sum();
         stats.metadata += size_of_val(self) as u64;
-        stats.metadata += threads.len() as u64 * size_of::<super::ThreadCache>() as u64;
+        stats.metadata += threads.len() as u64 * size_of::<ThreadCache>() as u64;
         stats.allocated = total.sizes.iter().map(|size| size.allocated).sum();
         stats.frees = total.sizes.iter().map(|size| size.frees).sum();
         stats.allocs = total.sizes.iter().map(|size| size.allocs).sum();
@@ -106,7 +122,7 @@ impl DeviceCache {
             self.pool.live.reset(self.pool.live.sum());
             self.pool.active.reset(self.pool.active.sum());
         });
-        self.pool.reset_peaks(&mut state);
+        state.reset_peak();
     }
 
     /// Checks the conservation equations between counts.

@@ -8,7 +8,7 @@ use super::key::Key;
 use super::lanes::LaneId;
 use super::{BlockId, Pool, PoolState, SMALL};
 use crate::block::{ClassId, NodeId, Owner};
-use crate::driver::DriverError;
+use crate::driver::DriverResult;
 use crate::error::{Error, Result};
 use crate::units::{DevicePtr, PAGE, PoolId, StreamId};
 
@@ -195,7 +195,7 @@ impl Pool {
         saved: &Saved,
         free: &mut FreeByAddr,
         slabs: &mut SlabsByPage,
-    ) -> std::result::Result<Option<BlockId>, DriverError> {
+    ) -> DriverResult<Option<BlockId>> {
         let Some(lane) = state.lanes.existing(saved.stream, pool) else { return Ok(None) };
         let Some((page, class)) = saved.slab else {
             let Some((zone, node)) = take_range(state, free, saved.ptr.0, saved.size) else { return Ok(None) };

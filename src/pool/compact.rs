@@ -11,9 +11,9 @@ use super::directory::{life, node_id, slot_id};
 use super::lanes::LaneId;
 use super::mesh::Bounds;
 use super::{BlockId, DEDICATED, Pool, PoolState, SMALL};
-use crate::block::{Node, NodeId, Owner, State};
-use crate::driver::{CopyOp, Driver};
-use crate::error::{DriverError, Error, Result};
+use crate::block::{Node, NodeId, Owner, State, set_bits};
+use crate::driver::{CopyOp, Driver, DriverResult};
+use crate::error::{Error, Result};
 use crate::telemetry::{Event, EventKind};
 use crate::units::{DevicePtr, PAGE, StreamId};
 
@@ -139,7 +139,7 @@ impl Pool {
         free: &mut HashMap<LaneId, FreeByAddr>,
         block: MovableBlock,
         addr: u64,
-    ) -> std::result::Result<Option<BlockId>, DriverError> {
+    ) -> DriverResult<Option<BlockId>> {
         for owner in [block.lane, Owner::SHARED.0] {
             let nodes = match free.remove(&owner) {
                 Some(nodes) => nodes,
@@ -168,7 +168,7 @@ impl Pool {
             let header = self.directory.header(id);
             let plain =
                 header.life() == life::LIVE && !header.is_recorded() && !header.is_dedicated() && !header.is_lent();
-            let private = state.lanes.get(header.lane()).private.is_some();
+            let private = state.lanes.is_private(header.lane());
             wanted.get(&header.ptr().0).copied().filter(|_| plain && !private)
         };
         let mut add = |view: &mut CompactView, id: BlockId, zone: usize, slot: bool| match may_move(id) {
@@ -187,7 +187,7 @@ impl Pool {
             for head in arena.heads() {
                 for id in arena.from(head) {
                     let Node { addr, size, owner, state: node_state, .. } = *arena.node(id);
-                    let private = owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
+                    let private = state.lanes.is_private(owner.0);
                     match (node_state, slabs.get(&id).filter(|_| zone == SMALL)) {
                         (State::Used, None) => add(&mut view, node_id(zone, id), zone, false),
                         (State::Used, Some(&number)) if !state.slabs.is_own(number) => {
@@ -196,8 +196,7 @@ impl Pool {
                         (State::Used, Some(&number)) => {
                             let slab = state.slabs.slab(number);
                             let (taken, owned) = (slab.taken(), slab.owned());
-                            let is_taken = |slot: u32| taken[slot as usize / 64] >> (slot % 64) & 1 != 0;
-                            for slot in (0..slab.class.slots()).filter(|&slot| is_taken(slot)) {
+                            for slot in set_bits(taken.iter().copied()) {
                                 add(&mut view, slot_id(number, slot), zone, true);
                             }
                             let free = owned.iter().zip(&taken).map(|(owned, taken)| owned & !taken).collect();

@@ -51,7 +51,8 @@ impl Pool {
         let donors = ranges.flat_map(move |(zone, id)| {
             let node = state.zones[zone].node(id);
             let fronts = state.space.fronts(node.addr, node.end());
-            let apart = fronts.filter(move |&(addr, _, size)| addr + size <= growth.start || growth.end <= addr);
+            let apart =
+                fronts.filter(move |&(addr, _, size)| addr + size <= growth.keep_from || growth.keep_to <= addr);
             let stamp = if node.owner == Owner(lane) { node.stamp } else { others };
             apart.map(move |(addr, chunk, size)| Donor { chunk, size, stamp, from: Some((zone, id, addr)) })
         });
@@ -64,7 +65,7 @@ impl Pool {
         let is_other = |&owner: &Owner| owner != Owner::SHARED && owner != Owner(lane);
         state.zones.iter().take(DEDICATED).any(|arena| {
             let mut others = arena.owners().filter(is_other);
-            others.any(|owner| state.lanes.get(owner.0).private.is_none() && arena.free_bytes(owner) >= unit)
+            others.any(|owner| !state.lanes.is_private(owner.0) && arena.free_bytes(owner) >= unit)
         })
     }
 }
@@ -94,7 +95,7 @@ impl Ranges<'_> {
     fn new<'a>(state: &'a PoolState, lane: LaneId, whose: Whose, neat: bool) -> Ranges<'a> {
         let usable = |owner: Owner| {
             let own = owner == Owner::SHARED || owner == Owner(lane);
-            (own || whose != Whose::Own) && (owner == Owner::SHARED || state.lanes.get(owner.0).private.is_none())
+            (own || whose != Whose::Own) && !state.lanes.is_private(owner.0)
         };
         let arenas = state.zones.iter().enumerate().take(DEDICATED);
         let lists = arenas.flat_map(|(zone, arena)| arena.owners().map(move |owner| (zone, owner)));

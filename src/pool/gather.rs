@@ -6,9 +6,10 @@
 
 use super::donors::Donor;
 use super::grow::Picked;
-use super::ladder::{Climb, Drain, Kind, Magazines, Want};
+use super::ladder::{Drain, Kind, Magazines, Want};
 use super::{LARGE, Pool, PoolState};
 use crate::block::{NodeId, Owner};
+use crate::driver::DriverResult;
 use crate::units::GRANULE;
 
 /// Nearly all of the limit is held when less than this part of it is left: 1/32. Before, more memory costs less than gathering.
@@ -27,16 +28,16 @@ impl Pool {
             return;
         }
         // What others have freed belongs to it.
-        magazines.drain(self, state, Drain::Large);
+        magazines.drain(state, Drain::Large);
         if self.gather(state, want).is_err() {
             state.failures += 1;
         }
         state.gathered = (want.lane, state.ghosts.last());
     }
 
-    fn gather(&self, state: &mut PoolState, want: Want) -> Climb<()> {
+    fn gather(&self, state: &mut PoolState, want: Want) -> DriverResult<()> {
         let home = Owner(want.lane);
-        if state.lanes.get(want.lane).private.is_some() {
+        if state.lanes.is_private(want.lane) {
             return Ok(());
         }
         // A chunk may lie across two ranges.
@@ -48,7 +49,7 @@ impl Pool {
             return Ok(());
         }
         // The addresses of ghosts, too, come together.
-        self.lay_ghosts(state)?;
+        self.retire_passed_ghosts(state)?;
         let (arena, unit) = (&state.zones[LARGE], state.space.unit());
         let mut picked = Picked::default();
         for (_, _, id) in ranges {
@@ -59,7 +60,7 @@ impl Pool {
             }
         }
         if let Some(place) = arena.plan_roomy_growth(home, picked.bytes, GRANULE, unit, picked.bytes, |_| false) {
-            self.lay(state, want.lane, LARGE, place, picked)?;
+            self.map_picked(state, want.lane, LARGE, place, picked)?;
         }
         Ok(())
     }

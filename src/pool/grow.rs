@@ -3,11 +3,11 @@
 use std::ops::ControlFlow;
 
 use super::donors::{Donor, Whose};
-use super::ladder::{Climb, Drain, Kind, Magazines, Want};
+use super::ladder::{Drain, Kind, Magazines, Want};
 use super::lanes::LaneId;
 use super::{BlockId, LARGE, Pool, PoolState, SMALL};
 use crate::block::{Arena, Growth, NodeId, Owner};
-use crate::driver::Driver;
+use crate::driver::{Driver, DriverResult};
 use crate::telemetry::{EventKind, Rung};
 use crate::units::{PAGE, align_up};
 use crate::vm::ChunkId;
@@ -88,7 +88,7 @@ impl Pool {
         want: Want,
         magazines: &dyn Magazines,
         terms: Terms,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         if !self.driver.properties().vmm || matches!(want.kind, Kind::Dedicated { .. }) {
             return self.grow_plain(state, want, magazines, terms.last);
         }
@@ -96,7 +96,12 @@ impl Pool {
     }
 
     /// [`Pool::grow`] with virtual memory management.
-    pub(super) fn grow_from(&self, state: &mut PoolState, want: Want, terms: Terms) -> Climb<Option<(BlockId, Rung)>> {
+    pub(super) fn grow_from(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        terms: Terms,
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         let grown = self.grow_in(state, want, terms, 0)?;
         if grown.is_some() || !terms.last {
             return Ok(grown);
@@ -107,11 +112,17 @@ impl Pool {
     }
 
     /// [`Pool::grow`] in a hole of at least so many bytes.
-    fn grow_in(&self, state: &mut PoolState, want: Want, terms: Terms, roomy: u64) -> Climb<Option<(BlockId, Rung)>> {
+    fn grow_in(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        terms: Terms,
+        roomy: u64,
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
-        let private = state.lanes.get(want.lane).private.is_some();
-        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+        let private = state.lanes.is_private(want.lane);
+        let usable = state.lanes.usable(want.lane);
         let unit = state.space.unit();
         let mut whose = if terms.waited { Whose::Waited } else { Whose::Own };
         let mut is_best = false;
@@ -122,7 +133,9 @@ impl Pool {
                 match state.space.reserve_segment(self.segment_size(zone, want.lane, private), least) {
                     Ok((addr, size)) => _ = state.zones[zone].add_segment(addr, size, home),
                     // Address space, too, can be had from pools that are no more, and from where memory has moved away.
-                    Err(error) if error.is_out_of_memory() && (self.bury(state) || self.lay_ghosts(state)?) => {}
+                    Err(error)
+                        if error.is_out_of_memory()
+                            && (self.recycle_dissolved(state) || self.retire_passed_ghosts(state)?) => {}
                     Err(error) if error.is_out_of_memory() => {
                         if roomy == 0 {
                             state.refusal = Some(error);
@@ -172,7 +185,7 @@ impl Pool {
         growth: Growth,
         addr: u64,
         stays: bool,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         let mut picked = Picked { stays, ..Picked::default() };
         let found = self.pick(state, want, growth, Whose::Passed, &mut picked);
         self.grow_with(state, want, growth, (picked, found), Some(addr), Terms::FIRST)
@@ -188,11 +201,9 @@ impl Pool {
         (mut picked, mut found): (Picked, bool),
         place: Option<u64>,
         terms: Terms,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
-        let home = Owner(want.lane);
-        let private = state.lanes.get(want.lane).private.is_some();
-        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+        let usable = state.lanes.usable(want.lane);
         let missing = growth.bytes.saturating_sub(picked.bytes);
         if !found && terms.create && (terms.last || !self.over_threshold(state, missing)) {
             found = self.create_chunks(state, want, growth, &mut picked)?;
@@ -202,7 +213,7 @@ impl Pool {
         }
         let rung = if missing > 0 { Rung::NewChunk } else { Rung::Stitch };
         let growth = growth.widened(picked.bytes);
-        let Some(node) = self.lay(state, want.lane, zone, growth, picked)? else { return Ok(None) };
+        let Some(node) = self.map_picked(state, want.lane, zone, growth, picked)? else { return Ok(None) };
         let node = match place {
             Some(addr) => state.zones[zone].claim(node, addr, size, usable),
             None => Some(state.zones[zone].take_from(node, size, alignment)),
@@ -213,20 +224,20 @@ impl Pool {
 
     /// Maps what has been picked for a growth, free for the lane with what it may use beside it. `None` where the driver has no room for more
     /// mappings.
-    pub(super) fn lay(
+    pub(super) fn map_picked(
         &self,
         state: &mut PoolState,
         lane: LaneId,
         zone: usize,
         growth: Growth,
         picked: Picked,
-    ) -> Climb<Option<NodeId>> {
+    ) -> DriverResult<Option<NodeId>> {
         let home = Owner(lane);
-        let private = state.lanes.get(lane).private.is_some();
-        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+        let private = state.lanes.is_private(lane);
+        let usable = state.lanes.usable(lane);
         if let Err(error) = state.space.map(growth.at, &picked.chunks) {
             // There is a limit to mappings too. What was created stays in the reserve.
-            let again = if error.is_out_of_memory() && self.lay_ghosts(state)? {
+            let again = if error.is_out_of_memory() && self.retire_passed_ghosts(state)? {
                 state.space.map(growth.at, &picked.chunks)
             } else {
                 Err(error)
@@ -315,8 +326,7 @@ impl Pool {
             let size = if is_roomy { self.small_chunk(state).min(largest) } else { unit };
             return (size, size);
         }
-        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
-        state.needed = state.needed.max(used + size);
+        state.needed = state.needed.max(state.used_bytes() + size);
         let regrowth = state.emptied.min(REGROWTH_MAX);
         if !is_roomy && held as f64 <= limit - SPARE {
             return (whole(largest << regrowth), unit);
@@ -347,8 +357,14 @@ impl Pool {
         state.space.unit().max(1 << part.max(1).ilog2())
     }
 
-    /// Creates chunks of `missing` bytes together, or as much as the limit and the device allow. Returns whether that is all.
-    fn create_chunks(&self, state: &mut PoolState, want: Want, growth: Growth, picked: &mut Picked) -> Climb<bool> {
+    /// Creates chunks for what a growth still lacks, as far as the limit and the device allow. Returns whether that is all of it.
+    fn create_chunks(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        growth: Growth,
+        picked: &mut Picked,
+    ) -> DriverResult<bool> {
         let unit = state.space.unit();
         let (zone, size, _) = want.range();
         let mut missing = growth.bytes - picked.bytes;
@@ -397,21 +413,22 @@ impl Pool {
         self.capacity.saturating_mul(multiple)
     }
 
-    /// The same for what lies in memory of its own, and for all without virtual memory management: a segment of plain memory, with `trim` after freeing those that are not in use.
+    /// [`Pool::grow`] of what lies in memory of its own, and of all without virtual memory management: a segment of plain memory, with `trim`
+    /// after those that are not in use were freed.
     fn grow_plain(
         &self,
         state: &mut PoolState,
         want: Want,
         magazines: &dyn Magazines,
         trim: bool,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         let (zone, size, alignment) = want.range();
         let home = Owner(want.lane);
         let least = if alignment > 512 { size.saturating_add(alignment) } else { size };
         let shared = !matches!(want.kind, Kind::Dedicated { .. });
         let wanted = if shared { least.max(self.plain_least()) } else { least };
         if trim
-            && magazines.drain(self, state, Drain::All) > 0
+            && magazines.drain(state, Drain::All) > 0
             && let Some(block) = self.search(state, want)?
         {
             return Ok(Some((block, Rung::Merge)));
@@ -445,7 +462,7 @@ impl Pool {
         (self.capacity >> 6).min(64 << 20)
     }
 
-    fn plain_segment(&self, state: &mut PoolState, bytes: u64) -> Climb<Option<u64>> {
+    fn plain_segment(&self, state: &mut PoolState, bytes: u64) -> DriverResult<Option<u64>> {
         if state.space.physical_bytes().saturating_add(bytes) > state.limit {
             return Ok(None);
         }
@@ -465,7 +482,7 @@ impl Pool {
 
 impl PoolState {
     /// A new chunk; `None` where the device has no room for it, which is noted.
-    pub(super) fn create_chunk(&mut self, size: u64) -> Climb<Option<ChunkId>> {
+    pub(super) fn create_chunk(&mut self, size: u64) -> DriverResult<Option<ChunkId>> {
         let created = self.space.create(size);
         let held = self.space.physical_bytes();
         match created {

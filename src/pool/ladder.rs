@@ -1,5 +1,20 @@
 //! The reuse ladder: how a request is served that no magazine had a block for. Cheapest rung first, and after each the
 //! search is repeated, so that nothing is waited for, moved or taken from the device that is not needed.
+//!
+//! | step | what | if |
+//! |---|---|---|
+//! | [`Pool::take`] | what the lane has free, then what anyone may use | |
+//! | [`Pool::retire_empty_own`] | pages of empty slabs | a page is wanted |
+//! | [`Pool::advance_pending`] | blocks whose recorded streams have passed | no capture |
+//! | [`Pool::stream_wait`] | other streams' memory, waited for on the device | `cross_stream_wait:true` |
+//! | [`Magazines::drain`] | the thread's large blocks, everyone's; for a page all blocks | |
+//! | [`Pool::stream_wait`] | as above | much lies idle elsewhere, `scarce` |
+//! | [`Pool::grow`] | free chunks mapped here, then new ones | the request may grow, as all below |
+//! | [`Pool::advance`], [`Pool::absorb`] | what streams have passed; neighbours that anyone may use | |
+//! | [`Magazines::drain`], [`Pool::grow`] | everything in magazines, chunks up to the limit | |
+//! | [`Pool::stream_wait`] | as above | `scarce` |
+//! | [`Pool::settle`], [`Pool::grow`] | all streams, waited for on the host | no capture |
+//! | [`Pool::take_large`], [`Pool::borrow`] | a small block among large ones; what a private pool lends | |
 
 use super::directory::BlockId;
 use super::grow::Terms;
@@ -7,7 +22,7 @@ use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
 use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner};
 use crate::config::StreamWait;
-use crate::driver::{Driver, DriverError};
+use crate::driver::{Driver, DriverResult};
 use crate::telemetry::{Event, EventKind, Rung};
 use crate::units::{GRANULE, PAGE};
 
@@ -62,14 +77,11 @@ pub(crate) enum Drain {
 /// The blocks in threads' magazines, as the pool sees them.
 pub(crate) trait Magazines {
     /// Takes blocks back into the pool. Returns how many bytes.
-    fn drain(&self, pool: &Pool, state: &mut PoolState, what: Drain) -> u64;
+    fn drain(&self, state: &mut PoolState, what: Drain) -> u64;
 
     /// How many bytes they are, about.
     fn held(&self) -> u64;
 }
-
-/// Why a rung failed for good: nothing above it will do better.
-pub(super) type Climb<T> = std::result::Result<T, DriverError>;
 
 /// Free ranges of so many of the smallest chunks are large.
 const END_LEAST: u64 = 13;
@@ -83,21 +95,21 @@ impl Pool {
         state: &mut PoolState,
         want: Want,
         magazines: &dyn Magazines,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         if state.plans.is_some() {
             return self.alloc_planned(state, want, magazines);
         }
-        self.climb_ladder(state, want, magazines)
+        self.alloc_unplanned(state, want, magazines)
     }
 
     /// [`Pool::alloc`] without plans.
     #[inline]
-    pub(super) fn climb_ladder(
+    pub(super) fn alloc_unplanned(
         &self,
         state: &mut PoolState,
         want: Want,
         magazines: &dyn Magazines,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         if let Some(block) = self.take(state, want, Owner(want.lane))? {
             return Ok(Some((block, Rung::Own)));
         }
@@ -105,7 +117,12 @@ impl Pool {
     }
 
     #[inline(never)]
-    fn climb(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) -> Climb<Option<(BlockId, Rung)>> {
+    fn climb(
+        &self,
+        state: &mut PoolState,
+        want: Want,
+        magazines: &dyn Magazines,
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         let found = |block: Option<BlockId>, rung| block.map(|block| (block, rung));
         if let Some(found) = found(self.take(state, want, Owner::SHARED)?, Rung::Shared) {
             return Ok(Some(found));
@@ -137,7 +154,7 @@ impl Pool {
             return Ok(Some(found));
         }
         for drain in [Drain::OwnLarge, Drain::Large] {
-            if magazines.drain(self, state, drain) > 0
+            if magazines.drain(state, drain) > 0
                 && let Some(found) = found(self.search(state, want)?, Rung::Merge)
             {
                 return Ok(Some(found));
@@ -145,7 +162,7 @@ impl Pool {
         }
         if want.range().0 == SMALL {
             // Pages are rarely needed, and may be lying in magazines, slot by slot.
-            magazines.drain(self, state, Drain::All);
+            magazines.drain(state, Drain::All);
             self.retire_empty_own(state);
             if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
                 return Ok(Some(found));
@@ -179,7 +196,7 @@ impl Pool {
         if !want.may_grow {
             return Ok(None);
         }
-        if (magazines.drain(self, state, Drain::All) > 0) | self.retire_empty(state)
+        if (magazines.drain(state, Drain::All) > 0) | self.retire_empty(state)
             && let Some(found) = found(self.search(state, want)?, Rung::Merge)
         {
             return Ok(Some(found));
@@ -223,7 +240,7 @@ impl Pool {
         if state.space.physical_bytes() + state.space.unit() > state.limit {
             return false;
         }
-        let others = state.lanes.ids().filter(|&id| id != want.lane && state.lanes.get(id).private.is_none());
+        let others = state.lanes.ids().filter(|&id| id != want.lane && !state.lanes.is_private(id));
         let free = others.map(|id| state.zones.iter().map(|zone| zone.free_bytes(Owner(id))).sum::<u64>());
         let idle = state.pending.bytes() + free.sum::<u64>();
         // What is left of the last chunk of each lane is no reason.
@@ -232,14 +249,14 @@ impl Pool {
     }
 
     /// Serves a small request from what is free among large blocks, which may be too little for a chunk to be moved.
-    fn take_large(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+    fn take_large(&self, state: &mut PoolState, want: Want) -> DriverResult<Option<BlockId>> {
         let (size, alignment) = match want.kind {
             // The smallest that may lie there, and aligned as a slot is.
             Kind::Slot(class) => (CLASS_SIZE_MAX + GRANULE, 1 << class.size().trailing_zeros()),
             Kind::Range { size, alignment, persistent: false } if size <= SMALL_MAX => (size, alignment),
             _ => return Ok(None),
         };
-        let private = state.lanes.get(want.lane).private.is_some();
+        let private = state.lanes.is_private(want.lane);
         for owner in [Owner(want.lane), Owner::SHARED] {
             if private && owner == Owner::SHARED {
                 continue;
@@ -257,8 +274,8 @@ impl Pool {
     }
 
     /// Takes what a private pool lends that has free memory of the same stream.
-    fn borrow(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
-        if state.lanes.get(want.lane).private.is_some() {
+    fn borrow(&self, state: &mut PoolState, want: Want) -> DriverResult<Option<BlockId>> {
+        if state.lanes.is_private(want.lane) {
             return Ok(None);
         }
         let stream = state.lanes.stream(want.lane);
@@ -272,7 +289,7 @@ impl Pool {
     }
 
     /// Looks through what the lane may use at once.
-    pub(super) fn search(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
+    pub(super) fn search(&self, state: &mut PoolState, want: Want) -> DriverResult<Option<BlockId>> {
         match self.take(state, want, Owner(want.lane))? {
             Some(block) => Ok(Some(block)),
             None => self.take(state, want, Owner::SHARED),
@@ -280,13 +297,13 @@ impl Pool {
     }
 
     /// Takes what is wanted from `owner`'s free memory.
-    pub(super) fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
+    pub(super) fn take(&self, state: &mut PoolState, want: Want, owner: Owner) -> DriverResult<Option<BlockId>> {
         self.take_known(state, want, owner)
     }
 
     /// [`Pool::take`], inlined where it is known what is wanted.
     #[inline(always)]
-    pub(crate) fn take_known(&self, state: &mut PoolState, want: Want, owner: Owner) -> Climb<Option<BlockId>> {
+    pub(crate) fn take_known(&self, state: &mut PoolState, want: Want, owner: Owner) -> DriverResult<Option<BlockId>> {
         if let Kind::Slot(class) = want.kind
             && let Some(block) = self.take_slot(state, want.lane, class)
         {
@@ -324,7 +341,7 @@ impl Pool {
 
     /// Makes a block of a node that was taken for the request.
     #[inline(always)]
-    pub(super) fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> Climb<Option<BlockId>> {
+    pub(super) fn enter(&self, state: &mut PoolState, want: Want, node: NodeId) -> DriverResult<Option<BlockId>> {
         let (zone, size, _) = want.range();
         let addr = state.zones[zone].node(node).addr;
         let entered = match want.kind {
@@ -363,7 +380,7 @@ impl Pool {
     }
 
     /// Learns how far the streams are that freed blocks wait for. Returns whether blocks became free.
-    pub(super) fn advance_pending(&self, state: &mut PoolState) -> Climb<bool> {
+    pub(super) fn advance_pending(&self, state: &mut PoolState) -> DriverResult<bool> {
         if state.pending.bytes() == 0 {
             return Ok(false);
         }
@@ -376,21 +393,21 @@ impl Pool {
     }
 
     /// Learns how far all streams are, and makes what they have passed everyone's. Returns whether there was any.
-    pub(super) fn advance(&self, state: &mut PoolState) -> Climb<bool> {
+    pub(super) fn advance(&self, state: &mut PoolState) -> DriverResult<bool> {
         self.poll(state)?;
         self.finish_pending(state);
         Ok(self.share_passed(state))
     }
 
     /// Learns how far all streams are.
-    pub(super) fn poll(&self, state: &mut PoolState) -> Climb<()> {
+    pub(super) fn poll(&self, state: &mut PoolState) -> DriverResult<()> {
         self.poll_clocks(state)?;
         // What shares memory with others goes its own way again as soon as it can.
-        self.part_passed(state)
+        self.unshare_passed(state)
     }
 
     /// [`Pool::poll`] that changes nothing but what is known.
-    pub(super) fn poll_clocks(&self, state: &mut PoolState) -> Climb<()> {
+    pub(super) fn poll_clocks(&self, state: &mut PoolState) -> DriverResult<()> {
         let PoolState { lanes, events, .. } = &mut *state;
         for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
             clock.close(&*self.driver, events)?;
@@ -415,13 +432,13 @@ impl Pool {
         for &(block, home_stamp) in done {
             let header = self.directory.header(block);
             // What the debug aids do to it now is work on the home stream: the stamp of then would pass too early.
-            let watched = self.is_watched(state);
+            let watched = state.is_watched();
             if watched && !self.retire(state, block) {
                 continue;
             }
             bytes += header.size() as i64;
             let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
-            self.ring.push(event.on(state.lanes.stream(header.lane()), state.lanes.get(header.lane()).private));
+            self.ring.push(state.on_lane(event, header.lane()));
             if !watched {
                 self.put_back_stamped(state, block, home_stamp);
             }
@@ -449,7 +466,7 @@ impl Pool {
     fn absorb(&self, state: &mut PoolState, want: Want) -> bool {
         let zone = &mut state.zones[want.range().0];
         let owner = Owner(want.lane);
-        state.lanes.get(want.lane).private.is_none()
+        !state.lanes.is_private(want.lane)
             && zone.free_bytes(owner) > 0
             && zone.free_bytes(Owner::SHARED) > 0
             && zone.absorb(owner)

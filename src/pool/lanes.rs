@@ -89,6 +89,18 @@ impl Lanes {
         self.list[lane as usize]
     }
 
+    /// Whether the lane keeps its memory to itself.
+    #[inline]
+    pub(super) fn is_private(&self, lane: LaneId) -> bool {
+        self.list[lane as usize].private.is_some()
+    }
+
+    /// Whose free memory requests of a lane may use.
+    pub(super) fn usable(&self, lane: LaneId) -> impl Fn(Owner) -> bool + Copy + use<> {
+        let private = self.is_private(lane);
+        move |owner| owner == Owner(lane) || (owner == Owner::SHARED && !private)
+    }
+
     #[inline]
     pub(super) fn clock(&mut self, lane: LaneId) -> &mut Clock {
         &mut self.clocks[self.list[lane as usize].clock as usize]
@@ -103,7 +115,7 @@ impl Lanes {
     #[inline]
     pub(super) fn stamp(&mut self, lane: LaneId) -> u64 {
         // A graph's replays run on streams unknown here: what belongs to a private pool never passes by a clock.
-        if self.get(lane).private.is_some() { u64::MAX } else { self.clock(lane).stamp() }
+        if self.is_private(lane) { u64::MAX } else { self.clock(lane).stamp() }
     }
 
     /// The number of the lane's open epoch, in which something has been freed.

@@ -11,11 +11,10 @@
 
 use std::collections::HashMap;
 
-use super::ladder::Climb;
-use super::slabs::Retired;
+use super::slabs::FreedPage;
 use super::{Pool, PoolState, SMALL};
-use crate::block::{Owner, Slab};
-use crate::driver::{CopyOp, Driver};
+use crate::block::{Owner, Slab, set_bits};
+use crate::driver::{CopyOp, Driver, DriverResult};
 use crate::error::{Error, Result};
 use crate::telemetry::EventKind;
 use crate::units::{DevicePtr, PAGE, StreamId};
@@ -82,7 +81,7 @@ impl Pool {
         }
         let start = self.driver.clock_ns();
         self.settle(state)?;
-        self.part_passed(state)?;
+        self.unshare_passed(state)?;
         // A chunk with older mappings could not be given back.
         self.retire_ghosts(state, usize::MAX);
         // Free slots will show what is live at another address.
@@ -126,7 +125,7 @@ impl Pool {
                 pages[at].taken.iter_mut().zip(&taken).for_each(|(all, taken)| *all |= taken);
                 continue;
             }
-            let private = state.lanes.get(lane).private.is_some();
+            let private = state.lanes.is_private(lane);
             if !private && (group.is_some() || state.space.is_front(slab.addr, PAGE)) {
                 by_group.extend(group.map(|group| (group, pages.len())));
                 numbers.push(number);
@@ -138,7 +137,7 @@ impl Pool {
     }
 
     /// Lets the second of each pair share the memory of the first.
-    fn mesh_batch(&self, state: &mut PoolState, pairs: &[(u32, u32)], meshed: &mut Meshed) -> Climb<()> {
+    fn mesh_batch(&self, state: &mut PoolState, pairs: &[(u32, u32)], meshed: &mut Meshed) -> DriverResult<()> {
         let copies = |&(keep, give): &(u32, u32)| copies(state.slabs.slab(keep).addr, state.slabs.slab(give));
         let ops: Vec<CopyOp> = pairs.iter().flat_map(copies).collect();
         // Any stream will do, since nothing is unfinished on any; this one cannot have been destroyed. The wait is for the sources, which are
@@ -169,13 +168,13 @@ impl Pool {
     }
 
     /// Slabs that are empty and share a page leave it, as far as their streams have passed what was freed there; so with larger chunks.
-    pub(super) fn part_passed(&self, state: &mut PoolState) -> Climb<()> {
+    pub(super) fn unshare_passed(&self, state: &mut PoolState) -> DriverResult<()> {
         self.part_pairs(state)?;
         while let Some(leaver) = state.slabs.leaver(|lane, stamp| state.lanes.has_passed(lane, stamp)) {
             if let Some(heir) = leaver.heir {
                 state.space.unshare(leaver.addr, heir)?;
             }
-            let Some((Retired { node, lane }, stamp)) = state.slabs.leave(leaver.number) else { break };
+            let Some((FreedPage { node, lane }, stamp)) = state.slabs.leave(leaver.number) else { break };
             let home = state.zones[SMALL].node(node).home;
             let node = state.zones[SMALL].release(node, Owner(lane), stamp);
             if leaver.heir.is_some() {
@@ -190,9 +189,8 @@ impl Pool {
 /// The copies of a slab's live slots to the same places of another page. Neighbours are one copy.
 fn copies(keep: u64, give: &Slab) -> Vec<CopyOp> {
     let (taken, size) = (give.taken(), give.class.size());
-    let is_taken = |slot: u32| taken[slot as usize / 64] >> (slot % 64) & 1 != 0;
     let mut ops: Vec<CopyOp> = Vec::new();
-    for slot in (0..give.class.slots()).filter(|&slot| is_taken(slot)) {
+    for slot in set_bits(taken) {
         let at = u64::from(slot) * size;
         match ops.last_mut() {
             Some(last) if last.src.0 + last.size == give.addr + at => last.size += size,

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `directory` | address to block, without a lock |
+//! | `key` | what blocks have in common that serve each other's requests: a lane and a size |
 //! | `lanes` | streams and private pools, as owners of free memory |
 //! | `slabs` | small blocks |
 //! | `pending` | blocks that wait for recorded streams |
@@ -11,7 +12,7 @@
 //! | `planned` | large requests placed by a plan of the whole step |
 //! | `grow` | more memory where a request is |
 //! | `extents` | ranges outside of the arenas, whose memory comes and goes |
-//! | `donors` | free chunks that may be mapped elsewhere, in which order
+//! | `donors` | free chunks that may be mapped elsewhere, in which order |
 //! | `stitch` | free chunks mapped once more, side by side, and the mappings left behind |
 //! | `wait` | other streams' memory, by making a stream wait for them |
 //! | `gather` | free memory put together again when next to nothing is in use |
@@ -24,7 +25,7 @@
 //! | `pairs` | larger chunks that share memory |
 //! | `compact` | blocks that are moved for owners who follow them |
 //!
-//! Everything but the directory and the two peaks is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
+//! Everything but the directory, the two peaks, the ring and the driver is under one lock, which callers take with [`Pool::lock`]. Driver calls are made under it:
 //! they are never on the hot path, and no driver calls back.
 
 mod checkpoint;
@@ -73,7 +74,7 @@ use lanes::Lanes;
 use pairs::Pairs;
 use pending::Pending;
 use private::PrivatePools;
-use slabs::{Retired, Slabs};
+use slabs::{FreedPage, Slabs};
 use stitch::Ghosts;
 
 use crate::block::{Arena, Owner};
@@ -154,7 +155,7 @@ pub(crate) struct PoolState {
     lanes: Lanes,
     events: EventPool,
     pending: Pending,
-    private: PrivatePools,
+    pub(crate) private: PrivatePools,
     /// None where plans are off.
     plans: Option<Box<Plans>>,
     /// Private pools were released whose memory waits for the device.
@@ -229,27 +230,11 @@ impl Pool {
         self.state.try_lock_for(patience)
     }
 
-    /// The lane that requests of `stream` go to now.
-    pub(crate) fn lane(&self, state: &mut PoolState, stream: StreamId) -> Result<LaneId> {
-        let private = state.private.route(stream);
-        state.lanes.intern(stream, private).ok_or_else(too_many_streams)
-    }
-
-    /// A lane's stream.
-    pub(crate) fn lane_stream(&self, state: &PoolState, lane: LaneId) -> StreamId {
-        state.lanes.stream(lane)
-    }
-
-    /// The private pool that a lane belongs to, if one.
-    pub(crate) fn private_of(&self, state: &PoolState, lane: LaneId) -> Option<PoolId> {
-        state.lanes.get(lane).private
-    }
-
     /// Says that memory of a lane was mapped or unmapped.
     fn note_mapping(&self, state: &mut PoolState, kind: EventKind, home: Owner, addr: u64, bytes: u64) {
         self.forget_contents(state, addr, bytes);
         let event = Event::new(kind, DevicePtr(addr), bytes);
-        self.ring.push(event.on(state.lanes.stream(home.0), state.lanes.get(home.0).private));
+        self.ring.push(state.on_lane(event, home.0));
     }
 
     /// Notes that `stream` uses a live block.
@@ -313,7 +298,7 @@ impl Pool {
     /// Changes the limit on reserved memory; gives free memory back where there is more than that.
     pub(crate) fn set_limit(&self, state: &mut PoolState, limit: u64, magazines: &dyn Magazines) -> Result<()> {
         // What callers hold, and what waits, cannot be given back: no need to give up anything else for nothing.
-        let used: u64 = state.zones.iter().map(Arena::used_bytes).sum();
+        let used = state.used_bytes();
         let held = used - state.slabs.shared_pages() * PAGE + state.extents.in_use_bytes();
         let worth_it = state.private.capturing() || held.saturating_sub(magazines.held()) <= limit;
         if state.space.physical_bytes() > limit && worth_it {
@@ -327,66 +312,6 @@ impl Pool {
         Ok(())
     }
 
-    /// Sends the requests of the streams that `filter` names to a private pool; with `capture`, as one that a capture may fill.
-    pub(crate) fn begin_private(
-        &self,
-        state: &mut PoolState,
-        pool: PoolId,
-        filter: StreamFilter,
-        capture: bool,
-    ) -> Result<()> {
-        state.private.begin(pool, filter, capture)
-    }
-
-    /// Ends [`Pool::begin_private`]. The pool keeps its memory.
-    pub(crate) fn end_private(&self, state: &mut PoolState, pool: PoolId) -> Result<StreamFilter> {
-        state.private.end(pool)
-    }
-
-    /// One user of a private pool has gone. With the last one, its memory becomes everyone's, once the device has been waited for.
-    pub(crate) fn release_private(&self, state: &mut PoolState, pool: PoolId) -> Result<()> {
-        if state.private.release(pool)? {
-            let lanes = state.lanes.dissolve(pool);
-            state.dissolved.extend(lanes);
-        }
-        Ok(())
-    }
-
-    /// One user more of a private pool, which need not exist yet.
-    pub(crate) fn retain_private(&self, state: &mut PoolState, pool: PoolId) {
-        state.private.retain(pool);
-    }
-
-    /// How many users a private pool has; 0 where there is none.
-    pub(crate) fn private_users(&self, state: &PoolState, pool: PoolId) -> usize {
-        state.private.users(pool)
-    }
-
-    /// The private pool that requests of a stream go to now.
-    pub(crate) fn private_route(&self, state: &PoolState, stream: StreamId) -> Option<PoolId> {
-        state.private.route(stream)
-    }
-
-    /// Whether a private pool's free memory may serve others rather than have them fail.
-    pub(crate) fn set_lending(&self, state: &mut PoolState, pool: PoolId, lends: bool) -> Result<()> {
-        state.private.set_lending(pool, lends)
-    }
-
-    /// A capture begins or ends on the device.
-    pub(crate) fn mark_capture(&self, state: &mut PoolState, begins: bool) -> Result<()> {
-        state.private.mark_capture(begins)
-    }
-
-    /// Whether a capture is under way: no event may be recorded or asked for, and nothing waited for.
-    pub(crate) fn capturing(&self, state: &PoolState) -> bool {
-        state.private.capturing()
-    }
-
-    /// Whether requests may go to a private pool, so that every one of them has to ask.
-    pub(crate) fn routing(&self, state: &PoolState) -> bool {
-        state.private.routing()
-    }
-
     /// How short memory is. `unfolded` is what the calling thread adds to the sum of what is in use.
     #[inline]
     pub(crate) fn pressure(&self, state: &PoolState, unfolded: i64) -> Pressure {
@@ -397,11 +322,6 @@ impl Pool {
             false if held.saturating_sub(in_use) >= held >> TIGHT_SHIFT => Pressure::Low,
             _ => Pressure::Tight,
         }
-    }
-
-    /// The most physical memory to hold, in bytes.
-    pub(crate) fn limit(&self, state: &PoolState) -> u64 {
-        state.limit
     }
 
     /// Fills in what the pool knows.
@@ -431,17 +351,6 @@ impl Pool {
         let nodes: usize = state.zones.iter().map(Arena::node_count).sum();
         stats.metadata += self.directory.touched_bytes(nodes as u64, state.slabs.count());
         stats.metadata += nodes as u64 * size_of::<crate::block::Node>() as u64;
-    }
-
-    /// Starts new peaks from what is in use now.
-    pub(crate) fn reset_peaks(&self, state: &mut PoolState) {
-        state.reserved_peak = state.space.physical_bytes();
-    }
-
-    /// Counts a request served.
-    #[inline]
-    pub(crate) fn count(&self, state: &mut PoolState, rung: Rung) {
-        state.rungs[rung as usize] += 1;
     }
 
     /// Checks every structure of the pool and what must hold between them.
@@ -477,6 +386,67 @@ impl Pool {
 }
 
 impl PoolState {
+    /// The lane that requests of `stream` go to now.
+    pub(crate) fn lane(&mut self, stream: StreamId) -> Result<LaneId> {
+        let private = self.private.route(stream);
+        self.lanes.intern(stream, private).ok_or_else(too_many_streams)
+    }
+
+    /// An event of a lane's block.
+    pub(crate) fn on_lane(&self, event: Event, lane: LaneId) -> Event {
+        event.on(self.lanes.stream(lane), self.private_of(lane))
+    }
+
+    /// Whether blocks are watched, so that every call has to take the lock.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.aids.is_some()
+    }
+
+    /// The private pool that a lane belongs to, if one.
+    pub(crate) fn private_of(&self, lane: LaneId) -> Option<PoolId> {
+        self.lanes.get(lane).private
+    }
+
+    /// Whether a capture is under way: no event may be recorded or asked for, and nothing waited for.
+    pub(crate) fn capturing(&self) -> bool {
+        self.private.capturing()
+    }
+
+    /// The most physical memory to hold, in bytes.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Bytes of the smallest chunk.
+    pub(crate) fn unit(&self) -> u64 {
+        self.space.unit()
+    }
+
+    /// Counts a request served.
+    #[inline]
+    pub(crate) fn count(&mut self, rung: Rung) {
+        self.rungs[rung as usize] += 1;
+    }
+
+    /// The peak of what is held begins anew.
+    pub(crate) fn reset_peak(&mut self) {
+        self.reserved_peak = self.space.physical_bytes();
+    }
+
+    /// One user of a private pool has gone. With the last one, its memory becomes everyone's, once the device has been waited for.
+    pub(crate) fn release_private(&mut self, pool: PoolId) -> Result<()> {
+        if self.private.release(pool)? {
+            let lanes = self.lanes.dissolve(pool);
+            self.dissolved.extend(lanes);
+        }
+        Ok(())
+    }
+
+    /// Bytes handed out from arenas, to magazines and slabs as well.
+    fn used_bytes(&self) -> u64 {
+        self.zones.iter().map(Arena::used_bytes).sum()
+    }
+
     /// Bytes that a lane may use where they lie, or have mapped anew.
     fn at_hand(&self, lane: LaneId) -> u64 {
         let free = |zone: &Arena| zone.free_bytes(Owner(lane)) + zone.free_bytes(Owner::SHARED);
@@ -497,7 +467,7 @@ impl PoolState {
     }
 
     /// Gives a retired slab's page back to its lane.
-    fn put_page(&mut self, Retired { node, lane }: Retired) {
+    fn put_page(&mut self, FreedPage { node, lane }: FreedPage) {
         let stamp = self.lanes.stamp(lane);
         self.zones[SMALL].release(node, Owner(lane), stamp);
     }

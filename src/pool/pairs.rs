@@ -9,11 +9,10 @@ use std::collections::HashMap;
 
 use super::checkpoint::FreeByAddr;
 use super::directory::node_id;
-use super::ladder::Climb;
 use super::mesh::{Bounds, MeshPage, MeshSet, Meshed};
 use super::{DEDICATED, Pool, PoolState, SMALL};
 use crate::block::{ClassId, Node, NodeId, Owner, State};
-use crate::driver::{CopyOp, Driver};
+use crate::driver::{CopyOp, Driver, DriverResult};
 use crate::telemetry::EventKind;
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
 
@@ -82,7 +81,7 @@ impl Pool {
         plan: &dyn Fn(&[MeshPage]) -> Vec<MeshSet>,
         (start_ns, bounds): (u64, Bounds),
         meshed: &mut Meshed,
-    ) -> Climb<()> {
+    ) -> DriverResult<()> {
         let partial = self.partial_chunks(state);
         let pages: Vec<MeshPage> = partial.iter().map(Partial::page).collect();
         meshed.chunks = pages.len() as u64;
@@ -104,7 +103,7 @@ impl Pool {
     /// The chunks that are used in part, and may share memory: all that is free there is everyone's, and all that is used no private pool's.
     fn partial_chunks(&self, state: &PoolState) -> Vec<Partial> {
         let mut found = Vec::new();
-        let is_private = |lane: u16| lane != Owner::SHARED.0 && state.lanes.get(lane).private.is_some();
+        let is_private = |lane: u16| state.lanes.is_private(lane);
         let is_ours = |number| state.slabs.is_own(number) && !is_private(state.slabs.lane(number));
         let slabs: HashMap<NodeId, bool> =
             state.slabs.iter().map(|(number, node, _)| (node, is_ours(number))).collect();
@@ -142,7 +141,7 @@ impl Pool {
     }
 
     /// Lets the second chunk share the memory of the first.
-    fn pair(&self, state: &mut PoolState, keep: &Partial, give: &Partial, free: &mut FreeByAddr) -> Climb<()> {
+    fn pair(&self, state: &mut PoolState, keep: &Partial, give: &Partial, free: &mut FreeByAddr) -> DriverResult<()> {
         // First of all, so that whatever happens nobody is given what is about to be somebody else's.
         let mut sides = [Side::new(keep), Side::new(give)];
         for (side, parts) in sides.iter_mut().zip([&give.live, &give.free]) {
@@ -202,7 +201,7 @@ impl Pool {
     }
 
     /// Pairs end where nothing is in use any more at one of the addresses, as far as streams have passed what was freed there.
-    pub(super) fn part_pairs(&self, state: &mut PoolState) -> Climb<()> {
+    pub(super) fn part_pairs(&self, state: &mut PoolState) -> DriverResult<()> {
         let mut at = 0;
         while at < state.pairs.list.len() {
             let pair = &state.pairs.list[at];
@@ -238,7 +237,7 @@ impl Pool {
         let mut parts = Vec::new();
         for id in step(ghost, false).chain(step(ghost, true).skip(1)) {
             let node = arena.node(id);
-            let private = node.owner != Owner::SHARED && state.lanes.get(node.owner.0).private.is_some();
+            let private = state.lanes.is_private(node.owner.0);
             match node.state {
                 State::Ghost => {}
                 State::Free if !private && state.lanes.has_passed(node.owner.0, node.stamp) => {

@@ -2,11 +2,11 @@
 //! serves the request as if there were no plan.
 
 use super::directory::{BlockId, Place, place};
-use super::ladder::{Climb, Kind, Magazines, Want};
+use super::ladder::{Kind, Magazines, Want};
 use super::{LARGE, Pool, PoolState, SMALL_MAX};
 use crate::block::{Growth, NodeId, Owner, State};
 use crate::config::Plan;
-use crate::driver::Driver;
+use crate::driver::{Driver, DriverResult};
 use crate::plan::{PLANNED_ABOVE, PlanStats, Plans, Room, Step};
 use crate::telemetry::Rung;
 
@@ -30,22 +30,22 @@ impl Pool {
         state: &mut PoolState,
         want: Want,
         magazines: &dyn Magazines,
-    ) -> Climb<Option<(BlockId, Rung)>> {
+    ) -> DriverResult<Option<(BlockId, Rung)>> {
         let size = match want.kind {
             Kind::Range { size, persistent: false, .. } if self.plans_for(size) => size,
-            _ => return self.climb_ladder(state, want, magazines),
+            _ => return self.alloc_unplanned(state, want, magazines),
         };
-        if state.lanes.get(want.lane).private.is_some() {
-            return self.climb_ladder(state, want, magazines);
+        if state.lanes.is_private(want.lane) {
+            return self.alloc_unplanned(state, want, magazines);
         }
-        let used: u64 = state.zones.iter().map(|zone| zone.used_bytes()).sum();
+        let used = state.used_bytes();
         let idle = state.space.physical_bytes().saturating_sub(used);
-        let Some(plans) = &mut state.plans else { return self.climb_ladder(state, want, magazines) };
+        let Some(plans) = &mut state.plans else { return self.alloc_unplanned(state, want, magazines) };
         if plans.request(want.lane, size, idle) {
             self.lay_out(state, want);
         }
         let served = match self.take_planned(state, want, size) {
-            Ok(None) => self.climb_ladder(state, want, magazines),
+            Ok(None) => self.alloc_unplanned(state, want, magazines),
             served => served,
         };
         let Some(plans) = &mut state.plans else { return served };
@@ -66,7 +66,7 @@ impl Pool {
     }
 
     /// The request's planned place, if it is free or, where that is allowed, can be mapped.
-    fn take_planned(&self, state: &mut PoolState, want: Want, size: u64) -> Climb<Option<(BlockId, Rung)>> {
+    fn take_planned(&self, state: &mut PoolState, want: Want, size: u64) -> DriverResult<Option<(BlockId, Rung)>> {
         let Kind::Range { alignment, .. } = want.kind else { return Ok(None) };
         let Some((addr, may_map)) = state.plans.as_ref().and_then(|plans| plans.place(want.lane)) else {
             return Ok(None);
@@ -92,7 +92,8 @@ impl Pool {
                 }
                 Some(&[(at, bytes), ..]) if may_map && mapped != Some(at) => {
                     mapped = Some(at);
-                    let growth = Growth { at, bytes, start: addr, end: addr + size, room: bytes, upwards: true };
+                    let growth =
+                        Growth { at, bytes, keep_from: addr, keep_to: addr + size, room: bytes, upwards: true };
                     if let Some(found) = self.grow_at(state, want, growth, addr, stays)? {
                         return Ok(Some(found));
                     }

@@ -12,7 +12,7 @@ pub(crate) type StreamFilter = Arc<dyn Fn(StreamId) -> bool + Send + Sync>;
 
 /// The private pools of a device, and which are being filled.
 #[derive(Default)]
-pub(super) struct PrivatePools {
+pub(crate) struct PrivatePools {
     /// The pools that have users.
     users: HashMap<PoolId, Users>,
     /// Pools that have been, ever.
@@ -51,22 +51,22 @@ impl fmt::Debug for PrivatePools {
 impl PrivatePools {
     /// Whether a capture may be under way, so that no event may be recorded or asked for.
     #[inline]
-    pub(super) fn capturing(&self) -> bool {
+    pub(crate) fn capturing(&self) -> bool {
         self.captures > 0 || self.open.iter().any(|open| open.capture)
     }
 
     /// Whether requests may go to a private pool, so that every one has to ask.
     #[inline]
-    pub(super) fn routing(&self) -> bool {
+    pub(crate) fn routing(&self) -> bool {
         !self.open.is_empty()
     }
 
     /// Where requests of `stream` go now.
-    pub(super) fn route(&self, stream: StreamId) -> Option<PoolId> {
+    pub(crate) fn route(&self, stream: StreamId) -> Option<PoolId> {
         self.open.iter().rev().find(|open| (open.filter)(stream)).map(|open| open.pool)
     }
 
-    pub(super) fn begin(&mut self, pool: PoolId, filter: StreamFilter, capture: bool) -> Result<()> {
+    pub(crate) fn begin(&mut self, pool: PoolId, filter: StreamFilter, capture: bool) -> Result<()> {
         if self.open.iter().any(|open| open.pool == pool) {
             return Err(Error::UnknownPool { pool, what: "is being filled already" });
         }
@@ -80,7 +80,7 @@ impl PrivatePools {
     }
 
     /// One user more, of a pool that need not exist yet.
-    pub(super) fn retain(&mut self, pool: PoolId) {
+    pub(crate) fn retain(&mut self, pool: PoolId) {
         let users = self.users.entry(pool).or_insert_with(|| {
             self.born += 1;
             Users { count: 0, birth: self.born, captured: false }
@@ -88,18 +88,18 @@ impl PrivatePools {
         users.count += 1;
     }
 
-    pub(super) fn users(&self, pool: PoolId) -> usize {
+    pub(crate) fn users(&self, pool: PoolId) -> usize {
         self.users.get(&pool).map_or(0, |users| users.count)
     }
 
     /// When a pool came into being, as a number, if it has users.
-    pub(super) fn birth(&self, pool: PoolId) -> Result<u64> {
+    pub(crate) fn birth(&self, pool: PoolId) -> Result<u64> {
         let users = self.users.get(&pool).ok_or(Error::UnknownPool { pool, what: "does not exist" })?;
         Ok(users.birth)
     }
 
     /// A capture begins or ends on the device.
-    pub(super) fn mark_capture(&mut self, begins: bool) -> Result<()> {
+    pub(crate) fn mark_capture(&mut self, begins: bool) -> Result<()> {
         let captures = if begins { self.captures.checked_add(1) } else { self.captures.checked_sub(1) };
         self.captures = captures.ok_or(Error::NotCapturing)?;
         for open in self.open.iter().filter(|_| begins) {
@@ -108,7 +108,7 @@ impl PrivatePools {
         Ok(())
     }
 
-    pub(super) fn set_lending(&mut self, pool: PoolId, lends: bool) -> Result<()> {
+    pub(crate) fn set_lending(&mut self, pool: PoolId, lends: bool) -> Result<()> {
         self.birth(pool)?;
         self.lending.retain(|&other| other != pool);
         if lends {
@@ -118,29 +118,29 @@ impl PrivatePools {
     }
 
     /// Whether a pool could lend, which it does not yet: no graph uses its memory behind our back.
-    pub(super) fn may_lend(&self, pool: PoolId) -> bool {
+    pub(crate) fn may_lend(&self, pool: PoolId) -> bool {
         !self.lending.contains(&pool) && self.users.get(&pool).is_some_and(|users| !users.captured)
     }
 
     /// Whether requests go to the pool now.
-    pub(super) fn is_open(&self, pool: PoolId) -> bool {
+    pub(crate) fn is_open(&self, pool: PoolId) -> bool {
         self.open.iter().any(|open| open.pool == pool)
     }
 
     /// The pools whose free memory others may have rather than fail.
-    pub(super) fn lending(&self) -> &[PoolId] {
+    pub(crate) fn lending(&self) -> &[PoolId] {
         &self.lending
     }
 
     /// Returns the filter, which the caller drops without the lock: its drop is user code.
-    pub(super) fn end(&mut self, pool: PoolId) -> Result<StreamFilter> {
+    pub(crate) fn end(&mut self, pool: PoolId) -> Result<StreamFilter> {
         let at = self.open.iter().position(|open| open.pool == pool);
         let at = at.ok_or(Error::UnknownPool { pool, what: "is not being filled" })?;
         Ok(self.open.remove(at).filter)
     }
 
     /// Drops one user. Returns whether it was the last.
-    pub(super) fn release(&mut self, pool: PoolId) -> Result<bool> {
+    pub(crate) fn release(&mut self, pool: PoolId) -> Result<bool> {
         if self.open.iter().any(|open| open.pool == pool) {
             return Err(Error::Capturing { what: "releasing a private pool" });
         }

@@ -1,7 +1,7 @@
 //! The slabs of a device, by lane and size class, and groups of those that share a page's memory.
 
 use super::lanes::LaneId;
-use crate::block::{ClassId, NodeId, Slab};
+use crate::block::{ClassId, NodeId, Slab, set_bits};
 
 /// A slab and where it is.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Entry {
 
 /// A slab that has gone: its page can go back to the arena.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Retired {
+pub(super) struct FreedPage {
     pub(super) node: NodeId,
     pub(super) lane: LaneId,
 }
@@ -67,10 +67,7 @@ impl Idle {
 
     /// The numbers, in ascending order.
     fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..).step_by(64).zip(&self.bits).flat_map(|(first, &word)| {
-            let bits = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
-            bits.take_while(|&word| word != 0).map(move |word| first + word.trailing_zeros())
-        })
+        set_bits(self.bits.iter().copied())
     }
 }
 
@@ -139,7 +136,7 @@ impl Slabs {
 
     /// Frees a slot. One empty slab of a kind is kept; a further one is retired. One whose page shares memory stays: see [`Slabs::part`].
     #[inline]
-    pub(super) fn release(&mut self, number: u32, slot: u32) -> Option<Retired> {
+    pub(super) fn release(&mut self, number: u32, slot: u32) -> Option<FreedPage> {
         let entry = self.entry(number);
         let (lane, class, was_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
         entry.slab.release(slot);
@@ -154,17 +151,17 @@ impl Slabs {
         if is_idle && self.partial[lane as usize][class.index()].len() > 1 { self.retire(number) } else { None }
     }
 
-    fn retire(&mut self, number: u32) -> Option<Retired> {
+    fn retire(&mut self, number: u32) -> Option<FreedPage> {
         let entry = self.list[number as usize].take()?;
         debug_assert!(entry.is_idle());
         self.idle.set(number, false);
         self.partial_mut(entry.lane, entry.slab.class).retain(|&other| other != number);
         self.vacant.push(number);
-        Some(Retired { node: entry.node, lane: entry.lane })
+        Some(FreedPage { node: entry.node, lane: entry.lane })
     }
 
     /// Retires every empty slab whose page is its own.
-    pub(super) fn retire_empty(&mut self) -> Vec<Retired> {
+    pub(super) fn retire_empty(&mut self) -> Vec<FreedPage> {
         if self.idle.count == 0 {
             return Vec::new();
         }
@@ -338,7 +335,7 @@ impl Slabs {
     }
 
     /// Takes a slab out of its group and away: [`Slabs::leaver`] has named it. With the last but one, the group is no more.
-    pub(super) fn leave(&mut self, number: u32) -> Option<(Retired, u64)> {
+    pub(super) fn leave(&mut self, number: u32) -> Option<(FreedPage, u64)> {
         let Entry { slab, lane, node, group, leaving, .. } = self.list[number as usize].take()?;
         self.vacant.push(number);
         let members = std::mem::take(&mut self.groups[group? as usize]);
@@ -357,7 +354,7 @@ impl Slabs {
             _ => self.groups[group? as usize] = rest,
         }
         self.count_idle();
-        Some((Retired { node, lane }, leaving?))
+        Some((FreedPage { node, lane }, leaving?))
     }
 
     /// Takes one particular slot, which is free.

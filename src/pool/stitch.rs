@@ -9,9 +9,10 @@ use std::collections::VecDeque;
 
 use super::directory::ZONES;
 use super::donors::Donor;
-use super::ladder::{Climb, Want};
+use super::ladder::Want;
 use super::{Pool, PoolState};
 use crate::block::{Growth, NodeId, Owner, State};
+use crate::driver::DriverResult;
 use crate::telemetry::EventKind;
 
 /// So many ghosts may stand before the oldest are undone.
@@ -116,7 +117,7 @@ impl Pool {
     }
 
     /// Undoes the mappings of all ghosts that their streams have passed by now. Returns whether there were any.
-    pub(super) fn lay_ghosts(&self, state: &mut PoolState) -> Climb<bool> {
+    pub(super) fn retire_passed_ghosts(&self, state: &mut PoolState) -> DriverResult<bool> {
         if !state.private.capturing() {
             self.poll_clocks(state)?;
         }
@@ -126,7 +127,7 @@ impl Pool {
     /// Undoes the mappings of so many ghosts, the oldest first, as far as streams are known to have passed them. Returns whether
     /// there were any.
     pub(super) fn retire_ghosts(&self, state: &mut PoolState, count: usize) -> bool {
-        let of_extents = count == usize::MAX && self.bury_ghosts(state, true);
+        let of_extents = count == usize::MAX && self.unmap_spent(state, true);
         let mut left = Vec::new();
         let mut retired = 0;
         while retired < count
@@ -165,7 +166,7 @@ impl Pool {
             last = next;
         }
         let (addr, end) = (state.zones[zone].node(first).addr, state.zones[zone].node(last).end());
-        if state.space.retire(addr, end).is_err() {
+        if state.space.unmap_aliases(addr, end).is_err() {
             state.failures += 1;
             return None;
         }
@@ -178,7 +179,7 @@ impl Pool {
 
     /// Undoes ghosts in whose place less would have to be mapped for a request than `growth` takes: what is free beside them, too little for
     /// a chunk, is of use there. Returns whether there were any.
-    pub(super) fn make_place(&self, state: &mut PoolState, want: Want, growth: Growth) -> Climb<bool> {
+    pub(super) fn make_place(&self, state: &mut PoolState, want: Want, growth: Growth) -> DriverResult<bool> {
         // A chunk less, or it does not pay.
         let least = growth.bytes.saturating_sub(state.space.unit());
         if least == 0 || state.ghosts.count() == 0 || state.private.capturing() {
@@ -187,8 +188,7 @@ impl Pool {
         self.poll_clocks(state)?;
         let (zone, size, _) = want.range();
         let home = Owner(want.lane);
-        let private = state.lanes.get(want.lane).private.is_some();
-        let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+        let usable = state.lanes.usable(want.lane);
         let arena = &state.zones[zone];
         let age = |id| state.ghosts.number(zone, id).filter(|_| state.is_over(zone, id));
         let Some((first, end)) = arena.plan_over_ghosts(home, age, size, least, usable) else {

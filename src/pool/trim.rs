@@ -1,9 +1,9 @@
 //! Free chunks: moved to the reserve, from where they go to another address or back to the device.
 
-use super::ladder::{Climb, Drain, Magazines};
+use super::ladder::{Drain, Magazines};
 use super::{DEDICATED, Pool, PoolState};
 use crate::block::{Node, NodeId, Owner};
-use crate::driver::Driver;
+use crate::driver::{Driver, DriverResult};
 use crate::error::{Error, Result};
 use crate::telemetry::EventKind;
 use crate::units::PoolId;
@@ -11,27 +11,32 @@ use crate::units::PoolId;
 impl Pool {
     /// Unmaps free chunks that no unfinished work touches into the reserve, until `wanted` bytes are there or none is left; those of the
     /// largest free blocks first. Without virtual memory management, plain segments go back to the device. Returns the bytes gained.
-    pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64) -> Climb<u64> {
+    pub(super) fn harvest(&self, state: &mut PoolState, wanted: u64) -> DriverResult<u64> {
         let of_arenas = self.harvest_where(state, wanted, |_, _| true)?;
         Ok(of_arenas + self.vacate_idle(state, wanted.saturating_sub(of_arenas)))
     }
 
     /// Gives dedicated memory that is free back to the device, up to `wanted` bytes. Returns the bytes given back.
-    pub(super) fn release_dedicated(&self, state: &mut PoolState, wanted: u64) -> Climb<u64> {
+    pub(super) fn release_dedicated(&self, state: &mut PoolState, wanted: u64) -> DriverResult<u64> {
         self.harvest_where(state, wanted, |zone, _| zone == DEDICATED)
     }
 
     /// [`Pool::harvest`] of the nodes that `wants` names.
-    fn harvest_where(&self, state: &mut PoolState, wanted: u64, wants: impl Fn(usize, &Node) -> bool) -> Climb<u64> {
+    fn harvest_where(
+        &self,
+        state: &mut PoolState,
+        wanted: u64,
+        wants: impl Fn(usize, &Node) -> bool,
+    ) -> DriverResult<u64> {
         self.retire_empty(state);
         if !state.private.capturing() {
             self.advance(state)?;
         }
-        self.part_passed(state)?;
+        self.unshare_passed(state)?;
         let mut candidates: Vec<(u64, usize, NodeId, u64)> = Vec::new();
         for (zone, arena) in state.zones.iter().enumerate() {
             for owner in arena.owners() {
-                let private = owner != Owner::SHARED && state.lanes.get(owner.0).private.is_some();
+                let private = state.lanes.is_private(owner.0);
                 let free = arena.free_nodes(owner).filter(|(_, node)| !private && wants(zone, node));
                 let passed = free.filter(|(_, node)| state.lanes.has_passed(owner.0, node.stamp));
                 candidates.extend(passed.map(|(id, node)| (node.size, zone, id, node.addr)));
@@ -87,7 +92,7 @@ impl Pool {
     }
 
     /// Waits until the streams have passed everything that was freed on them; then it is everyone's. Returns whether that changed anything.
-    pub(super) fn settle(&self, state: &mut PoolState) -> Climb<bool> {
+    pub(super) fn settle(&self, state: &mut PoolState) -> DriverResult<bool> {
         if state.slabs.any_frozen() || state.pairs.any_unfinished() {
             self.driver.synchronize_device()?;
             state.space.heal()?;
@@ -106,7 +111,7 @@ impl Pool {
             waited = true;
         }
         self.finish_pending(state);
-        if self.retire_empty(state) | self.is_watched(state) {
+        if self.retire_empty(state) | state.is_watched() {
             // What waited brought slabs home, whose pages are freed only now; or debug aids have worked on it.
             let PoolState { lanes, events, .. } = &mut *state;
             for clock in lanes.clocks.iter_mut().filter(|clock| !clock.is_settled()) {
@@ -134,20 +139,20 @@ impl Pool {
         if lanes.is_empty() {
             return Ok(0);
         }
-        magazines.drain(self, state, Drain::All);
+        magazines.drain(state, Drain::All);
         self.settle(state)?;
         self.retire_ghosts(state, usize::MAX);
         let before = state.space.physical_bytes();
         let keep = state.space.reserve_bytes();
         self.harvest_where(state, u64::MAX, |_, node| lanes.contains(&node.home.0))?;
         state.space.release_reserve(keep);
-        self.bury(state);
+        self.recycle_dissolved(state);
         Ok(before - state.space.physical_bytes())
     }
 
     /// Gives back the address space of private pools that are no more, where nothing is mapped in it, and the numbers of lanes that nothing
     /// names any more. Returns whether there was any.
-    pub(super) fn bury(&self, state: &mut PoolState) -> bool {
+    pub(super) fn recycle_dissolved(&self, state: &mut PoolState) -> bool {
         let opened = state.lanes.opened();
         if opened.is_empty() {
             return false;
@@ -185,7 +190,7 @@ impl Pool {
         if state.private.capturing() {
             return Err(Error::Capturing { what: "giving memory back to the device" });
         }
-        magazines.drain(self, state, Drain::All);
+        magazines.drain(state, Drain::All);
         self.settle(state)?;
         self.retire_ghosts(state, usize::MAX);
         let before = state.space.physical_bytes();
@@ -199,7 +204,7 @@ impl Pool {
             state.emptied += 1;
         }
         self.give_addresses_back(state);
-        self.bury(state);
+        self.recycle_dissolved(state);
         Ok(before - state.space.physical_bytes())
     }
 }

@@ -2,20 +2,20 @@
 //! for nothing, and what was freed there may be used by all that is submitted to this stream from now on.
 
 use super::grow::Terms;
-use super::ladder::{Climb, Kind, Want};
+use super::ladder::{Kind, Want};
 use super::lanes::LaneId;
 use super::{BlockId, Pool, PoolState};
 use crate::block::Owner;
-use crate::driver::Driver;
+use crate::driver::{Driver, DriverResult};
 
 impl Pool {
     /// Lets the lane's stream wait for all streams that have free memory or that freed blocks of the lane wait for, and serves the request
     /// from what that gives. Nothing is taken from the device.
-    pub(super) fn stream_wait(&self, state: &mut PoolState, want: Want) -> Climb<Option<BlockId>> {
-        if state.lanes.get(want.lane).private.is_some() || !self.order_after_others(state, want.lane)? {
+    pub(super) fn stream_wait(&self, state: &mut PoolState, want: Want) -> DriverResult<Option<BlockId>> {
+        if state.lanes.is_private(want.lane) || !self.order_after_others(state, want.lane)? {
             return Ok(None);
         }
-        let open = |state: &PoolState, id: LaneId| id != want.lane && state.lanes.get(id).private.is_none();
+        let open = |state: &PoolState, id: LaneId| id != want.lane && !state.lanes.is_private(id);
         if let Some(block) = self.search(state, want)? {
             return Ok(Some(block));
         }
@@ -34,7 +34,7 @@ impl Pool {
     }
 
     /// Lets the lane's stream wait for the others. Returns whether that gave it anything.
-    fn order_after_others(&self, state: &mut PoolState, lane: LaneId) -> Climb<bool> {
+    fn order_after_others(&self, state: &mut PoolState, lane: LaneId) -> DriverResult<bool> {
         let pending = state.pending.of(|block| self.directory.header(block).lane() == lane);
         self.order_after(state, lane, pending.iter().flat_map(|(_, clocks)| clocks.iter().copied()).collect())?;
         // What was freed there is done with once this stream has passed what is submitted to it next.
@@ -43,7 +43,7 @@ impl Pool {
         self.complete(state, &done);
         // Only now: that may have freed blocks of other lanes, which quarantine held.
         let has_free = |state: &PoolState, id: LaneId| state.zones.iter().any(|zone| zone.free_bytes(Owner(id)) > 0);
-        let others = state.lanes.ids().filter(|&id| id != lane && state.lanes.get(id).private.is_none());
+        let others = state.lanes.ids().filter(|&id| id != lane && !state.lanes.is_private(id));
         let clocks: Vec<u16> = others.filter(|&id| has_free(state, id)).map(|id| state.lanes.get(id).clock).collect();
         let has_any = !clocks.is_empty() || !done.is_empty();
         self.order_after(state, lane, clocks)?;
@@ -52,7 +52,7 @@ impl Pool {
     }
 
     /// Lets the lane's stream wait for the streams of these clocks.
-    pub(super) fn order_after(&self, state: &mut PoolState, lane: LaneId, mut clocks: Vec<u16>) -> Climb<()> {
+    pub(super) fn order_after(&self, state: &mut PoolState, lane: LaneId, mut clocks: Vec<u16>) -> DriverResult<()> {
         let PoolState { lanes, events, .. } = &mut *state;
         let stream = lanes.stream(lane);
         let own = lanes.get(lane).clock;

@@ -8,11 +8,6 @@ use crate::error::{Error, Result};
 use crate::telemetry::{Event, EventKind};
 
 impl Pool {
-    /// Whether blocks are watched, so that every call has to take the lock.
-    pub(crate) fn is_watched(&self, state: &PoolState) -> bool {
-        state.aids.is_some()
-    }
-
     /// Bytes that every block gets for its red zone.
     pub(crate) fn redzone(&self) -> u64 {
         self.config.redzone.0
@@ -24,7 +19,7 @@ impl Pool {
         let lane = header.lane();
         let (ptr, size) = (header.ptr(), header.size());
         // A graph's kernels use private memory at any time, and during a capture nothing may be submitted.
-        let leave_alone = state.lanes.get(lane).private.is_some() || state.private.capturing();
+        let leave_alone = state.lanes.is_private(lane) || state.private.capturing();
         let stream = state.lanes.stream(lane);
         let Some(aids) = &mut state.aids else { return };
         if leave_alone {

@@ -1,4 +1,4 @@
-//! Stream order without a driver call a free: clocks, the events that move them, and which streams are being captured.
+//! Stream order without a driver call a free: clocks, and the events that move them.
 
 mod clock;
 mod events;

@@ -26,9 +26,9 @@ pub enum Rung {
     Shared,
     /// From blocks whose clocks have passed.
     Passed,
-    /// From another stream's blocks, after making this stream wait (opt-in).
+    /// From another stream's blocks, after making this stream wait on the device.
     StreamWait,
-    /// From magazines that were emptied and coalesced.
+    /// From magazines and empty slabs, whose memory was coalesced with what is free.
     Merge,
     /// From free chunks that lay apart, mapped side by side.
     Stitch,

@@ -2,7 +2,7 @@
 //! driver has no virtual memory management, segments of plain memory take the place of chunks.
 //!
 //! A chunk has at most one **front**, the mapping that blocks are served from. It may be mapped at other addresses as well: mappings that were
-//! its front before. What was submitted to them may still be running, so they are undone later ([`Space::retire`]). A chunk without a front is in the **reserve**. Blocks may be served from a chunk at further
+//! its front before. What was submitted to them may still be running, so they are undone later ([`Space::unmap_aliases`]). A chunk without a front is in the **reserve**. Blocks may be served from a chunk at further
 //! addresses, which [`Space::share`] adds.
 //!
 //! Conservation: [`Space::physical_bytes`] == bytes of chunks with a front + of those in the reserve + of plain segments, and each mapping is
@@ -280,7 +280,7 @@ impl Space {
     }
 
     /// Unmaps older mappings between two addresses. No unfinished work touches the range.
-    pub fn retire(&mut self, at: u64, end: u64) -> DriverResult<()> {
+    pub fn unmap_aliases(&mut self, at: u64, end: u64) -> DriverResult<()> {
         self.unmap(at, end)
     }
 

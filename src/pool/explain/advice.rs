@@ -6,8 +6,7 @@ use crate::block::Owner;
 use crate::config::StreamWait;
 use crate::driver::DriverErrorKind;
 use crate::error::{DriverError, OomAdvice, OomBlock, OomCause, OomExplanation, OomRemedy, OomRequest};
-use crate::pool::directory::ZONES;
-use crate::pool::{Kind, LARGE, SMALL, SMALL_MAX, Want};
+use crate::pool::{Kind, LARGE, SMALL_MAX, Want};
 use crate::units::{GRANULE, PAGE, align_down, align_up};
 
 /// What others hold of a device is not worth a word below this part: 1/64. A context alone takes some hundred MiB.
@@ -33,8 +32,13 @@ pub(super) fn of_never(told: &OomExplanation, limit: u64, block: u64) -> Vec<Oom
     }
     let most = align_down(limit, PAGE);
     list.push(advice(OomRemedy::AskForLess(most), 0, most > 0 && told.reserved == 0));
-    list.sort_by(|a, b| (!a.suffices, &a.remedy).cmp(&(!b.suffices, &b.remedy)));
+    sort(&mut list);
     list
+}
+
+/// What would suffice first, of that the cheapest.
+fn sort(list: &mut [OomAdvice]) {
+    list.sort_by(|a, b| (!a.suffices, &a.remedy).cmp(&(!b.suffices, &b.remedy)));
 }
 
 /// For a request that would take its tag over the tag's limit. `idle` bytes are free for anyone.
@@ -86,7 +90,7 @@ impl Scene<'_> {
             Some(OomCause::Addresses) => self.for_addresses(),
             _ => self.for_memory(told, driver.is_some()),
         };
-        told.advice.sort_by(|a, b| (!a.suffices, &a.remedy).cmp(&(!b.suffices, &b.remedy)));
+        sort(&mut told.advice);
         told.cause = hard.unwrap_or_else(|| self.verdict(told));
     }
 
@@ -122,11 +126,10 @@ impl Scene<'_> {
         let supply = self.supply(self.want, &runs, false, 0);
         let mut needed = self.needed(self.want);
         let (zone, size, alignment) = self.want.range();
-        if self.vmm && zone < ZONES && !matches!(self.want.kind, Kind::Dedicated { .. }) && supply <= self.reserve() {
+        if self.vmm && !matches!(self.want.kind, Kind::Dedicated { .. }) && supply <= self.reserve() {
             // Nothing is left to be moved, so what lies beside holes stays there and counts.
             let (home, chunk) = (Owner(self.want.lane), self.state.space.unit());
-            let private = self.state.lanes.get(self.want.lane).private.is_some();
-            let usable = |owner: Owner| owner == home || (owner == Owner::SHARED && !private);
+            let usable = self.state.lanes.usable(self.want.lane);
             let growth = self.state.zones[zone].plan_growth(home, size, alignment, chunk, usable);
             needed = growth.map_or(needed, |growth| growth.bytes.min(needed));
         }
@@ -226,7 +229,7 @@ impl Scene<'_> {
     }
 
     fn add_pools(&self, told: &OomExplanation, list: &mut Vec<OomAdvice>) {
-        if self.state.lanes.get(self.want.lane).private.is_some() {
+        if self.state.lanes.is_private(self.want.lane) {
             return;
         }
         for pool in told.pools.iter().filter(|pool| pool.users > 0) {
@@ -318,7 +321,7 @@ impl Scene<'_> {
         }
         let chunk = self.state.space.unit();
         let mapped = self.state.space.mapped_bytes();
-        let segments: u64 = self.state.zones[SMALL..].iter().map(|zone| zone.heads().count() as u64).sum();
+        let segments: u64 = self.state.zones.iter().map(|zone| zone.heads().count() as u64).sum();
         for shift in [4, 6, 9] {
             let larger = (chunk << shift).min(1 << 30);
             let mappings = segments + 1 + mapped.saturating_add(needed).div_ceil(larger);

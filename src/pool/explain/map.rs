@@ -293,7 +293,7 @@ impl Map {
             What::Free { owner, passed } => match Map::lane_serves(state, assume, owner) {
                 // During a capture, what streams have passed is not made everyone's.
                 Use::No if state.private.capturing() => Use::No,
-                Use::InPlace | Use::No if passed && state.lanes.get(owner).private.is_none() => Use::Movable,
+                Use::InPlace | Use::No if passed && !state.lanes.is_private(owner) => Use::Movable,
                 other => other,
             },
             What::Block(block) => self.block_serves(pool, state, assume, block),
@@ -320,7 +320,7 @@ impl Map {
         // A private pool's own memory does not coalesce with what is everyone's, and others' only where the request is, unless it can
         // be waited for.
         let here_only = assume.waited == Waited::Nothing;
-        let alone = state.lanes.get(assume.lane).private.is_some();
+        let alone = state.lanes.is_private(assume.lane);
         let mut runs: Vec<Run> = Vec::new();
         let mut open: Option<(Run, Option<u64>)> = None;
         let close = |open: Option<(Run, Option<u64>)>, runs: &mut Vec<Run>| {

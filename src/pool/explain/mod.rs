@@ -118,7 +118,7 @@ impl Pool {
         told.missing = in_use.saturating_add(asked.request.size).saturating_sub(limit);
         let tags = [(asked.request.tag, in_use)];
         told.tags = tags.map(|(tag, bytes)| OomTag { tag, name: String::new(), bytes, blocks: 0 }).into();
-        let idle = told.free.shared + state.zones.iter().map(|zone| zone.free_bytes(Owner::SHARED)).sum::<u64>();
+        let idle = state.zones.iter().map(|zone| zone.free_bytes(Owner::SHARED)).sum::<u64>();
         told.advice = advice::of_tag_limit(&told, state.limit, idle, in_use, limit);
         told
     }
@@ -242,7 +242,7 @@ impl Scene<'_> {
         for range in &self.map.ranges {
             if let What::Free { owner, passed: false } = range.what
                 && owner != self.want.lane
-                && self.state.lanes.get(owner).private.is_none()
+                && !self.state.lanes.is_private(owner)
             {
                 *bytes.entry(self.state.lanes.get(owner).clock).or_default() += range.size;
             }

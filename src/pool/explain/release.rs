@@ -218,7 +218,7 @@ impl Scene<'_> {
     pub(super) fn meshable(&self) -> u64 {
         const LOOKED_AT: usize = 512;
         let slabs = self.state.slabs.sharable().filter(|&(number, lane, group, slab)| {
-            let private = self.state.lanes.get(lane).private.is_some();
+            let private = self.state.lanes.is_private(lane);
             !private && group.is_none() && self.state.slabs.is_own(number) && self.state.space.is_front(slab.addr, PAGE)
         });
         let mut left: Vec<(ClassId, Box<[u64]>)> = Vec::new();
@@ -244,7 +244,7 @@ impl Scene<'_> {
         let (zone, size, alignment) = self.want.range();
         let size = size.saturating_add(alignment.saturating_sub(GRANULE));
         let others = self.state.lanes.ids().filter(|&id| id != self.want.lane);
-        let ordinary = others.filter(|&id| self.state.lanes.get(id).private.is_none());
+        let ordinary = others.filter(|&id| !self.state.lanes.is_private(id));
         let largest = ordinary.map(|id| self.state.zones[zone].largest_free(Owner(id))).max().unwrap_or(0);
         if largest >= size { largest } else { 0 }
     }

@@ -121,7 +121,7 @@ impl Scene<'_> {
             Kind::Range { size, alignment, persistent: false } if size <= SMALL_MAX => (size, alignment),
             _ => return false,
         };
-        if self.state.lanes.get(want.lane).private.is_some() {
+        if self.state.lanes.is_private(want.lane) {
             return false;
         }
         // A plain segment that is free as a whole has gone back to the device before that.

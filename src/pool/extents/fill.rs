@@ -3,8 +3,9 @@
 use super::{Backing, Extent, Extents, NEVER, Stamp};
 use crate::block::Owner;
 use crate::config::StreamWait;
+use crate::driver::DriverResult;
 use crate::error::Result;
-use crate::pool::ladder::{Climb, Drain, Magazines};
+use crate::pool::ladder::{Drain, Magazines};
 use crate::pool::lanes::LaneId;
 use crate::pool::{Pool, PoolState};
 use crate::telemetry::{EventKind, Rung};
@@ -49,20 +50,20 @@ impl Pool {
         let may_ask = !state.private.capturing();
         let waits = self.config.cross_stream_wait;
         let first = if waits == StreamWait::Always && may_ask { Lenders::All } else { Lenders::Own };
-        let mut filled = self.try_fill(state, addr, size, first)?;
+        let mut filled = self.try_fill(state, addr, first)?;
         if filled.is_none() {
-            let drained = magazines.drain(self, state, Drain::All) > 0;
+            let drained = magazines.drain(state, Drain::All) > 0;
             if drained | self.retire_empty(state) {
-                filled = self.try_fill(state, addr, size, first)?;
+                filled = self.try_fill(state, addr, first)?;
             }
             state.tried(lane, Rung::Merge);
         }
         if filled.is_none() && may_ask && waits == StreamWait::Scarce && state.extents.idle_bytes > 0 {
-            filled = self.try_fill(state, addr, size, Lenders::All)?;
+            filled = self.try_fill(state, addr, Lenders::All)?;
         }
         if filled.is_none() && may_ask && self.waiting_may_help(state, size) {
             if self.settle(state)? {
-                filled = self.try_fill(state, addr, size, Lenders::Own)?;
+                filled = self.try_fill(state, addr, Lenders::Own)?;
             }
             state.tried(lane, Rung::Wait);
         }
@@ -105,8 +106,8 @@ impl Pool {
 
     /// With chunks of the reserve, then of idle extents, then what is free elsewhere and passed, then new ones as far as limit and device
     /// allow.
-    fn try_fill(&self, state: &mut PoolState, addr: u64, size: u64, from: Lenders) -> Climb<Option<Vec<Stamp>>> {
-        let lane = state.extents.get(addr).lane;
+    fn try_fill(&self, state: &mut PoolState, addr: u64, from: Lenders) -> DriverResult<Option<Vec<Stamp>>> {
+        let &mut Extent { size, lane, .. } = state.extents.get(addr);
         let may_ask = !state.private.capturing();
         let mut picked = self.pick_reserve(state, size);
         if picked.bytes < size && may_ask {
@@ -140,7 +141,7 @@ impl Pool {
             Ok(()) => {}
             Err(error) if error.is_out_of_memory() => {
                 // There is a limit to mappings too.
-                let again = self.lay_ghosts(state)? && state.space.map(addr, &picked.chunks).is_ok();
+                let again = self.retire_passed_ghosts(state)? && state.space.map(addr, &picked.chunks).is_ok();
                 if !again {
                     state.refusal = Some(error);
                     return Ok(None);
@@ -154,7 +155,7 @@ impl Pool {
                 state.extents.hand_on(donor, bytes);
             }
         }
-        self.bury_ghosts(state, false);
+        self.unmap_spent(state, false);
         Ok(Some(stamps))
     }
 
@@ -211,7 +212,7 @@ impl Pool {
     }
 
     /// Creates what is missing of `size` bytes. Chunks of the reserve that are too large go back to the device where they are in the way.
-    fn create_for_extent(&self, state: &mut PoolState, size: u64, picked: &mut Picked) -> Climb<bool> {
+    fn create_for_extent(&self, state: &mut PoolState, size: u64, picked: &mut Picked) -> DriverResult<bool> {
         let unit = state.space.unit();
         let mut missing = size - picked.bytes;
         let over = (state.space.physical_bytes() + missing).saturating_sub(state.limit);

@@ -14,10 +14,11 @@ mod stamps;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ladder::{Climb, Magazines};
+use super::ladder::Magazines;
 use super::lanes::LaneId;
 use super::{Pool, PoolState, too_many_streams};
 use crate::block::Owner;
+use crate::driver::DriverResult;
 use crate::error::Result;
 use crate::telemetry::{BlockInfo, BlockState, EventKind, SegmentInfo};
 use crate::units::{DevicePtr, StreamId};
@@ -203,7 +204,7 @@ impl Pool {
     }
 
     /// An idle extent of that size, whole, that a lane may use in stream order.
-    fn find_idle(&self, state: &mut PoolState, lane: LaneId, size: u64) -> Climb<Option<u64>> {
+    fn find_idle(&self, state: &mut PoolState, lane: LaneId, size: u64) -> DriverResult<Option<u64>> {
         let own = state.lanes.get(lane).clock;
         let find = |state: &PoolState| {
             let Extents { by_addr, idle, .. } = &state.extents;
@@ -294,7 +295,7 @@ impl Pool {
     }
 
     /// Ghosts that their streams have passed are unmapped; with `partly`, also what has handed on a part of its chunks. Whether there were any.
-    pub(super) fn bury_ghosts(&self, state: &mut PoolState, partly: bool) -> bool {
+    pub(super) fn unmap_spent(&self, state: &mut PoolState, partly: bool) -> bool {
         let Extents { by_addr, idle, .. } = &state.extents;
         let most = if partly { u64::MAX } else { 0 };
         let ghosts = idle.range((0, 0)..=(most, u64::MAX)).filter(|(left, addr)| by_addr[addr].size > *left);
@@ -329,7 +330,7 @@ impl Pool {
         if wanted == 0 {
             return 0;
         }
-        self.bury_ghosts(state, false);
+        self.unmap_spent(state, false);
         let idle = state.extents.idle.range((1, 0)..).rev();
         let over: Vec<(u64, u64)> = idle.filter(|&&(_, addr)| self.is_over(state, addr)).copied().collect();
         let mut gained = 0;
@@ -349,11 +350,6 @@ impl Pool {
         if extent.backing == Backing::Mapped {
             self.live.fold(requested, requested.max(0));
         }
-    }
-
-    /// Bytes of the smallest chunk.
-    pub(crate) fn unit(&self, state: &PoolState) -> u64 {
-        state.space.unit()
     }
 
     /// What is mapped in extents, as segments of one block each.

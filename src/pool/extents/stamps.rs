@@ -1,9 +1,8 @@
 //! What streams had been given to do at some time, and who waits for it.
 
 use super::Stamp;
-use crate::driver::Driver;
+use crate::driver::{Driver, DriverResult};
 use crate::error::Result;
-use crate::pool::ladder::Climb;
 use crate::pool::{Pool, PoolState, too_many_streams};
 use crate::units::StreamId;
 
@@ -33,7 +32,7 @@ impl Pool {
     }
 
     /// [`Pool::order_streams`] without a clock.
-    fn order_by_event(&self, state: &mut PoolState, later: StreamId, earlier: StreamId) -> Climb<()> {
+    fn order_by_event(&self, state: &mut PoolState, later: StreamId, earlier: StreamId) -> DriverResult<()> {
         let event = state.events.get(&*self.driver)?;
         let ordered = self.driver.record_event(event, earlier).and_then(|()| self.driver.wait_event(later, event));
         // What waits for an event waits for its last recording, so it may be used again at once.
