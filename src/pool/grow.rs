@@ -31,7 +31,7 @@ const ROOMY: f64 = 0.3;
 /// As long as so many bytes of the limit are free, new chunks for large blocks are large all the same: 32 GiB.
 const SPARE: f64 = (32u64 << 30) as f64;
 /// The part beyond which that is so for programs as well that give memory back and take it again.
-const SCARCE: f64 = 0.75;
+const SCARCE: f64 = 0.9;
 /// New chunks get twice as large when memory has been given back, so many times: 4 x.
 const REGROWTH_MAX: u32 = 2;
 /// Memory that was given back is taken again in chunks of this part of the most that was needed,

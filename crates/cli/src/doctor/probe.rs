@@ -195,7 +195,7 @@ fn membarrier() -> Finding {
     const PRIVATE_EXPEDITED: i64 = 1 << 3;
     // SAFETY: this command takes no pointers and only returns a set of bits.
     let commands = unsafe { libc::syscall(libc::SYS_membarrier, QUERY, 0, 0) };
-    const LESS: &str = "threads pay a little more for taking memory from each other; nothing else changes";
+    const LESS: &str = "every request takes a lock: slower, several times with many threads; nothing else changes";
     match commands {
         bits if bits >= 0 && bits & PRIVATE_EXPEDITED != 0 => Finding::ok(WHAT, "available (private expedited)"),
         bits if bits >= 0 => Finding::note(WHAT, "available, but not private expedited", LESS),

@@ -67,7 +67,7 @@ pub struct Options {
     #[arg(long, value_name = "FACTOR", conflicts_with = "capacity", value_parser = pressure)]
     pub pressure: Option<f64>,
 
-    /// Also find the smallest device on which the trace completes: there it does, and 0.2 % of the peak of live bytes below it
+    /// Also find the smallest device on which the trace completes: there it does, and 0.05 % of the peak of live bytes below it
     /// does not
     #[arg(long, conflicts_with = "threads")]
     pub min_capacity: bool,

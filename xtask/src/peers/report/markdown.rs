@@ -288,12 +288,17 @@ fn steady(page: &Page<'_>) -> String {
         let number = |name: &str| figures.number(name).unwrap_or_default();
         let steps = number("steady_steps").max(1.0);
         let second = number("driver_ns.later") / number("steps").max(1.0);
-        format!("{} / {}", ms(number("driver_ns.steady") / steps), ms(second))
+        format!("{} / {} / {}", ms(number("driver_ns.first")), ms(number("driver_ns.steady") / steps), ms(second))
     };
+    let mut table = page.table("steady", cell);
+    if !table.is_empty() {
+        let total = |values: &[f64]| ms(values.iter().sum());
+        table += &page.summary("steady", "first pass, all", |_, figures| figures.number("driver_ns.first"), total);
+    }
     section(
-        "Driver time of a step, modelled, in ms",
-        "On a device of 80 GiB: in the second half of the first pass / in the second pass.",
-        page.table("steady", cell),
+        "Driver time on 80 GiB, modelled, in ms",
+        "In the whole first pass / in a step of its second half / in a step of the second pass.",
+        table,
     )
 }
 

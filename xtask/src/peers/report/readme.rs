@@ -54,13 +54,15 @@ fn table(traces: &[Trace], answers: &Answers) -> String {
     };
     let worst = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
     let mean_and_worst = |values: Vec<f64>| format!("{:.4}, {:.4}", geometric_mean(&values), worst(&values));
-    row("memory to spare: peak reserved / peak live, mean and worst", &|peer| {
+    row("memory to spare, 256 GiB: peak reserved / peak live, mean and worst", &|peer| {
         let reserved = each("spare", peer, "peak_reserved")?;
         Some(mean_and_worst(reserved.iter().zip(traces).map(|(bytes, trace)| bytes / trace.peak_live as f64).collect()))
     });
-    row("its driver calls on an A100, modelled, first passes, ms", &|peer| {
-        Some(ms(each("spare", peer, "driver_ns.first")?.iter().sum()))
-    });
+    for (question, device) in [("spare", "256 GiB"), ("steady", "80 GiB")] {
+        row(&format!("driver time of all first passes on {device}, modelled as on an A100, ms"), &|peer| {
+            Some(ms(each(question, peer, "driver_ns.first")?.iter().sum()))
+        });
+    }
     row("smallest device / peak live, mean and worst", &|peer| Some(mean_and_worst(each("capacity", peer, "ratio")?)));
     row("with 2 % to spare and kernels at 2 TB/s: traces that complete; stall, ms", &|peer| {
         let stall = |trace: &Trace| answers.number("pressure", &trace.name, peer, "stall_ns");
