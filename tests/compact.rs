@@ -10,8 +10,8 @@ use stratalloc::driver::fault::{Fault, When};
 use stratalloc::driver::soft::Access;
 use stratalloc::driver::{Driver, DriverErrorKind};
 use stratalloc::{
-    AllocFlags, AllocRequest, ByteSize, CompactReport, Compaction, DevicePtr, Error, Lifetime, Movable, Move,
-    PassLimits, PoolId,
+    AllocFlags, AllocRequest, ByteSize, CompactReport, Compaction, DevicePtr, Error, EventKind, Lifetime, Movable,
+    Move, PassLimits, PoolId,
 };
 
 const PAGE: u64 = 2 * MIB;
@@ -459,29 +459,91 @@ fn a_request_of_a_stream_takes_what_a_move_leaves_at_once() {
     moving.ends_clean();
 }
 
+/// One pass, step by step. `before` is told what is to move, between beginning and copying.
+fn stepwise(moving: &mut Moving, commits: bool, before: impl FnOnce(&Moving, &[Move])) -> usize {
+    let allocator = moving.scene.allocator.clone();
+    let mut pass = allocator.begin_compaction(0, PassLimits::default()).unwrap();
+    let moves: Vec<Move> = pass.moves().collect();
+    before(moving, &moves);
+    moving.scene.device.allocator_copies(true);
+    pass.copy().unwrap();
+    moving.scene.device.allocator_copies(false);
+    assert_eq!(allocator.check_memory(0), Ok(vec![]), "between copy and commit");
+    if commits {
+        assert_eq!(pass.commit().moved, moves.len() as u64);
+        moving.follow(&moves);
+    } else {
+        drop(pass);
+        moving.scene.device.forget_owners();
+    }
+    allocator.empty_cache(0).unwrap();
+    assert_eq!(allocator.check_memory(0), Ok(vec![]), "afterwards");
+    moves.len()
+}
+
+const AIDS: [&str; 4] =
+    ["redzone:512", "poison:check", "redzone:512,poison:check", "redzone:512,poison:fill,quarantine:8MiB,trace:100000"];
+
 #[test]
 fn debug_aids_follow_what_moves() {
-    for aids in ["redzone:512", "poison:check", "redzone:512,poison:check", "redzone:512,poison:fill,quarantine:8MiB"] {
+    for aids in AIDS {
         for sizes in SIZES {
-            let mut moving = sparse(11, sizes, aids);
-            let stream = moving.scene.streams[0];
-            let report = moving.compact(PassLimits::default()).unwrap();
-            assert!(report.moved > 4, "{report:?}");
-            moving.scene.allocator.empty_cache(0).unwrap();
-            assert_eq!(moving.scene.allocator.check_memory(0), Ok(vec![]), "{aids}: nobody has done anything wrong");
-            moving.scene.verify();
-            if aids.contains("redzone") {
-                let ptr = moving.movables[0].pin().ptr();
-                let size = moving.scene.blocks[&ptr.0].0;
-                moving.scene.device.write(ptr.add(size), &[1], stream).unwrap();
-                let found = moving.scene.allocator.check_memory(0).unwrap();
-                assert_eq!(found.len(), 1, "{aids}: {found:?}");
-                assert_eq!(found[0].at, ptr.add(size));
+            for commits in [true, false] {
+                let mut moving = sparse(11, sizes, aids);
+                let stream = moving.scene.streams[0];
+                let zones = aids.contains("redzone");
+                let moved = stepwise(&mut moving, commits, |moving, moves| {
+                    // What is found before the block moves is not told again after it.
+                    let from = moves[0].from;
+                    let size = moving.scene.blocks[&from.0].0;
+                    if zones {
+                        moving.scene.device.write(from.add(size), &[1], stream).unwrap();
+                    }
+                    let found = moving.scene.allocator.check_memory(0).unwrap();
+                    assert_eq!(found.len(), usize::from(zones), "{aids}: {found:?}");
+                    assert!(found.iter().all(|fault| fault.at == from.add(size)), "{found:?}");
+                });
+                assert!(moved > 4, "{moved}");
+                moving.scene.verify();
+                if zones && commits {
+                    // At its new place a block has a red zone, too.
+                    let ptr = moving.movables[0].pin().ptr();
+                    let at = ptr.add(moving.scene.blocks[&ptr.0].0);
+                    moving.scene.device.write(at, &[1], stream).unwrap();
+                    let found = moving.scene.allocator.check_memory(0).unwrap();
+                    assert_eq!(found.iter().map(|fault| fault.at).collect::<Vec<_>>(), [at], "{aids}");
+                }
+                moving.ends_clean();
             }
-            // Told once, wherever the block goes.
-            moving.compact(PassLimits::default()).unwrap();
-            assert_eq!(moving.scene.allocator.check_memory(0), Ok(vec![]), "{aids}");
-            moving.ends_clean();
         }
     }
+}
+
+#[test]
+fn blocks_without_a_red_zone_move_without_one() {
+    for sizes in SIZES {
+        let mut moving = Moving::new(512 * MIB, 12, "redzone:512");
+        // Nothing is submitted during a capture, and so no red zone drawn.
+        moving.scene.allocator.begin_capture(0).unwrap();
+        (0..80).for_each(|_| moving.alloc(sizes[0], 0));
+        moving.scene.allocator.end_capture(0).unwrap();
+        moving.thin(25);
+        moving.scene.allocator.empty_cache(0).unwrap();
+        assert!(stepwise(&mut moving, true, |_, _| ()) > 0);
+        moving.ends_clean();
+    }
+}
+
+#[test]
+fn a_block_that_moves_is_freed_once_in_the_trace() {
+    let mut moving = sparse(13, SIZES[2], "quarantine:256MiB,trace:100000");
+    let moves = stepwise(&mut moving, true, |_, _| ()) as u64;
+    assert!(moves > 4);
+    // All that is in quarantine goes back.
+    moving.scene.allocator.empty_cache(0).unwrap();
+    let events = moving.scene.allocator.events(0).unwrap();
+    let count = |kind| events.iter().filter(|event| event.kind == kind).count();
+    assert_eq!(count(EventKind::Free), 0, "all are held back");
+    assert_eq!(count(EventKind::FreeDeferred), count(EventKind::FreeCompleted));
+    moving.ends_clean();
 }

@@ -11,6 +11,7 @@ use std::thread;
 use common::rig::{KIB, MIB, Rng, check, check_empties, request, soft, stats};
 use parking_lot::Mutex;
 use stratalloc::driver::soft::{Backing, SoftDevice};
+use stratalloc::tier::Evictable;
 use stratalloc::{Allocator, DevicePtr, Error, EventKind, StreamId};
 
 fn open(mib: u64, text: &str) -> Allocator {
@@ -366,5 +367,33 @@ fn a_tags_limit_holds_from_when_it_is_set() {
         done.store(1, Relaxed);
         assert_eq!(broken, None);
     });
+    check_empties(&allocator, 0);
+}
+
+#[test]
+fn two_evictable_blocks_do_not_both_get_the_last_of_a_limit() {
+    let allocator = open(64, "tiers:host=64MiB");
+    let tag = allocator.tag("cache").unwrap();
+    allocator.set_tag_limit(0, tag, Some((2 * MIB).into())).unwrap();
+    let barrier = Barrier::new(2);
+    let worker = || {
+        let mut wins = Vec::new();
+        for round in 0..10_000 {
+            barrier.wait();
+            let asked = request(2 * MIB, StreamId(0)).tag(tag);
+            let ptr = allocator.alloc_evictable(asked, Evictable::default()).ok();
+            wins.extend(ptr.map(|_| round));
+            barrier.wait();
+            ptr.into_iter().for_each(|ptr| allocator.raw_free(ptr).unwrap());
+        }
+        wins
+    };
+    let (one, other) = thread::scope(|scope| {
+        let one = scope.spawn(worker);
+        (worker(), one.join().unwrap())
+    });
+    assert!(one.iter().all(|round| !other.contains(round)), "both had it");
+    assert_eq!(one.len() + other.len(), 10_000, "somebody had it");
+    assert_eq!(stats(&allocator).tags, [], "none of it is left");
     check_empties(&allocator, 0);
 }

@@ -98,7 +98,7 @@ impl Allocator {
     }
 
     /// Makes exactly those blocks of a private pool live again that were when the checkpoint was taken, at the same addresses: others are freed,
-    /// missing ones handed out. Whoever held a freed block must not free it again.
+    /// missing ones handed out, whatever limit their tags have got since. Whoever held a freed block must not free it again.
     pub fn restore(&self, device: usize, to: &Checkpoint) -> Result<Restored> {
         let (before, after) = self.device(device)?.restore(to)?;
         let freed = before.iter().map(|moved| moved.ptr).collect();

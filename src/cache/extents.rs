@@ -54,15 +54,19 @@ impl DeviceCache {
         self.check_invariants(&state);
     }
 
-    /// Counts a block that lies in an extent now, or one that does no longer. Its tag's bytes count wherever they are.
-    pub(crate) fn count_in_extent(&self, extent: DevicePtr, requested: i64, tag: u8) {
-        let mut state = self.pool.lock();
-        self.pool.count_in_extent(&mut state, extent.0, requested);
+    /// Counts a block that lies in an extent now, or one that does no longer.
+    pub(crate) fn count_in_extent(&self, extent: DevicePtr, requested: i64) {
+        self.pool.count_in_extent(&mut self.pool.lock(), extent.0, requested);
+    }
+
+    /// Counts bytes of an evictable block for its tag, wherever they are.
+    pub(crate) fn count_tag(&self, requested: i64, tag: u8) {
         self.retired.lock().count_tag(requested, tag);
     }
 
-    /// What is said of a request before anything is done for it: that it makes no sense, can never fit, or is over its tag's limit.
-    pub(crate) fn check_request(&self, request: Request) -> Result<()> {
+    /// Counts an evictable block that is to come for its tag, unless the request makes no sense, can never fit, or would take the tag over its
+    /// limit. Under one lock, so that what others ask for meanwhile is over it.
+    pub(crate) fn admit(&self, request: Request) -> Result<()> {
         request.check()?;
         let Request { size, tag, .. } = request;
         let state = self.pool.lock();
@@ -70,7 +74,11 @@ impl DeviceCache {
         if block > state.limit() {
             return Err(self.never_fits(&state, request, block));
         }
-        if self.tag_is_limited(tag) { self.check_tag_limit(&state, request) } else { Ok(()) }
+        if self.tag_is_limited(tag) {
+            self.check_tag_limit(&state, request)?;
+        }
+        self.count_tag(size as i64, tag);
+        Ok(())
     }
 
     /// What these streams have been given to do so far, `home` standing for those that there is no clock for.

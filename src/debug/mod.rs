@@ -132,20 +132,28 @@ impl<B> Aids<B> {
         tag: u8,
     ) {
         self.look(driver);
-        let patches = self.take_patches(ptr.0, ptr.0 + size);
         self.next_serial += 1;
         let mut block = Watched { ptr, requested, size, stream, tag, serial: self.next_serial, zoned: false };
-        if !is_captured(driver, stream) {
-            let suspects = patches.into_iter().map(|(at, patch)| Suspect::freed(patch.of, at, patch.end - at));
-            let suspects: Vec<Suspect> = suspects.collect();
-            let checked = self.checks.begin(driver, stream, suspects);
-            self.note(checked);
-            if self.redzone > 0 && size > requested {
-                let drawn = driver.fill_words(ptr.add(requested), size - requested, ZONE, stream);
-                block.zoned = self.note(drawn);
-            }
+        let captured = !self.compare_patches(driver, ptr, size, stream);
+        if !captured && self.redzone > 0 && size > requested {
+            let drawn = driver.fill_words(ptr.add(requested), size - requested, ZONE, stream);
+            block.zoned = self.note(drawn);
         }
         self.live.insert(ptr.0, block);
+    }
+
+    /// Compares what is left of poison in a range, which is about to be written to by work of a stream, and forgets it. Not where the stream is
+    /// being captured; returns whether it is not.
+    pub(crate) fn compare_patches(&mut self, driver: &dyn Driver, ptr: DevicePtr, size: u64, stream: StreamId) -> bool {
+        let patches = self.take_patches(ptr.0, ptr.0 + size);
+        if is_captured(driver, stream) {
+            return false;
+        }
+        let suspects = patches.into_iter().map(|(at, patch)| Suspect::freed(patch.of, at, patch.end - at));
+        let suspects: Vec<Suspect> = suspects.collect();
+        let checked = self.checks.begin(driver, stream, suspects);
+        self.note(checked);
+        true
     }
 
     /// A block is free, and so its red zone is compared, and it is poisoned. Gives it back where it is not to be held back.
@@ -174,7 +182,7 @@ impl<B> Aids<B> {
         None
     }
 
-    /// A block goes back without a comparison, and without poison.
+    /// A block is freed while nothing may be submitted for it.
     pub(crate) fn abandon(&mut self, ptr: DevicePtr) {
         self.live.remove(&ptr.0);
     }

@@ -121,8 +121,7 @@ impl Pool {
             };
             let (header, old) = (self.directory.header(new), self.directory.header(ids[index]));
             header.hand_out(old.requested(), old.tag());
-            // Before the copy: what is left of poison there is compared.
-            self.watch_alloc(state, new);
+            self.compare_place(state, new);
             // Not live before the move is over, so that nobody frees it.
             header.set_life(life::PENDING);
             self.active.fold(block.size as i64, block.size as i64);
@@ -242,20 +241,20 @@ impl Pool {
         let (old, new) = (self.directory.header(moving.old), self.directory.header(moving.new));
         let (requested, tag, lane) = (old.requested(), old.tag(), old.lane());
         new.hand_out(requested, tag);
-        for (kind, ptr) in [(EventKind::Free, moving.from), (EventKind::Alloc, moving.to)] {
+        let freed = if self.would_hold(state, moving.old) { EventKind::FreeDeferred } else { EventKind::Free };
+        for (kind, ptr) in [(freed, moving.from), (EventKind::Alloc, moving.to)] {
             self.ring.push(Event::new(kind, ptr, requested).on(state.lanes.stream(lane), None).tag(tag));
         }
         if self.retire(state, moving.old) {
             self.active.fold(-(moving.size as i64), 0);
         }
-        // The red zone was copied as well, with whatever had been written to it: that has been found in the old one.
+        // Whatever was written to the red zone has been found in the old one: the copy of it is drawn over.
         self.watch_alloc(state, moving.new);
     }
 
     /// A block has not moved: its new place goes back, in stream order, since the copy may be on its way.
     pub(crate) fn abort_move(&self, state: &mut PoolState, moving: &Moving) {
         self.active.fold(-(moving.size as i64), 0);
-        self.unwatch(state, moving.new);
         self.put_back(state, moving.new);
     }
 }

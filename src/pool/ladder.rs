@@ -8,9 +8,10 @@
 //! | [`Pool::advance_pending`] | blocks whose recorded streams have passed | no capture |
 //! | [`Pool::stream_wait`] | other streams' memory, waited for on the device | `cross_stream_wait:true` |
 //! | [`Magazines::drain`] | the thread's large blocks, everyone's; for a page all blocks | |
-//! | [`Pool::stream_wait`] | as above | much lies idle elsewhere, `scarce` |
-//! | [`Pool::grow`] | free chunks mapped here, then new ones | the request may grow, as all below |
-//! | [`Pool::advance`], [`Pool::absorb`] | what streams have passed; neighbours that anyone may use | |
+//! | [`Pool::stream_wait`] | as above | much lies idle elsewhere, `scarce`; the request may grow |
+//! | [`Pool::grow`] | free chunks mapped here, then new ones | the request may grow |
+//! | [`Pool::advance`], [`Pool::absorb`] | what streams have passed; neighbours that anyone may use | the first: no capture |
+//! | | | all below: the request may grow |
 //! | [`Magazines::drain`], [`Pool::grow`] | everything in magazines, chunks up to the limit | |
 //! | [`Pool::stream_wait`] | as above | `scarce` |
 //! | [`Pool::settle`], [`Pool::grow`] | all streams, waited for on the host | no capture |

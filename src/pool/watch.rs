@@ -28,10 +28,12 @@ impl Pool {
         aids.handed_out(&*self.driver, ptr, (header.requested(), size), stream, header.tag());
     }
 
-    /// A block goes back of which nothing is to be compared.
-    pub(super) fn unwatch(&self, state: &mut PoolState, block: BlockId) {
+    /// A block is about to be written to by the allocator: what is left of poison there is compared before.
+    pub(super) fn compare_place(&self, state: &mut PoolState, block: BlockId) {
+        let header = self.directory.header(block);
+        let (ptr, size, stream) = (header.ptr(), header.size(), state.lanes.stream(header.lane()));
         if let Some(aids) = &mut state.aids {
-            aids.abandon(self.directory.header(block).ptr());
+            aids.compare_patches(&*self.driver, ptr, size, stream);
         }
     }
 
@@ -46,7 +48,9 @@ impl Pool {
     pub(super) fn retire(&self, state: &mut PoolState, block: BlockId) -> bool {
         let header = self.directory.header(block);
         if state.private.capturing() {
-            self.unwatch(state, block);
+            if let Some(aids) = &mut state.aids {
+                aids.abandon(header.ptr());
+            }
             self.put_back(state, block);
             return true;
         }

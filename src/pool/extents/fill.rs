@@ -45,8 +45,8 @@ impl Pool {
         addr: u64,
         magazines: &dyn Magazines,
     ) -> Result<Option<Vec<Stamp>>> {
-        state.begin_notes(Owner::SHARED.0);
-        let (size, lane) = (state.extents.get(addr).size, state.extents.get(addr).lane);
+        let &mut Extent { size, lane, .. } = state.extents.get(addr);
+        state.begin_notes(lane);
         let may_ask = !state.private.capturing();
         let waits = self.config.cross_stream_wait;
         let first = if waits == StreamWait::Always && may_ask { Lenders::All } else { Lenders::Own };

@@ -20,8 +20,23 @@ impl Tiers {
 
     /// A block; `None` where there is no room for it.
     pub(crate) fn alloc(&self, request: Request, how: &Evictable) -> Result<Option<DevicePtr>> {
+        self.device.admit(request)?;
+        let made = self.make(request, how);
+        if !matches!(made, Ok(Some(_))) {
+            self.device.count_tag(-(request.size as i64), request.tag);
+        }
+        let Some((ptr, cleared)) = made? else { return Ok(None) };
+        self.device.note(Event::new(EventKind::Alloc, ptr, request.size).on(request.stream, None).tag(request.tag));
+        if let Err(error) = cleared {
+            self.free(ptr);
+            return Err(error);
+        }
+        Ok(Some(ptr))
+    }
+
+    /// A block for a request that was admitted, and whether what lies behind it is clear; `None` where there is no room for it.
+    fn make(&self, request: Request, how: &Evictable) -> Result<Option<(DevicePtr, Result<()>)>> {
         let Request { size, alignment, stream, tag, may_grow, .. } = request;
-        self.device.check_request(request)?;
         let whole = align_up(size, self.unit).unwrap_or(u64::MAX);
         // What is smaller than that shares.
         let shared = whole - size > whole / 8;
@@ -70,14 +85,9 @@ impl Tiers {
         let cleared = self.clear_behind(&table, id, ptr, size);
         self.note_use(&mut table, id);
         self.blocks.fetch_add(1, Relaxed);
-        self.device.count_in_extent(DevicePtr(table.extent(id).addr), size as i64, tag);
+        self.device.count_in_extent(DevicePtr(table.extent(id).addr), size as i64);
         self.unlock(table);
-        self.device.note(Event::new(EventKind::Alloc, ptr, size).on(stream, None).tag(tag));
-        if let Err(error) = cleared {
-            self.free(ptr);
-            return Err(error);
-        }
-        Ok(Some(ptr))
+        Ok(Some((ptr, cleared)))
     }
 
     /// What lies behind a block and is encoded with it is zero: anything else could cost the block's own numbers their digits. In a capture it
@@ -121,7 +131,8 @@ impl Tiers {
         let removed = table.remove_object(ptr, stamps);
         if let Some(object) = &removed {
             self.blocks.fetch_sub(1, Relaxed);
-            self.device.count_in_extent(addr, -(object.requested as i64), tag);
+            self.device.count_in_extent(addr, -(object.requested as i64));
+            self.device.count_tag(-(object.requested as i64), tag);
             self.device.note(Event::new(EventKind::Free, ptr, object.requested).on(home, None).tag(tag));
         }
         self.dispose(&mut table, id);
