@@ -332,3 +332,24 @@ fn large_blocks_are_found_when_small_ones_come() {
         check(&allocator, 0);
     }
 }
+
+#[test]
+fn chunks_are_large_as_long_as_32_gib_are_free() {
+    const GIB: u64 = 1 << 30;
+    let (_, allocator) = soft(SoftDevice::builder(80 * GIB).backing(Backing::AddressesOnly), "");
+    // Bytes of a chunk, in the mean of those that more memory is taken in.
+    let mean_of = |to: u64| {
+        let before = stats(&allocator);
+        while stats(&allocator).reserved.current < to {
+            allocator.raw_alloc(AllocRequest::new(512 * MIB)).unwrap();
+        }
+        let after = stats(&allocator);
+        (after.reserved.current - before.reserved.current) / (after.chunks - before.chunks)
+    };
+    // 20 MiB on a device of 80 GiB; what is left of a block is a smaller one.
+    let of_the_first = [24, 47].map(|gib| mean_of(gib * GIB));
+    assert!(of_the_first.iter().all(|&mean| mean > 16 * MIB), "{of_the_first:?}");
+    mean_of(48 * GIB);
+    assert_eq!(mean_of(79 * GIB), 2 * MIB, "what is left has to do");
+    check(&allocator, 0);
+}

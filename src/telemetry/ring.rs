@@ -138,11 +138,18 @@ impl TraceRing {
     }
 
     /// Adds an event, over the oldest if need be.
+    // Inlined, so that nothing is put together where nobody listens.
+    #[inline]
     pub fn push(&self, event: Event) {
-        let observed = self.observed.load(Relaxed) && event.kind.is_rare();
-        if !self.is_on() && !observed {
-            return;
+        if self.is_on() || self.observed.load(Relaxed) {
+            self.keep(event);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn keep(&self, event: Event) {
+        let observed = self.observed.load(Relaxed) && event.kind.is_rare();
         let mut event = Event { time_us: self.start.elapsed().as_micros() as u64, ..event };
         if self.is_on() {
             let (number, events) = &mut *self.events.lock();
