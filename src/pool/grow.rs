@@ -328,12 +328,10 @@ impl Pool {
         }
         state.needed = state.needed.max(state.used_bytes() + size);
         let regrowth = state.emptied.min(REGROWTH_MAX);
-        if !is_roomy && held as f64 <= limit - SPARE {
-            return (whole(largest << regrowth), unit);
-        }
         if !is_roomy {
+            let base = if held as f64 <= limit - SPARE { largest } else { unit };
             let regrowth = if held as f64 > limit * SCARCE { 0 } else { regrowth };
-            return (unit << regrowth, unit);
+            return (whole(base << regrowth), unit);
         }
         if state.emptied > 0 && state.needed as f64 <= limit * ROOMY {
             let part = whole(state.needed / REGROWTH_PART);
