@@ -236,6 +236,34 @@ fn a_plan_lets_the_next_run_begin_with_it() {
 }
 
 #[test]
+fn a_plan_from_an_earlier_run_takes_what_the_program_needs_and_keeps_its_places() {
+    // A page of the small blocks is mapped from what is free: not from the plan's places, or they would be gone.
+    let run = |plan: Option<&[u8]>| {
+        let (_, allocator) = soft(addresses_only(), INLINE);
+        if let Some(plan) = plan {
+            assert_eq!(allocator.import_plan(0, plan), Ok(1));
+        }
+        let mut program = Program::new(&allocator);
+        program.scale = 512 * KIB;
+        let mut small = Vec::new();
+        for _ in 0..8 {
+            program.step(|program| small.extend((0..3000).map(|_| program.alloc(512))));
+            check(&allocator, 0);
+        }
+        let (stats, plans) = (allocator.stats(0).unwrap(), program.stats());
+        let bytes = allocator.export_plan(0).unwrap();
+        small.into_iter().for_each(|ptr| program.free(ptr));
+        program.end();
+        (stats, plans, bytes)
+    };
+    let (first, _, plan) = run(None);
+    let (second, plans, _) = run(Some(&plan));
+    assert!((plans.misses, plans.dropped, plans.layouts) == (0, 0, 1) && plans.hits > 400, "{plans:?}");
+    let (held, needed) = (second.reserved.peak, first.active.peak);
+    assert!(held <= needed + needed / 64, "{held} held, {needed} needed, {} without the plan", first.reserved.peak);
+}
+
+#[test]
 fn what_is_no_plan_is_refused_and_changes_nothing() {
     let (_, allocator) = soft(addresses_only(), INLINE);
     let empty = allocator.export_plan(0).unwrap();

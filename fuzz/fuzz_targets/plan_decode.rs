@@ -7,16 +7,16 @@ use stratalloc::plan::{Layout, Room, decode, encode, solve};
 fuzz_target!(|data: &[u8]| {
     let _ = decode(data);
     // The checksum would keep everything else from being looked at.
-    let mut whole = b"stplan\r\n\x01\0\0\0".to_vec();
+    let mut whole = b"stplan\r\n\x02\0\0\0".to_vec();
     whole.extend(data);
     let hash = whole
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     whole.extend(hash.to_le_bytes());
-    let Ok(steps) = decode(&whole) else { return };
-    assert_eq!(encode(&steps), whole);
-    for step in &steps {
+    let Ok(export) = decode(&whole) else { return };
+    assert_eq!(encode(&export), whole);
+    for step in &export.steps {
         let layout: Layout = solve(step, &[Room { from: 0, to: 1 << 47 }], &[]);
-        assert!(layout.left_out > 0 || layout.height >= step.bound() * 512);
+        assert!(layout.left_out > 0 || layout.top >= step.bound() * 512);
     }
 });

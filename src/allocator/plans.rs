@@ -14,17 +14,16 @@ impl Allocator {
 
     /// The steps that plans are made for on a device, as bytes for [`Allocator::import_plan`] in the program's next run.
     pub fn export_plan(&self, device: usize) -> Result<Vec<u8>> {
-        let steps = self.device(device)?.export_plan()?;
-        Ok(plan::encode(steps.iter().map(|step| &**step)))
+        Ok(plan::encode(&self.device(device)?.export_plan()?))
     }
 
     /// Takes over what [`Allocator::export_plan`] gave: steps to look out for on a device, so that they are planned from the first time on. Bytes that
     /// are anything else are refused, and then nothing has changed. Returns how many steps there are.
     pub fn import_plan(&self, device: usize, bytes: &[u8]) -> Result<usize> {
         let device = self.device(device)?;
-        let steps = plan::decode(bytes)?;
-        let count = steps.len();
-        device.import_plan(steps)?;
+        let export = plan::decode(bytes)?;
+        let count = export.steps.len();
+        device.import_plan(export)?;
         Ok(count)
     }
 

@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::debug::MemoryReport;
 use crate::driver::Driver;
 use crate::error::{Error, OomExplanation, PlanError, Result};
-use crate::plan::{PlanStats, Step};
+use crate::plan::{Export, PlanStats};
 use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, Magazines, Pool, PoolState, Pressure, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
@@ -382,14 +382,14 @@ impl DeviceCache {
     }
 
     /// The steps that plans are made for.
-    pub(crate) fn export_plan(&self) -> Result<Vec<Arc<Step>>> {
+    pub(crate) fn export_plan(&self) -> Result<Export> {
         let state = self.pool.lock();
         Ok(self.pool.export_plan(&state).ok_or(PlanError::Off)?)
     }
 
     /// Steps to look out for.
-    pub(crate) fn import_plan(&self, steps: Vec<Step>) -> Result<()> {
-        if self.pool.import_plan(&mut self.pool.lock(), steps) { Ok(()) } else { Err(PlanError::Off.into()) }
+    pub(crate) fn import_plan(&self, export: Export) -> Result<()> {
+        if self.pool.import_plan(&mut self.pool.lock(), export) { Ok(()) } else { Err(PlanError::Off.into()) }
     }
 
     /// What plans have done.

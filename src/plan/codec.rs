@@ -1,28 +1,41 @@
 //! Steps as bytes, for the next run. Where blocks lie is not among them: that is worked out again, for the addresses that there are then.
 //!
-//! Little-endian: the eight bytes `stplan\r\n`, the version, the number of steps, and for each step its number of requests and for each
-//! request its granules and its life, all of 32 bits; at the end the FNV-1a hash of all that, of 64 bits.
+//! Little-endian: the eight bytes `stplan\r\n`, the version, the number of steps, the most bytes in use (64 bits), and for each step its
+//! number of requests and for each request its granules and its life, of 32 bits where nothing else is said; at the end the FNV-1a hash of
+//! all that, of 64 bits.
+
+use std::sync::Arc;
 
 use super::step::{Block, Step};
 use crate::error::PlanError;
 
 /// A text tool that changes line ends makes it something else.
 const MAGIC: [u8; 8] = *b"stplan\r\n";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes before the first step.
-const HEAD: usize = MAGIC.len() + 8;
+const HEAD: usize = MAGIC.len() + 16;
 /// The checksum.
 const TAIL: usize = 8;
 /// The most steps.
 const STEPS_MAX: u32 = 64;
 
-/// Steps as bytes.
-pub fn encode<'a>(steps: impl IntoIterator<Item = &'a Step>) -> Vec<u8> {
-    let steps: Vec<&Step> = steps.into_iter().take(STEPS_MAX as usize).collect();
+/// What one run tells the next.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Export {
+    /// The most bytes in use on the device at one time.
+    pub needs: u64,
+    /// The steps that were followed; those that count most come first, at most 64.
+    pub steps: Vec<Arc<Step>>,
+}
+
+/// An export as bytes.
+pub fn encode(export: &Export) -> Vec<u8> {
+    let steps = &export.steps[..export.steps.len().min(STEPS_MAX as usize)];
     let mut bytes = MAGIC.to_vec();
     let mut put = |number: u32| bytes.extend(number.to_le_bytes());
     put(VERSION);
     put(steps.len() as u32);
+    [export.needs as u32, (export.needs >> u32::BITS) as u32].into_iter().for_each(&mut put);
     for step in steps {
         put(step.len() as u32);
         step.blocks().iter().flat_map(|block| [block.granules, block.life]).for_each(&mut put);
@@ -31,8 +44,8 @@ pub fn encode<'a>(steps: impl IntoIterator<Item = &'a Step>) -> Vec<u8> {
     bytes
 }
 
-/// Steps from the bytes that [`encode`] made. Whatever the bytes are, it neither panics nor takes more memory than a few times theirs.
-pub fn decode(bytes: &[u8]) -> Result<Vec<Step>, PlanError> {
+/// An export from the bytes that [`encode`] made. Whatever the bytes are, it neither panics nor takes more memory than a few times theirs.
+pub fn decode(bytes: &[u8]) -> Result<Export, PlanError> {
     if !bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]) {
         return Err(PlanError::NotAPlan);
     }
@@ -46,6 +59,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Step>, PlanError> {
     if count > STEPS_MAX {
         return refuse(STEPS_MAX as usize, "there are more than 64");
     }
+    let [low, high] = [reader.number()?, reader.number()?].map(u64::from);
     let mut steps = Vec::new();
     for number in 0..count as usize {
         let len = reader.number()? as usize;
@@ -57,7 +71,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Step>, PlanError> {
         let mut block = || Ok(Block { granules: reader.number()?, life: reader.number()? });
         let blocks = (0..len).map(|_| block()).collect::<Result<Vec<_>, PlanError>>()?;
         match Step::new(blocks) {
-            Some(step) => steps.push(step),
+            Some(step) => steps.push(Arc::new(step)),
             None => return refuse(number, "a block has no size, or a life longer than the step"),
         }
     }
@@ -72,7 +86,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Step>, PlanError> {
     if found != computed {
         return Err(PlanError::Checksum { found, computed });
     }
-    Ok(steps)
+    Ok(Export { needs: low | high << u32::BITS, steps })
 }
 
 struct Reader<'a> {
@@ -105,22 +119,23 @@ mod tests {
 
     use super::*;
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn exports() -> impl Strategy<Value = Export> {
         let step = prop::collection::vec((1..u32::MAX, 0_u32..9), 9..40).prop_map(|blocks| {
-            Step::new(blocks.into_iter().map(|(granules, life)| Block { granules, life }).collect()).unwrap()
+            let blocks = blocks.into_iter().map(|(granules, life)| Block { granules, life });
+            Arc::new(Step::new(blocks.collect()).unwrap())
         });
-        prop::collection::vec(step, 0..5)
+        (any::<u64>(), prop::collection::vec(step, 0..5)).prop_map(|(needs, steps)| Export { needs, steps })
     }
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(steps in steps()) {
-            prop_assert_eq!(decode(&encode(&steps)), Ok(steps));
+        fn what_is_written_reads_back(export in exports()) {
+            prop_assert_eq!(decode(&encode(&export)), Ok(export));
         }
 
         #[test]
-        fn whatever_is_cut_off_or_changed_is_refused(steps in steps(), cut: prop::sample::Index, bit in 0..8_u32) {
-            let bytes = encode(&steps);
+        fn whatever_is_cut_off_or_changed_is_refused(export in exports(), cut: prop::sample::Index, bit in 0..8_u32) {
+            let bytes = encode(&export);
             let at = cut.index(bytes.len());
             prop_assert!(decode(&bytes[..at]).is_err());
             let mut changed = bytes.clone();
@@ -135,14 +150,14 @@ mod tests {
         fn no_bytes_make_it_panic(bytes: Vec<u8>, rest: Vec<u8>) {
             prop_assert!(decode(&bytes).is_err());
             let mut plausible = MAGIC.to_vec();
-            plausible.extend([1, 0, 0, 0]);
+            plausible.extend(VERSION.to_le_bytes());
             plausible.extend(rest);
             prop_assert!(decode(&plausible).is_err());
         }
     }
 
     /// With the checksum made right again, so that what is meant is what refuses it.
-    fn with(numbers: &[u32]) -> Result<Vec<Step>, PlanError> {
+    fn with(numbers: &[u32]) -> Result<Export, PlanError> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
         bytes.extend(hash(&bytes).to_le_bytes());
@@ -153,14 +168,14 @@ mod tests {
     fn each_refusal_says_what_is_wrong() {
         assert_eq!(decode(b"something else"), Err(PlanError::NotAPlan));
         assert_eq!(decode(b""), Err(PlanError::CutOff { len: 0, wanted: HEAD + TAIL }));
-        assert_eq!(with(&[2, 0]), Err(PlanError::Version { found: 2, known: 1 }));
-        assert!(matches!(with(&[1, 65]), Err(PlanError::Step { step: 64, .. })));
-        assert!(matches!(with(&[1, 1, 0]), Err(PlanError::Step { step: 0, .. })));
-        assert!(matches!(with(&[1, 1, u32::MAX]), Err(PlanError::Step { step: 0, .. })));
-        assert!(matches!(with(&[1, 1, 131_072, 5, 1]), Err(PlanError::CutOff { .. })));
-        assert!(matches!(with(&[1, 1, 1, 0, 1]), Err(PlanError::Step { step: 0, .. })));
-        assert!(matches!(with(&[1, 2, 1, 5, 1, 1, 5, 2]), Err(PlanError::Step { step: 1, .. })));
-        assert_eq!(with(&[1, 1, 1, 5, 1]).map(|steps| steps.len()), Ok(1));
-        assert_eq!(with(&[1, 0]), Ok(Vec::new()));
+        assert_eq!(with(&[1, 0]), Err(PlanError::Version { found: 1, known: 2 }));
+        assert!(matches!(with(&[2, 65]), Err(PlanError::Step { step: 64, .. })));
+        assert!(matches!(with(&[2, 1, 7, 0, 0]), Err(PlanError::Step { step: 0, .. })));
+        assert!(matches!(with(&[2, 1, 7, 0, u32::MAX]), Err(PlanError::Step { step: 0, .. })));
+        assert!(matches!(with(&[2, 1, 7, 0, 131_072, 5, 1]), Err(PlanError::CutOff { .. })));
+        assert!(matches!(with(&[2, 1, 7, 0, 1, 0, 1]), Err(PlanError::Step { step: 0, .. })));
+        assert!(matches!(with(&[2, 2, 7, 0, 1, 5, 1, 1, 5, 2]), Err(PlanError::Step { step: 1, .. })));
+        assert_eq!(with(&[2, 1, 7, 0, 1, 5, 1]).map(|export| export.steps.len()), Ok(1));
+        assert_eq!(with(&[2, 0, 7, 1]), Ok(Export { needs: 7 + (1 << 32), steps: Vec::new() }));
     }
 }

@@ -23,8 +23,6 @@ const MISSED_PART: u64 = 64;
 const WASTE_SHIFT: u32 = 6;
 /// So much is never too much: some chunks, 32 MiB.
 const WASTE_MIN: u64 = 32 << 20;
-/// Steps for which memory may be mapped for what was learned in another run.
-const MAPPING_STEPS: u32 = 3;
 /// Steps for which a lane goes without a plan after one that did not pay; twice as many after each further one.
 const REST_STEPS: u64 = 8;
 /// A request of the step that has not come yet.
@@ -88,6 +86,17 @@ impl Job {
     }
 }
 
+/// What a layout may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// What is mapped.
+    Mapped,
+    /// Addresses too at which nothing is, where memory is mapped as it is asked for.
+    Holes,
+    /// And before it is asked for: nearly all that the program needs has a place in the plan, so that nobody else will want the memory.
+    Ahead,
+}
+
 /// What a plan is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -111,6 +120,11 @@ struct Score {
     peak: u64,
     /// The fewest bytes held on the device and used by nobody.
     idle: u64,
+}
+
+/// More than a step needs that is too much, in bytes.
+fn waste(needed: u64) -> u64 {
+    (needed >> WASTE_SHIFT).max(WASTE_MIN)
 }
 
 impl Score {
@@ -137,10 +151,10 @@ struct Follow {
     lay_out_at: Option<usize>,
     wants_layout: bool,
     layouts: u32,
-    /// Steps for which memory may be mapped for planned places: only where nobody knows what the lane needs without the plan.
-    mapping_steps: u32,
-    /// The fewest bytes in a step that were held on the device and used by nobody, without the plan.
-    idle: Option<u64>,
+    /// Of the layout that is made or followed.
+    reach: Reach,
+    /// The fewest bytes in a step that were held on the device and used by nobody, without the plan: 0 where it is from another run.
+    idle: u64,
     score: Score,
     /// Steps in a row that were of little use.
     poor: u32,
@@ -208,11 +222,13 @@ impl LanePlan {
             follow.numbers[ordinal] = number;
             self.current.ordinal = Some(ordinal as u32);
         }
-        follow.take_layout(&mut self.tally);
+        let laid_out = follow.take_layout(&mut self.tally);
         self.current.place =
             ordinal.and_then(|ordinal| follow.layout.as_ref().and_then(|layout| layout.place(ordinal)));
         let len = follow.known.step.len() as u64;
-        let verdict = if follow.astray > len {
+        let verdict = if laid_out != Verdict::Good {
+            laid_out
+        } else if follow.astray > len {
             Verdict::Lost
         } else if follow.score.requests >= len {
             follow.judge(&mut self.tally)
@@ -238,7 +254,7 @@ impl LanePlan {
         follow.anchor = (period.first + len as u64 - 1, len - 1);
         follow.mark = mark;
         follow.lay_out_at = Some(period.step.low());
-        follow.idle = Some(period.idle);
+        follow.idle = period.idle;
         self.follow = Some(follow);
         self.tally.learned += 1;
     }
@@ -255,10 +271,13 @@ impl LanePlan {
         let len = known.step.len();
         follow.at = (next + len - 1) % len;
         follow.anchor = (self.current.number, follow.at);
-        for back in (1..CONTEXT).rev() {
-            follow.numbers[(follow.at + len * CONTEXT - back) % len] = self.current.number - back as u64;
+        for back in 1..len {
+            let (number, at) = (self.current.number.wrapping_sub(back as u64), (follow.at + len - back) % len);
+            if self.learner.granules(number) != Some(known.step.blocks()[at].granules) {
+                break;
+            }
+            follow.numbers[at] = number;
         }
-        follow.mapping_steps = MAPPING_STEPS;
         self.follow = Some(follow);
     }
 
@@ -303,14 +322,20 @@ impl LanePlan {
         self.current
     }
 
-    /// The place planned for the request in hand, and whether memory may be mapped there.
-    pub(super) fn place(&self) -> Option<(u64, bool)> {
-        Some((self.current.place?, self.follow.as_ref()?.mapping_steps > 0))
+    /// The place planned for the request in hand.
+    pub(super) fn place(&self) -> Option<u64> {
+        self.current.place
     }
 
-    /// Whether a layout may use addresses at which nothing is mapped.
-    pub(super) fn may_map(&self) -> bool {
-        self.follow.as_ref().is_some_and(|follow| follow.mapping_steps > 0)
+    /// Whether places are planned.
+    pub(super) fn is_laid_out(&self) -> bool {
+        self.follow.as_ref().is_some_and(|follow| follow.layout.is_some())
+    }
+
+    /// Up to where memory may be mapped before the layout wants it; 0 for nowhere.
+    pub(super) fn maps_to(&self) -> u64 {
+        let follow = self.follow.as_ref().filter(|follow| follow.reach == Reach::Ahead);
+        follow.and_then(|follow| follow.layout.as_ref()).map_or(0, |layout| layout.top)
     }
 
     /// The request in hand was served at this address.
@@ -329,7 +354,7 @@ impl LanePlan {
         self.learner.freed(number, granules);
     }
 
-    /// For how much longer the block of a request of the step is expected to be in use, as a guest of a layout made now.
+    /// The block of a request of the step as a guest of a layout made now: one that is expected to be free again before the step comes to it.
     pub(super) fn guest(&self, at: u64, granules: u32, ordinal: u32, number: u64) -> Option<Guest> {
         let follow = self.follow.as_ref()?;
         // One of an earlier step has no end that anybody knows.
@@ -337,10 +362,9 @@ impl LanePlan {
             return None;
         }
         let (len, now) = (follow.known.step.len() as u32, self.current.ordinal?);
-        let life = follow.known.step.blocks()[ordinal as usize].life;
+        let block = follow.known.step.blocks()[ordinal as usize];
         let elapsed = if now > ordinal { now - ordinal } else { now + len - ordinal };
-        let life = life.checked_sub(elapsed).filter(|&life| life > 0)?;
-        Some(Guest { at, bytes: u64::from(granules) * GRANULE, start: now, life })
+        (block.granules == granules && block.life > elapsed).then_some(Guest { at, request: ordinal })
     }
 
     /// Which request of the step one of the newest is.
@@ -353,10 +377,11 @@ impl LanePlan {
     }
 
     /// Works out a layout for the step, at once or on a thread of its own.
-    pub(super) fn lay_out(&mut self, rooms: Vec<Room>, guests: Vec<Guest>, background: bool) {
+    pub(super) fn lay_out(&mut self, rooms: Vec<Room>, guests: Vec<Guest>, reach: Reach, background: bool) {
         let Some(follow) = &mut self.follow else { return };
         follow.refresh(&self.learner);
         follow.wants_layout = false;
+        follow.reach = reach;
         let step = follow.known.step.clone();
         if background {
             match Job::start(step, rooms, guests) {
@@ -367,7 +392,9 @@ impl LanePlan {
             return;
         }
         let layout = solve_until(&step, &rooms, &guests, &AtomicBool::new(false));
-        follow.set_layout(layout, &mut self.tally);
+        if follow.set_layout(layout, &mut self.tally) == Verdict::Poor {
+            return self.give_up(true);
+        }
         let place = |ordinal: u32| follow.layout.as_ref()?.place(ordinal as usize);
         self.current.place = self.current.ordinal.and_then(place);
     }
@@ -399,8 +426,8 @@ impl Follow {
             lay_out_at: None,
             wants_layout: true,
             layouts: 0,
-            mapping_steps: 0,
-            idle: None,
+            reach: Reach::Mapped,
+            idle: 0,
             score: Score::NONE,
             poor: 0,
         }
@@ -429,20 +456,22 @@ impl Follow {
     }
 
     /// Takes over what the thread has worked out.
-    fn take_layout(&mut self, tally: &mut Tally) {
-        if let Some(job) = self.job.take_if(|job| job.thread.is_finished()) {
-            match job.thread.join() {
-                Ok(layout) => self.set_layout(layout, tally),
-                Err(_) => self.poor += 1,
-            }
-        }
+    fn take_layout(&mut self, tally: &mut Tally) -> Verdict {
+        let Some(job) = self.job.take_if(|job| job.thread.is_finished()) else { return Verdict::Good };
+        job.thread.join().map_or(Verdict::Poor, |layout| self.set_layout(layout, tally))
     }
 
-    fn set_layout(&mut self, layout: Layout, tally: &mut Tally) {
+    /// Follows a layout from now on, unless it would have more mapped than its blocks need.
+    fn set_layout(&mut self, layout: Layout, tally: &mut Tally) -> Verdict {
+        let bound = self.known.step.bound() * GRANULE;
+        if self.reach != Reach::Mapped && layout.footprint > bound + waste(bound) {
+            return Verdict::Poor;
+        }
         self.layout = Some(layout);
         self.layouts += 1;
         tally.layouts += 1;
         self.score = Score::NONE;
+        Verdict::Good
     }
 
     /// After as many requests as a step has: what the plan is worth.
@@ -455,15 +484,8 @@ impl Follow {
         if self.layout.is_none() {
             return Verdict::Good;
         }
-        if self.mapping_steps > 0 {
-            // What was learned in another run shows what it takes.
-            self.mapping_steps -= 1;
-        } else {
-            let before = *self.idle.get_or_insert(score.idle);
-            let waste = ((score.peak * GRANULE) >> WASTE_SHIFT).max(WASTE_MIN);
-            if score.idle.saturating_sub(before) > waste {
-                return Verdict::Poor;
-            }
+        if score.idle.saturating_sub(self.idle) > waste(score.peak * GRANULE) {
+            return Verdict::Poor;
         }
         self.poor = if score.hits * 2 < self.known.step.len() as u64 { self.poor + 1 } else { 0 };
         if score.misses * MISSED_PART > score.hits + score.misses {

@@ -161,6 +161,11 @@ impl Learner {
         })
     }
 
+    /// What a request asked for, if it is remembered.
+    pub(super) fn granules(&self, number: u64) -> Option<u32> {
+        self.get(number).map(|past| past.granules)
+    }
+
     /// For how many requests the block of this request was in use, or would be if freed now and never before.
     pub(super) fn life(&self, number: u64) -> Option<u32> {
         self.get(number).map(|past| past.life).filter(|&life| life > 0)

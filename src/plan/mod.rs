@@ -33,7 +33,8 @@ mod plans;
 mod solve;
 mod step;
 
-pub use codec::{decode, encode};
+pub use codec::{Export, decode, encode};
+pub(crate) use follow::Reach;
 pub use learn::{Learner, Period};
 pub use plans::PlanStats;
 pub(crate) use plans::Plans;

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::follow::{Known, LanePlan};
+use super::codec::Export;
+use super::follow::{Known, LanePlan, Reach};
 use super::solve::{Guest, Room};
 use super::step::Step;
 use crate::units::GRANULE;
+
+/// Where a plan accounts for all but so much of what the program needs, nobody else has a part in it: 1/64.
+const PART_SHIFT: u32 = 6;
 
 /// Steps that are kept for lanes to be recognised by.
 const BOOK_MAX: usize = 64;
@@ -63,6 +67,8 @@ pub(crate) struct Plans {
     /// Large blocks in use, by address.
     live: BTreeMap<u64, Live>,
     book: Vec<Arc<Known>>,
+    /// The most bytes in use on the device at one time, in this run or the one that steps were taken over from.
+    needs: u64,
     /// Whether the program marks its steps.
     marked: bool,
 }
@@ -70,11 +76,12 @@ pub(crate) struct Plans {
 impl Plans {
     /// Nothing learned yet. `background`: layouts are worked out on threads of their own.
     pub(crate) fn new(background: bool) -> Plans {
-        Plans { background, lanes: BTreeMap::new(), live: BTreeMap::new(), book: Vec::new(), marked: false }
+        Plans { background, lanes: BTreeMap::new(), live: BTreeMap::new(), book: Vec::new(), needs: 0, marked: false }
     }
 
-    /// A request comes, when `idle` bytes are held and used by nobody. Returns whether [`Plans::lay_out`] is to be called before it is served.
-    pub(crate) fn request(&mut self, lane: u16, size: u64, idle: u64) -> bool {
+    /// A request comes, with which `used` bytes are in use on the device and `idle` held and used by nobody. Returns whether [`Plans::lay_out`] is to be called before it is served.
+    pub(crate) fn request(&mut self, lane: u16, size: u64, used: u64, idle: u64) -> bool {
+        self.needs = self.needs.max(used);
         let marked = self.marked;
         let new = || {
             let mut plan = LanePlan::default();
@@ -87,8 +94,8 @@ impl Plans {
         self.lanes.entry(lane).or_insert_with(new).request((size / GRANULE) as u32, idle, &self.book)
     }
 
-    /// The place planned for the lane's request in hand, and whether memory may be mapped there.
-    pub(crate) fn place(&self, lane: u16) -> Option<(u64, bool)> {
+    /// The place planned for the lane's request in hand.
+    pub(crate) fn place(&self, lane: u16) -> Option<u64> {
         self.lanes.get(&lane)?.place()
     }
 
@@ -129,9 +136,28 @@ impl Plans {
         [self.live.range(..=addr).next_back().map(neighbour), self.live.range(addr..).next().map(neighbour)]
     }
 
-    /// Whether the lane's layout may use addresses at which nothing is mapped.
-    pub(crate) fn may_map(&self, lane: u16) -> bool {
-        self.lanes.get(&lane).is_some_and(LanePlan::may_map)
+    /// The most bytes that the program has in use on the device, as far as is known, where the lane follows a layout; 0 where it does not.
+    pub(crate) fn needs(&self, lane: u16) -> u64 {
+        self.lanes.get(&lane).filter(|plan| plan.is_laid_out()).map_or(0, |_| self.needs)
+    }
+
+    /// Up to where memory may be mapped before the lane's layout wants it; 0 for nowhere.
+    pub(crate) fn maps_to(&self, lane: u16) -> u64 {
+        self.lanes.get(&lane).map_or(0, LanePlan::maps_to)
+    }
+
+    /// What a layout for the lane may use, when `mapped` bytes are that it could, and `used` on the device are in use, the guests' among them.
+    pub(crate) fn reach(&self, lane: u16, mapped: u64, used: u64, guests: &[Guest]) -> Reach {
+        let Some((step, _)) = self.lanes.get(&lane).and_then(LanePlan::followed) else { return Reach::Mapped };
+        let bytes = |guest: &Guest| u64::from(step.blocks()[guest.request as usize].granules) * GRANULE;
+        let (bound, planned) = (step.bound() * GRANULE, guests.iter().map(bytes).sum::<u64>());
+        if mapped >= bound - (bound >> PART_SHIFT) {
+            Reach::Mapped
+        } else if used - planned + bound >= self.needs - (self.needs >> PART_SHIFT) {
+            Reach::Ahead
+        } else {
+            Reach::Holes
+        }
     }
 
     /// Whether the lane is expected to free the block soon, and when.
@@ -144,14 +170,14 @@ impl Plans {
     }
 
     /// Works out a layout for the lane.
-    pub(crate) fn lay_out(&mut self, lane: u16, rooms: Vec<Room>, guests: Vec<Guest>) {
+    pub(crate) fn lay_out(&mut self, lane: u16, rooms: Vec<Room>, guests: Vec<Guest>, reach: Reach) {
         if let Some(plan) = self.lanes.get_mut(&lane) {
-            plan.lay_out(rooms, guests, self.background);
+            plan.lay_out(rooms, guests, reach, self.background);
         }
     }
 
-    /// The steps that are followed, and those known from before.
-    pub(crate) fn steps(&self) -> Vec<Arc<Step>> {
+    /// What the next run is told: the steps that are followed, and those known from before.
+    pub(crate) fn export(&self) -> Export {
         let followed = self.lanes.values().filter_map(|plan| Some(plan.followed()?.0.clone()));
         let mut steps: Vec<Arc<Step>> = Vec::new();
         for step in followed.chain(self.book.iter().map(|known| known.step.clone())) {
@@ -159,15 +185,16 @@ impl Plans {
                 steps.push(step);
             }
         }
-        steps
+        Export { needs: self.needs, steps }
     }
 
-    /// Steps to look out for.
-    pub(crate) fn learn(&mut self, steps: Vec<Step>) {
-        for step in steps {
-            let is_known = self.book.iter().any(|known| *known.step == step);
+    /// What an earlier run tells: steps to look out for.
+    pub(crate) fn import(&mut self, export: Export) {
+        self.needs = self.needs.max(export.needs);
+        for step in export.steps {
+            let is_known = self.book.iter().any(|known| known.step == step);
             if !is_known && self.book.len() < BOOK_MAX {
-                self.book.push(Arc::new(Known::new(Arc::new(step))));
+                self.book.push(Arc::new(Known::new(step)));
             }
         }
     }

@@ -6,6 +6,7 @@
 //! above the bound is placed earlier, and all is tried again, for as long as that pays and within a bound on the work.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::step::{Span, Step};
@@ -20,17 +21,13 @@ pub struct Room {
     pub to: u64,
 }
 
-/// Something that has an address already, and keeps it for a part of the step.
+/// A block of the step that is in use already, and so has its address: it keeps that in the next steps, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guest {
     /// Its address.
     pub at: u64,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// From which request on.
-    pub start: u32,
-    /// For how many requests, at most the step's.
-    pub life: u32,
+    /// Whose block it is: one that is to be planned.
+    pub request: u32,
 }
 
 /// Where each block of a step lies.
@@ -40,8 +37,10 @@ pub struct Layout {
     pub at: Vec<u64>,
     /// Bytes of the blocks for which there was no room.
     pub left_out: u64,
-    /// One past the highest address used, less the rooms' lowest.
-    pub height: u64,
+    /// One past the highest address used.
+    pub top: u64,
+    /// Bytes of the addresses that any block has at any time.
+    pub footprint: u64,
 }
 
 impl Layout {
@@ -55,7 +54,7 @@ impl Layout {
 
     /// Smaller is better.
     fn cost(&self) -> (u64, u64) {
-        (self.left_out, self.height)
+        (self.left_out, self.top)
     }
 }
 
@@ -75,12 +74,14 @@ pub(super) fn solve_until(step: &Step, rooms: &[Room], guests: &[Guest], enough:
     let mut work = 0;
     let place = |order: &[u32], work: &mut u64| {
         let mut board = Board::new(step, rooms, guests);
-        let layout = board.place_all(order, enough);
+        let layout = board.place_all(order, guests, enough);
         *work += if enough.load(Relaxed) { 2 * WORK_MAX } else { board.work };
         layout
     };
     let blocks = step.blocks();
-    let planned: Vec<u32> = (0..blocks.len() as u32).filter(|&id| blocks[id as usize].life > 0).collect();
+    let placed: HashSet<u32> = guests.iter().map(|guest| guest.request).collect();
+    let planned = (0..blocks.len() as u32).filter(|id| blocks[*id as usize].life > 0 && !placed.contains(id));
+    let planned: Vec<u32> = planned.collect();
     let by = |key: &dyn Fn(u32) -> (u64, u64)| {
         let mut order = planned.clone();
         order.sort_by_key(|&id| (Reverse(key(id)), id));
@@ -110,7 +111,7 @@ pub(super) fn solve_until(step: &Step, rooms: &[Room], guests: &[Guest], enough:
             Some(at) => at + size(id) * GRANULE - base > bound,
             None => true,
         };
-        if layout.cost() == (0, bound) || work > WORK_MAX || !order.iter().any(|&id| sticks_out(id)) {
+        if layout.cost() == (0, base + bound) || work > WORK_MAX || !order.iter().any(|&id| sticks_out(id)) {
             break;
         }
         let (mut first, rest): (Vec<u32>, Vec<u32>) = order.iter().partition(|&&id| sticks_out(id));
@@ -121,7 +122,23 @@ pub(super) fn solve_until(step: &Step, rooms: &[Room], guests: &[Guest], enough:
             layout = tried.clone();
         }
     }
+    layout.footprint = footprint(step, &layout);
     layout
+}
+
+/// The bytes that blocks lie on.
+fn footprint(step: &Step, layout: &Layout) -> u64 {
+    let end = |id: usize, at: u64| at + u64::from(step.blocks()[id].granules) * GRANULE;
+    let ranges = (0..step.len()).filter_map(|id| layout.place(id).map(|at| (at, end(id, at))));
+    let mut ranges: Vec<(u64, u64)> = ranges.collect();
+    ranges.sort_unstable();
+    let mut covered = 0;
+    let bytes = |&(at, end): &(u64, u64)| {
+        let new = end.saturating_sub(at.max(covered));
+        covered = covered.max(end);
+        new
+    };
+    ranges.iter().map(bytes).sum()
 }
 
 /// Something that lies somewhere.
@@ -164,16 +181,22 @@ impl<'a> Board<'a> {
             around: Vec::new(),
             work: 0,
         };
-        for guest in guests.iter().filter(|guest| guest.life > 0) {
-            let span = Span { start: guest.start % len, life: guest.life.min(len) };
-            board.put(Placed { at: guest.at, end: guest.at + guest.bytes, span });
+        for &Guest { at, request } in guests {
+            let block = step.blocks()[request as usize];
+            if block.life > 0 {
+                let end = at + u64::from(block.granules) * GRANULE;
+                board.put(Placed { at, end, span: Span { start: request, life: block.life } });
+            }
         }
         board
     }
 
-    fn place_all(&mut self, order: &[u32], enough: &AtomicBool) -> Layout {
-        let base = self.rooms.first().map_or(0, |room| room.from);
-        let mut layout = Layout { at: vec![Layout::NOWHERE; self.step.len()], left_out: 0, height: 0 };
+    fn place_all(&mut self, order: &[u32], guests: &[Guest], enough: &AtomicBool) -> Layout {
+        let mut layout = Layout { at: vec![Layout::NOWHERE; self.step.len()], left_out: 0, top: 0, footprint: 0 };
+        for &Guest { at, request } in guests {
+            layout.at[request as usize] = at;
+            layout.top = layout.top.max(at + u64::from(self.step.blocks()[request as usize].granules) * GRANULE);
+        }
         for &id in order {
             let block = self.step.blocks()[id as usize];
             let (bytes, span) = (u64::from(block.granules) * GRANULE, Span { start: id, life: block.life });
@@ -181,7 +204,7 @@ impl<'a> Board<'a> {
             match place {
                 Some(at) => {
                     layout.at[id as usize] = at;
-                    layout.height = layout.height.max(at + bytes - base);
+                    layout.top = layout.top.max(at + bytes);
                     self.put(Placed { at, end: at + bytes, span });
                 }
                 None => layout.left_out += bytes,
@@ -272,19 +295,16 @@ mod tests {
             assert!(step.blocks()[a].life > 0, "block {a} is not to be planned");
             let end = at + bytes(a);
             assert!(rooms.iter().any(|room| room.from <= at && end <= room.to), "block {a} at {at:#x} is in no room");
-            assert!(end - rooms[0].from <= layout.height);
+            assert!(end <= layout.top);
             for b in (0..a).filter(|&b| step.overlap(a, b)) {
                 let Some(other) = layout.place(b) else { continue };
                 assert!(end <= other || other + bytes(b) <= at, "blocks {a} and {b} overlap at {at:#x}, {other:#x}");
             }
-            let span = Span { start: a as u32, life: step.blocks()[a].life };
-            for guest in guests.iter().filter(|guest| guest.life > 0) {
-                let theirs = Span { start: guest.start, life: guest.life };
-                let apart = end <= guest.at || guest.at + guest.bytes <= at;
-                assert!(apart || !span.meets(theirs, step.len() as u32), "block {a} lies on a guest");
-            }
         }
         assert_eq!(left_out, layout.left_out);
+        for guest in guests {
+            assert_eq!(layout.place(guest.request as usize), Some(guest.at));
+        }
     }
 
     fn steps() -> impl Strategy<Value = Step> {
@@ -306,26 +326,32 @@ mod tests {
             let layout = solve(&step, &rooms, &[]);
             check(&step, &rooms, &[], &layout);
             prop_assert_eq!(layout.left_out, 0);
-            prop_assert!(layout.height >= step.bound() * GRANULE);
+            prop_assert!(layout.top >= layout.footprint && layout.footprint >= step.bound() * GRANULE);
         }
 
         #[test]
         fn rooms_and_guests_are_respected(
             step in steps(),
+            every in 1_usize..9,
             sizes in prop::collection::vec((1_u64..60, 0_u64..20), 1..8),
-            guests in prop::collection::vec((0_u64..200, 1_u64..30, 0_u32..120, 0_u32..120), 0..8),
         ) {
-            let mut at = 0;
-            let rooms: Vec<Room> = sizes.iter().map(|&(size, gap)| {
-                let from = at + gap * GRANULE;
-                at = from + size * GRANULE;
-                Room { from, to: at }
+            // Some of the step's blocks, one behind the other, at the beginning of the first room.
+            let mut end = 0;
+            let planned = (0..step.len()).filter(|&id| step.blocks()[id].life > 0).step_by(every);
+            let guests: Vec<Guest> = planned.map(|id| {
+                let at = end;
+                end += u64::from(step.blocks()[id].granules) * GRANULE;
+                Guest { at, request: id as u32 }
             }).collect();
-            let len = step.len() as u32;
-            let guests: Vec<Guest> = guests.iter().map(|&(at, size, start, life)| {
-                Guest { at: at * GRANULE, bytes: size * GRANULE, start: start % len, life: life.min(len) }
-            }).collect();
-            check(&step, &rooms, &guests, &solve(&step, &rooms, &guests));
+            let mut rooms = vec![Room { from: 0, to: end + GRANULE }];
+            rooms.extend(sizes.iter().map(|&(size, gap)| {
+                let from = end + (gap + 1) * GRANULE;
+                end = from + size * GRANULE;
+                Room { from, to: end }
+            }));
+            let layout = solve(&step, &rooms, &guests);
+            check(&step, &rooms, &guests, &layout);
+            prop_assert!(layout.footprint <= layout.top);
         }
     }
 
@@ -346,7 +372,7 @@ mod tests {
         let rooms = [Room { from: 0, to: 1 << 40 }];
         let layout = solve(&step, &rooms, &[]);
         check(&step, &rooms, &[], &layout);
-        let ratio = layout.height as f64 / (step.bound() * GRANULE) as f64;
+        let ratio = layout.top as f64 / (step.bound() * GRANULE) as f64;
         assert!(ratio < 1.02, "{ratio}");
     }
 

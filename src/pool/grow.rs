@@ -68,11 +68,19 @@ pub(super) struct Picked {
     donors: Vec<Donor>,
     /// Whether none of these are wanted.
     stays: bool,
+    /// Whether the growth is of memory all of which will be in use.
+    ahead: bool,
     /// Whether any will do, in however many pieces they leave what they lie in.
     any: bool,
 }
 
 impl Picked {
+    /// Nothing yet, for a planned place. `stays`: none of what blocks could be served from where it is. `ahead`: all that is mapped will be
+    /// in use.
+    pub(super) fn planned(stays: bool, ahead: bool) -> Picked {
+        Picked { stays, ahead, ..Picked::default() }
+    }
+
     pub(super) fn add(&mut self, donor: Donor) {
         self.chunks.push(donor.chunk);
         self.bytes += donor.size;
@@ -147,7 +155,8 @@ impl Pool {
                 continue;
             };
             let may_ask = whose == Whose::Own && !state.private.capturing();
-            let mut picked = Picked { any: terms.last, ..Picked::default() };
+            let stays = terms.create && !terms.last && state.is_short(want.lane, growth.bytes);
+            let mut picked = Picked { any: terms.last, stays, ..Picked::default() };
             let found = self.pick(state, want, growth, whose, &mut picked);
             if may_ask && !found {
                 // Blocks that waited may have come home, and other streams may be done with theirs. Either changes what is free: the place
@@ -176,17 +185,15 @@ impl Pool {
         self.grow_with(state, want, growth, picked, None, terms)
     }
 
-    /// Carries a growth out, with chunks that are free elsewhere as far as they go, and serves the request at `addr`. `stays` says that no
-    /// chunk is taken from where blocks could be served from it.
+    /// Carries a growth out, with chunks that are free elsewhere as far as they go and `picked` allows, and serves the request at `addr`.
     pub(super) fn grow_at(
         &self,
         state: &mut PoolState,
         want: Want,
         growth: Growth,
         addr: u64,
-        stays: bool,
+        mut picked: Picked,
     ) -> DriverResult<Option<(BlockId, Rung)>> {
-        let mut picked = Picked { stays, ..Picked::default() };
         let found = self.pick(state, want, growth, Whose::Passed, &mut picked);
         self.grow_with(state, want, growth, (picked, found), Some(addr), Terms::FIRST)
     }
@@ -311,8 +318,9 @@ impl Pool {
     /// How large new chunks are to be, and what to round up to. Large ones cost few driver calls, small ones leave no large rests that no
     /// request can use: so they are large as long as much of the device is free and hardly more is held than was ever needed at once.
     /// A program that gives its memory back and takes it again gets larger ones.
-    fn chunk_sizes(&self, state: &mut PoolState, zone: usize, size: u64, missing: u64) -> (u64, u64) {
+    fn chunk_sizes(&self, state: &mut PoolState, want: Want, missing: u64) -> (u64, u64) {
         let unit = state.space.unit();
+        let (zone, size, _) = want.range();
         let largest = self.config.chunk_max.0.max(unit);
         if self.config.thrifty || largest == unit {
             return (unit, unit);
@@ -364,12 +372,13 @@ impl Pool {
         picked: &mut Picked,
     ) -> DriverResult<bool> {
         let unit = state.space.unit();
-        let (zone, size, _) = want.range();
         let mut missing = growth.bytes - picked.bytes;
         // A page of small blocks can share memory with another one if its chunk is all its own.
         let (mut largest, step) = match want.kind {
             Kind::Slot(_) => (unit, unit),
-            _ => self.chunk_sizes(state, zone, size, missing),
+            // All of it will be in use.
+            _ if picked.ahead && !self.config.thrifty => (self.config.chunk_max.0.max(unit), unit),
+            _ => self.chunk_sizes(state, want, missing),
         };
         let rounded = missing.next_multiple_of(step);
         let fits = state.space.physical_bytes() + rounded <= state.limit && picked.bytes + rounded <= growth.room;

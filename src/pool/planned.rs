@@ -2,13 +2,18 @@
 //! serves the request as if there were no plan.
 
 use super::directory::{BlockId, Place, place};
+use super::grow::Picked;
 use super::ladder::{Kind, Magazines, Want};
+use super::lanes::LaneId;
 use super::{LARGE, Pool, PoolState, SMALL_MAX};
 use crate::block::{Growth, NodeId, Owner, State};
 use crate::config::Plan;
 use crate::driver::{Driver, DriverResult};
-use crate::plan::{PLANNED_ABOVE, PlanStats, Plans, Room, Step};
+use crate::plan::{Export, Guest, PLANNED_ABOVE, PlanStats, Plans, Reach, Room};
 use crate::telemetry::Rung;
+
+/// So much more than the program needs may be held for a plan, as a part of that: 1/128.
+const SLACK_SHIFT: u32 = 7;
 
 impl Pool {
     /// Whether blocks of this size are placed by plans, and so kept out of magazines.
@@ -38,10 +43,11 @@ impl Pool {
         if state.lanes.is_private(want.lane) {
             return self.alloc_unplanned(state, want, magazines);
         }
-        let used = state.used_bytes();
+        // When this one is served, too.
+        let used = state.used_bytes() + size;
         let idle = state.space.physical_bytes().saturating_sub(used);
         let Some(plans) = &mut state.plans else { return self.alloc_unplanned(state, want, magazines) };
-        if plans.request(want.lane, size, idle) {
+        if plans.request(want.lane, size, used, idle) {
             self.lay_out(state, want);
         }
         let served = match self.take_planned(state, want, size) {
@@ -68,20 +74,13 @@ impl Pool {
     /// The request's planned place, if it is free or, where that is allowed, can be mapped.
     fn take_planned(&self, state: &mut PoolState, want: Want, size: u64) -> DriverResult<Option<(BlockId, Rung)>> {
         let Kind::Range { alignment, .. } = want.kind else { return Ok(None) };
-        let Some((addr, may_map)) = state.plans.as_ref().and_then(|plans| plans.place(want.lane)) else {
-            return Ok(None);
-        };
+        let Some(addr) = state.plans.as_ref().and_then(|plans| plans.place(want.lane)) else { return Ok(None) };
         if !addr.is_multiple_of(alignment) {
             return Ok(None);
         }
         let home = Owner(want.lane);
         let usable = |owner: Owner| owner == home || owner == Owner::SHARED;
-        // Where nothing free is large enough the ladder would map memory, too: at the planned place it serves the next steps as well.
-        let zone = &state.zones[LARGE];
-        // What a plan from another run maps does not come from its own places, or those would be gone.
-        let stays = may_map;
-        let may_map = may_map || zone.largest_free(home).max(zone.largest_free(Owner::SHARED)) < size;
-        let may_map = may_map && want.may_grow && self.driver.properties().vmm;
+        let may_map = want.may_grow && self.driver.properties().vmm;
         let mut mapped = None;
         // One gap after the other; the last growth takes the place.
         while let Some(node) = node_at(state, addr) {
@@ -92,36 +91,107 @@ impl Pool {
                 }
                 Some(&[(at, bytes), ..]) if may_map && mapped != Some(at) => {
                     mapped = Some(at);
+                    let zone = &state.zones[LARGE];
+                    // As long as less is held than the program will need, it comes from none of the plan's places, or those would be gone. Else
+                    // where the ladder would map memory, too: at the planned place it serves the next steps as well.
+                    let stays = state.is_short(want.lane, bytes);
+                    if !stays && zone.largest_free(home).max(zone.largest_free(Owner::SHARED)) >= size {
+                        break;
+                    }
+                    let wide = state.widened(want.lane, node, (at, bytes), self.config.chunk_max.0);
+                    let ahead = wide.filter(|&wide| stays && state.is_short(want.lane, wide));
+                    let bytes = ahead.unwrap_or(bytes);
                     let growth =
                         Growth { at, bytes, keep_from: addr, keep_to: addr + size, room: bytes, upwards: true };
-                    if let Some(found) = self.grow_at(state, want, growth, addr, stays)? {
+                    if let Some(found) =
+                        self.grow_at(state, want, growth, addr, Picked::planned(stays, ahead.is_some()))?
+                    {
                         return Ok(Some(found));
                     }
                 }
+                None if self.open_ghosts(state, node, addr + size)? => {}
                 _ => break,
             }
         }
         Ok(None)
     }
 
+    /// Undoes the mappings of ghosts that their streams have passed, from a node on up to `end`: memory was taken from there. Whether there was
+    /// one.
+    fn open_ghosts(&self, state: &mut PoolState, first: NodeId, end: u64) -> DriverResult<bool> {
+        let zone = &state.zones[LARGE];
+        let nodes = zone.from(first).take_while(|&id| zone.node(id).addr < end);
+        let Some(ghost) = nodes.into_iter().find(|&id| zone.node(id).state == State::Ghost) else { return Ok(false) };
+        if state.private.capturing() {
+            return Ok(false);
+        }
+        self.poll_clocks(state)?;
+        Ok(self.retire_ghost_at(state, LARGE, ghost))
+    }
+
     /// Gives the lane's plan the addresses that it may use: what the lane has free, or will have when the step goes on as planned.
     fn lay_out(&self, state: &mut PoolState, want: Want) {
-        let PoolState { plans: Some(plans), zones, .. } = state else { return };
-        let zone = &zones[LARGE];
-        let home = Owner(want.lane);
-        let may_map = plans.may_map(want.lane);
-        let (mut rooms, mut guests): (Vec<Room>, Vec<_>) = (Vec::new(), Vec::new());
+        let Some(plans) = &state.plans else { return };
+        let may_map = want.may_grow && self.driver.properties().vmm;
+        let (mut rooms, mut guests) = state.rooms(plans, want.lane, false);
+        let mapped: u64 = rooms.iter().map(|room| room.to - room.from).sum();
+        let reach = match plans.reach(want.lane, mapped, state.used_bytes(), &guests) {
+            _ if !may_map => Reach::Mapped,
+            reach => reach,
+        };
+        if reach != Reach::Mapped {
+            (rooms, guests) = state.rooms(plans, want.lane, true);
+        }
+        if let Some(plans) = &mut state.plans {
+            plans.lay_out(want.lane, rooms, guests, reach);
+        }
+    }
+
+    /// The program says that a step begins.
+    pub(crate) fn mark_step(&self, state: &mut PoolState) {
+        if let Some(plans) = &mut state.plans {
+            plans.mark();
+        }
+    }
+
+    /// The steps that are known; none where plans are off.
+    pub(crate) fn export_plan(&self, state: &PoolState) -> Option<Export> {
+        state.plans.as_ref().map(|plans| plans.export())
+    }
+
+    /// Takes over steps to look out for. Whether plans are on.
+    pub(crate) fn import_plan(&self, state: &mut PoolState, export: Export) -> bool {
+        state.plans.as_mut().map(|plans| plans.import(export)).is_some()
+    }
+
+    /// What plans have done.
+    pub(crate) fn plan_stats(&self, state: &PoolState) -> PlanStats {
+        state.plans.as_ref().map(|plans| plans.stats()).unwrap_or_default()
+    }
+
+    /// The plans of a configuration.
+    pub(super) fn new_plans(plan: Plan) -> Option<Box<Plans>> {
+        (plan != Plan::Off).then(|| Box::new(Plans::new(plan == Plan::On)))
+    }
+}
+
+impl PoolState {
+    /// What a layout for a lane may use, with holes or without, and the blocks that lie there for a while.
+    fn rooms(&self, plans: &Plans, lane: LaneId, holes: bool) -> (Vec<Room>, Vec<Guest>) {
+        let zone = &self.zones[LARGE];
+        let home = Owner(lane);
+        let (mut rooms, mut guests): (Vec<Room>, Vec<Guest>) = (Vec::new(), Vec::new());
         for head in zone.heads().filter(|&head| zone.node(head).home == home) {
             let mut open = false;
             for id in zone.from(head) {
                 let node = zone.node(id);
                 let guest = match node.state {
-                    State::Used => plans.guest(want.lane, node.addr),
+                    State::Used => plans.guest(lane, node.addr),
                     _ => None,
                 };
                 let is_room = match node.state {
                     State::Free => node.owner == home || node.owner == Owner::SHARED,
-                    State::Hole => may_map,
+                    State::Hole => holes,
                     State::Used => guest.is_some(),
                     State::Ghost | State::Vacant => false,
                 };
@@ -135,34 +205,23 @@ impl Pool {
             }
         }
         rooms.sort_unstable_by_key(|room| room.from);
-        plans.lay_out(want.lane, rooms, guests);
+        (rooms, guests)
     }
 
-    /// The program says that a step begins.
-    pub(crate) fn mark_step(&self, state: &mut PoolState) {
-        if let Some(plans) = &mut state.plans {
-            plans.mark();
-        }
+    /// Whether a lane follows a plan, and less is held than the program will need, with so many bytes more.
+    pub(super) fn is_short(&self, lane: LaneId, bytes: u64) -> bool {
+        let needs = self.plans.as_ref().map_or(0, |plans| plans.needs(lane));
+        self.space.physical_bytes() + bytes <= needs + (needs >> SLACK_SHIFT)
     }
 
-    /// The steps that are known; none where plans are off.
-    pub(crate) fn export_plan(&self, state: &PoolState) -> Option<Vec<std::sync::Arc<Step>>> {
-        state.plans.as_ref().map(|plans| plans.steps())
-    }
-
-    /// Takes over steps to look out for. Whether plans are on.
-    pub(crate) fn import_plan(&self, state: &mut PoolState, steps: Vec<Step>) -> bool {
-        state.plans.as_mut().map(|plans| plans.learn(steps)).is_some()
-    }
-
-    /// What plans have done.
-    pub(crate) fn plan_stats(&self, state: &PoolState) -> PlanStats {
-        state.plans.as_ref().map(|plans| plans.stats()).unwrap_or_default()
-    }
-
-    /// The plans of a configuration.
-    pub(super) fn new_plans(plan: Plan) -> Option<Box<Plans>> {
-        (plan != Plan::Off).then(|| Box::new(Plans::new(plan == Plan::On)))
+    /// How much to map at a planned place where `bytes` are missing from `at` on, if memory may be mapped ahead: up to `most`.
+    fn widened(&self, lane: LaneId, node: NodeId, (at, bytes): (u64, u64), most: u64) -> Option<u64> {
+        let unit = self.space.unit();
+        let to = self.plans.as_ref()?.maps_to(lane).next_multiple_of(unit);
+        let zone = &self.zones[LARGE];
+        let hole = zone.node(zone.node_at(node, at)?).end();
+        let room = hole.min(to).checked_sub(at)?;
+        Some(bytes.max(most.min(room) / unit * unit))
     }
 }
 

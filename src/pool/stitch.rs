@@ -153,6 +153,12 @@ impl Pool {
         of_extents || retired > 0
     }
 
+    /// Undoes the mapping of a ghost of these that its stream is known to have passed, and of those that follow it. Whether that was done.
+    pub(super) fn retire_ghost_at(&self, state: &mut PoolState, zone: usize, ghost: NodeId) -> bool {
+        let is_open = state.ghosts.has(zone, ghost) && state.is_over(zone, ghost);
+        is_open && self.retire_run(state, zone, ghost).is_some()
+    }
+
     /// Undoes the mappings of a ghost that is over and of those that follow it, in one call. Returns how many; `None` if the driver failed.
     fn retire_run(&self, state: &mut PoolState, zone: usize, first: NodeId) -> Option<usize> {
         let mut run = vec![first];

@@ -116,6 +116,35 @@ fn the_smallest_trace_is_clean_to_its_end() {
     is_clean(&replay(&[smallest.to_str().unwrap().to_owned()], &["--checker", "--repeat", "1", "--seed", "1"]));
 }
 
+/// Of the small traces that make one, with one stream and with two: what a plan from an earlier run makes better, and what it cannot.
+#[test]
+fn a_plan_from_an_earlier_run_takes_no_more_memory() {
+    for path in own() {
+        let trace = [path.to_str().unwrap().to_owned()];
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let plan: PathBuf = [env!("CARGO_TARGET_TMPDIR"), &format!("{name}.plan")].iter().collect();
+        let plan = plan.to_str().unwrap();
+        let held = |args: &[&str]| {
+            let rows =
+                replay(&trace, &[&["--repeat", "3", "--capacity", "256GiB", "--latency", "a100"], args].concat());
+            let number = |field: &str| rows[0][field].as_u64().unwrap();
+            let ratio = number("peak_reserved_bytes_all_passes") as f64 / number("peak_live_bytes") as f64;
+            (ratio, rows[0]["driver_time_us"].as_f64().unwrap(), rows[0]["plans"].clone())
+        };
+        let (off, off_us, _) = held(&["--config", "plan:off"]);
+        held(&["--config", "plan:inline", "--plan-out", plan]);
+        let (imported, imported_us, plans) = held(&["--config", "plan:inline", "--plan-in", plan]);
+        assert!(imported < off + 0.01, "{name}: {imported} with the plan, {off} without; {plans}");
+        if name.starts_with("gpt-small") {
+            assert!(
+                imported < 1.005 && off > 1.01 && imported_us < off_us / 2.0,
+                "{imported} {off} {imported_us} {off_us}"
+            );
+            assert!(plans["misses"] == 0 && plans["dropped"] == 0, "{plans}");
+        }
+    }
+}
+
 #[test]
 fn equal_replays_give_equal_addresses() {
     let traces = beginnings("hashed");

@@ -135,8 +135,8 @@ fn lay_out(number: usize, found: &Found) -> (Row, &Step, Layout) {
         planned: step.planned(),
         peak_live_bytes: found.peak * GRANULE,
         bound_bytes,
-        packed_bytes: layout.height,
-        ratio: if bound_bytes > 0 { layout.height as f64 / bound_bytes as f64 } else { 1.0 },
+        packed_bytes: layout.top,
+        ratio: if bound_bytes > 0 { layout.top as f64 / bound_bytes as f64 } else { 1.0 },
     };
     (row, step, layout)
 }

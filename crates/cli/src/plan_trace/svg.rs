@@ -25,7 +25,7 @@ pub(super) fn draw(trace: &str, row: &Row, step: &Step, layout: &Layout) -> Stri
         right + 20.0,
         bottom + 40.0
     ));
-    let height = layout.height.max(1) as f64;
+    let height = layout.top.max(1) as f64;
     let (x, y) = (WIDTH / step.len() as f64, HEIGHT / height);
     let mut small = 0;
     for (at, block) in step.blocks().iter().enumerate() {
@@ -63,7 +63,7 @@ pub(super) fn draw(trace: &str, row: &Row, step: &Step, layout: &Layout) -> Stri
         row.stream,
         row.first,
         escape(&row.source),
-        ByteSize(layout.height),
+        ByteSize(layout.top),
         row.ratio
     ));
     for part in 0..=4 {
