@@ -10,6 +10,7 @@ use stratalloc::driver::fault::{Fault, FaultDriver, When};
 use stratalloc::driver::soft::{Backing, SoftDevice};
 use stratalloc::driver::{Driver, DriverErrorKind};
 use stratalloc::error::PlanError;
+use stratalloc::plan::{Export, decode, encode};
 use stratalloc::{Allocator, DevicePtr, Error, PlanStats, StreamId};
 
 const CAPACITY: u64 = 4096 * MIB;
@@ -261,6 +262,61 @@ fn a_plan_from_an_earlier_run_takes_what_the_program_needs_and_keeps_its_places(
     assert!((plans.misses, plans.dropped, plans.layouts) == (0, 0, 1) && plans.hits > 400, "{plans:?}");
     let (held, needed) = (second.reserved.peak, first.active.peak);
     assert!(held <= needed + needed / 64, "{held} held, {needed} needed, {} without the plan", first.reserved.peak);
+}
+
+/// The plan of a program that does this step six times.
+fn plan_of(scale: u64, layers: u64) -> Export {
+    let (_, allocator) = soft(addresses_only(), INLINE);
+    let mut program = Program::new(&allocator);
+    (program.scale, program.layers) = (scale, layers);
+    (0..6).for_each(|_| drop(program.plain_step()));
+    let export = decode(&allocator.export_plan(0).unwrap()).unwrap();
+    program.end();
+    export
+}
+
+#[test]
+fn steps_from_an_earlier_run_are_followed_in_turn_whatever_idles_beside_them() {
+    let steps = [(1024 * KIB, 12), (300 * KIB, 9)];
+    let [mut plan, small] = steps.map(|(scale, layers)| plan_of(scale, layers));
+    plan.steps.extend(small.steps);
+    let (_, allocator) = soft(addresses_only(), INLINE);
+    assert_eq!(allocator.import_plan(0, &encode(&plan)), Ok(2));
+    let mut program = Program::new(&allocator);
+    // As a model is loaded: more than the steps will need.
+    let loaded: Vec<DevicePtr> = (0..40).map(|_| program.alloc(20 * MIB)).collect();
+    loaded.into_iter().for_each(|ptr| program.free(ptr));
+    let held = allocator.stats(0).unwrap().reserved.peak;
+    for (scale, layers) in [steps, steps, steps].into_iter().flatten() {
+        (program.scale, program.layers) = (scale, layers);
+        (0..6).for_each(|_| drop(program.plain_step()));
+        check(&allocator, 0);
+    }
+    let stats = program.stats();
+    assert!(stats.hits > 1500 && stats.misses < 50, "{stats:?}");
+    assert_eq!(allocator.stats(0).unwrap().reserved.peak, held, "there was enough");
+    program.end();
+}
+
+#[test]
+fn a_plan_says_what_was_needed_and_no_number_in_it_does_harm() {
+    let (_, allocator) = soft(addresses_only(), INLINE);
+    let mut program = Program::new(&allocator);
+    (0..4).for_each(|_| drop(program.plain_step()));
+    let refused = request(CAPACITY, StreamId::DEFAULT);
+    assert!(matches!(allocator.raw_alloc(refused), Err(Error::OutOfMemory(_))));
+    let mut plan = decode(&allocator.export_plan(0).unwrap()).unwrap();
+    assert_eq!(plan.needs, allocator.stats(0).unwrap().active.peak, "what was refused was not needed");
+    program.end();
+    for needs in [0, 1, u64::MAX] {
+        plan.needs = needs;
+        let (_, allocator) = soft(addresses_only(), INLINE);
+        assert_eq!(allocator.import_plan(0, &encode(&plan)), Ok(1));
+        let mut program = Program::new(&allocator);
+        (0..6).for_each(|_| drop(program.plain_step()));
+        check(&allocator, 0);
+        program.end();
+    }
 }
 
 #[test]

@@ -123,7 +123,7 @@ struct Score {
 }
 
 /// More than a step needs that is too much, in bytes.
-fn waste(needed: u64) -> u64 {
+pub(super) fn waste(needed: u64) -> u64 {
     (needed >> WASTE_SHIFT).max(WASTE_MIN)
 }
 
@@ -145,6 +145,8 @@ struct Follow {
     anchor: (u64, usize),
     /// Where the program's marks come.
     mark: Option<usize>,
+    /// Whether it was learned in another run.
+    imported: bool,
     layout: Option<Layout>,
     job: Option<Job>,
     /// The request before which a layout is to be made; any, for what was learned in another run.
@@ -153,7 +155,7 @@ struct Follow {
     layouts: u32,
     /// Of the layout that is made or followed.
     reach: Reach,
-    /// The fewest bytes in a step that were held on the device and used by nobody, without the plan: 0 where it is from another run.
+    /// The fewest bytes in a step that are held on the device and used by nobody without the plan.
     idle: u64,
     score: Score,
     /// Steps in a row that were of little use.
@@ -199,7 +201,7 @@ pub(super) struct Current {
 }
 
 impl LanePlan {
-    /// A request comes, when `idle` bytes are held on the device and used by nobody. Returns whether a layout is wanted before it is served.
+    /// A request comes, with which `idle` bytes are held on the device and used by nobody. Returns whether a layout is wanted before it is served.
     pub(super) fn request(&mut self, granules: u32, idle: u64, book: &[Arc<Known>]) -> bool {
         let number = self.learner.request(granules, idle);
         self.recent.rotate_left(1);
@@ -267,6 +269,7 @@ impl LanePlan {
         let context = context_hash(self.recent.into_iter());
         let Some((known, next)) = book.iter().find_map(|known| Some((known, known.after(context)?))) else { return };
         let mut follow = Follow::new(known.clone());
+        follow.imported = true;
         // As if the request in hand were still to come. Those by which it was found are known, too.
         let len = known.step.len();
         follow.at = (next + len - 1) % len;
@@ -327,9 +330,9 @@ impl LanePlan {
         self.current.place
     }
 
-    /// Whether places are planned.
-    pub(super) fn is_laid_out(&self) -> bool {
-        self.follow.as_ref().is_some_and(|follow| follow.layout.is_some())
+    /// The step followed, if there is a layout for it: whether it is from another run.
+    pub(super) fn laid_out(&self) -> Option<bool> {
+        self.follow.as_ref().filter(|follow| follow.layout.is_some()).map(|follow| follow.imported)
     }
 
     /// Up to where memory may be mapped before the layout wants it; 0 for nowhere.
@@ -376,12 +379,16 @@ impl LanePlan {
         (follow.numbers[ordinal] == number).then_some(ordinal as u32)
     }
 
-    /// Works out a layout for the step, at once or on a thread of its own.
-    pub(super) fn lay_out(&mut self, rooms: Vec<Room>, guests: Vec<Guest>, reach: Reach, background: bool) {
+    /// Works out a layout for the step, at once or on a thread of its own; `idle` bytes will be used by nobody at its fullest moment if nothing
+    /// is mapped for it.
+    pub(super) fn lay_out(&mut self, rooms: Vec<Room>, guests: Vec<Guest>, reach: Reach, idle: u64, background: bool) {
         let Some(follow) = &mut self.follow else { return };
         follow.refresh(&self.learner);
         follow.wants_layout = false;
         follow.reach = reach;
+        if follow.layout.is_none() {
+            follow.idle = follow.idle.max(idle);
+        }
         let step = follow.known.step.clone();
         if background {
             match Job::start(step, rooms, guests) {
@@ -421,6 +428,7 @@ impl Follow {
             numbers,
             anchor: (0, 0),
             mark: None,
+            imported: false,
             layout: None,
             job: None,
             lay_out_at: None,
@@ -465,7 +473,8 @@ impl Follow {
     fn set_layout(&mut self, layout: Layout, tally: &mut Tally) -> Verdict {
         let bound = self.known.step.bound() * GRANULE;
         if self.reach != Reach::Mapped && layout.footprint > bound + waste(bound) {
-            return Verdict::Poor;
+            self.reach = Reach::Mapped;
+            return if self.layout.is_some() { Verdict::Good } else { Verdict::Poor };
         }
         self.layout = Some(layout);
         self.layouts += 1;

@@ -33,7 +33,7 @@ struct Past {
     life: u32,
     /// Granules in use in the lane before it.
     live: u64,
-    /// Bytes held on the device and used by nobody, before it.
+    /// Bytes held on the device and used by nobody, it being served.
     idle: u64,
 }
 
@@ -90,7 +90,7 @@ impl Learner {
         self.live
     }
 
-    /// A request, when `idle` bytes are held on the device and used by nobody. Returns its number.
+    /// A request, with which `idle` bytes are held on the device and used by nobody. Returns its number.
     pub fn request(&mut self, granules: u32, idle: u64) -> u64 {
         let number = self.next();
         self.follow(granules);

@@ -10,7 +10,8 @@
 //! | step | as many requests as the lane makes before it begins again: sizes, and for how many requests each block stays |
 //! | life | requests from a block's own to the first one that may have its memory; it may reach into the next step |
 //! | layout | an address for every block of a step, such that no two that live at one time overlap |
-//! | room | addresses that a layout may use; a guest has some of them for a while |
+//! | room | addresses that a layout may use; a guest is a block in use that has its place there already |
+//! | reach | whether a layout may use addresses at which nothing is mapped |
 //!
 //! | file | what |
 //! |---|---|
@@ -37,6 +38,6 @@ pub use codec::{Export, decode, encode};
 pub(crate) use follow::Reach;
 pub use learn::{Learner, Period};
 pub use plans::PlanStats;
-pub(crate) use plans::Plans;
+pub(crate) use plans::{Plans, Usage};
 pub use solve::{Guest, Layout, Room, solve};
 pub use step::{Block, Step};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::codec::Export;
-use super::follow::{Known, LanePlan, Reach};
+use super::follow::{Known, LanePlan, Reach, waste};
 use super::solve::{Guest, Room};
 use super::step::Step;
 use crate::units::GRANULE;
@@ -59,6 +59,17 @@ pub(crate) struct Neighbour {
     pub(crate) node: u32,
 }
 
+/// What a device has when a layout is made, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Usage {
+    /// In use.
+    pub(crate) used: u64,
+    /// Held, in use or not.
+    pub(crate) held: u64,
+    /// Where the layout may have places without more being mapped.
+    pub(crate) mapped: u64,
+}
+
 /// All lanes of a device.
 #[derive(Debug)]
 pub(crate) struct Plans {
@@ -67,8 +78,10 @@ pub(crate) struct Plans {
     /// Large blocks in use, by address.
     live: BTreeMap<u64, Live>,
     book: Vec<Arc<Known>>,
-    /// The most bytes in use on the device at one time, in this run or the one that steps were taken over from.
-    needs: u64,
+    /// The most bytes in use on the device at one time.
+    used_max: u64,
+    /// The same of the run that steps were taken over from.
+    imported: u64,
     /// Whether the program marks its steps.
     marked: bool,
 }
@@ -76,12 +89,20 @@ pub(crate) struct Plans {
 impl Plans {
     /// Nothing learned yet. `background`: layouts are worked out on threads of their own.
     pub(crate) fn new(background: bool) -> Plans {
-        Plans { background, lanes: BTreeMap::new(), live: BTreeMap::new(), book: Vec::new(), needs: 0, marked: false }
+        Plans {
+            background,
+            lanes: BTreeMap::new(),
+            live: BTreeMap::new(),
+            book: Vec::new(),
+            used_max: 0,
+            imported: 0,
+            marked: false,
+        }
     }
 
-    /// A request comes, with which `used` bytes are in use on the device and `idle` held and used by nobody. Returns whether [`Plans::lay_out`] is to be called before it is served.
-    pub(crate) fn request(&mut self, lane: u16, size: u64, used: u64, idle: u64) -> bool {
-        self.needs = self.needs.max(used);
+    /// A request comes, with which `idle` bytes are held on the device and used by nobody. Returns whether [`Plans::lay_out`] is to be called
+    /// before it is served.
+    pub(crate) fn request(&mut self, lane: u16, size: u64, idle: u64) -> bool {
         let marked = self.marked;
         let new = || {
             let mut plan = LanePlan::default();
@@ -106,6 +127,11 @@ impl Plans {
         let current = plan.current();
         let (number, ordinal) = (current.number, current.ordinal);
         self.live.insert(addr, Live { lane, node, granules: (size / GRANULE) as u32, number, ordinal });
+    }
+
+    /// A request was served, with which so many bytes are in use on the device.
+    pub(crate) fn needed(&mut self, used: u64) {
+        self.used_max = self.used_max.max(used);
     }
 
     /// The request in hand was not served.
@@ -138,7 +164,8 @@ impl Plans {
 
     /// The most bytes that the program has in use on the device, as far as is known, where the lane follows a layout; 0 where it does not.
     pub(crate) fn needs(&self, lane: u16) -> u64 {
-        self.lanes.get(&lane).filter(|plan| plan.is_laid_out()).map_or(0, |_| self.needs)
+        let imported = self.lanes.get(&lane).and_then(LanePlan::laid_out);
+        imported.map_or(0, |imported| self.used_max.max(if imported { self.imported } else { 0 }))
     }
 
     /// Up to where memory may be mapped before the lane's layout wants it; 0 for nowhere.
@@ -146,18 +173,24 @@ impl Plans {
         self.lanes.get(&lane).map_or(0, LanePlan::maps_to)
     }
 
-    /// What a layout for the lane may use, when `mapped` bytes are that it could, and `used` on the device are in use, the guests' among them.
-    pub(crate) fn reach(&self, lane: u16, mapped: u64, used: u64, guests: &[Guest]) -> Reach {
-        let Some((step, _)) = self.lanes.get(&lane).and_then(LanePlan::followed) else { return Reach::Mapped };
+    /// What a layout for the lane may use that has these guests, and how many bytes will be used by nobody at the step's fullest moment if
+    /// nothing is mapped for it.
+    pub(crate) fn reach(&self, lane: u16, usage: Usage, guests: &[Guest]) -> (Reach, u64) {
+        let Some((step, _)) = self.lanes.get(&lane).and_then(LanePlan::followed) else { return (Reach::Mapped, 0) };
         let bytes = |guest: &Guest| u64::from(step.blocks()[guest.request as usize].granules) * GRANULE;
         let (bound, planned) = (step.bound() * GRANULE, guests.iter().map(bytes).sum::<u64>());
-        if mapped >= bound - (bound >> PART_SHIFT) {
+        let Usage { used, held, mapped } = usage;
+        let needs = self.used_max.max(self.imported);
+        let full = used.saturating_sub(planned) + bound;
+        let reach = if mapped >= bound - (bound >> PART_SHIFT) || held + (bound - mapped) > needs + waste(needs) {
+            // There is enough, or no more to be had: free memory of the lane may lie among other lanes' addresses.
             Reach::Mapped
-        } else if used - planned + bound >= self.needs - (self.needs >> PART_SHIFT) {
+        } else if full >= needs - (needs >> PART_SHIFT) {
             Reach::Ahead
         } else {
             Reach::Holes
-        }
+        };
+        (reach, held.saturating_sub(full))
     }
 
     /// Whether the lane is expected to free the block soon, and when.
@@ -170,9 +203,9 @@ impl Plans {
     }
 
     /// Works out a layout for the lane.
-    pub(crate) fn lay_out(&mut self, lane: u16, rooms: Vec<Room>, guests: Vec<Guest>, reach: Reach) {
+    pub(crate) fn lay_out(&mut self, lane: u16, rooms: Vec<Room>, guests: Vec<Guest>, reach: Reach, idle: u64) {
         if let Some(plan) = self.lanes.get_mut(&lane) {
-            plan.lay_out(rooms, guests, reach, self.background);
+            plan.lay_out(rooms, guests, reach, idle, self.background);
         }
     }
 
@@ -185,12 +218,12 @@ impl Plans {
                 steps.push(step);
             }
         }
-        Export { needs: self.needs, steps }
+        Export { needs: self.used_max.max(self.imported), steps }
     }
 
     /// What an earlier run tells: steps to look out for.
     pub(crate) fn import(&mut self, export: Export) {
-        self.needs = self.needs.max(export.needs);
+        self.imported = self.imported.max(export.needs);
         for step in export.steps {
             let is_known = self.book.iter().any(|known| known.step == step);
             if !is_known && self.book.len() < BOOK_MAX {

@@ -26,7 +26,7 @@ pub struct Room {
 pub struct Guest {
     /// Its address.
     pub at: u64,
-    /// Whose block it is: one that is to be planned.
+    /// Whose block it is: a request of the step, each of which has at most one guest.
     pub request: u32,
 }
 
@@ -123,6 +123,8 @@ pub(super) fn solve_until(step: &Step, rooms: &[Room], guests: &[Guest], enough:
         }
     }
     layout.footprint = footprint(step, &layout);
+    let end = |guest: &Guest| guest.at + size(guest.request) * GRANULE;
+    layout.top = guests.iter().map(end).fold(layout.top, u64::max);
     layout
 }
 
@@ -195,7 +197,6 @@ impl<'a> Board<'a> {
         let mut layout = Layout { at: vec![Layout::NOWHERE; self.step.len()], left_out: 0, top: 0, footprint: 0 };
         for &Guest { at, request } in guests {
             layout.at[request as usize] = at;
-            layout.top = layout.top.max(at + u64::from(self.step.blocks()[request as usize].granules) * GRANULE);
         }
         for &id in order {
             let block = self.step.blocks()[id as usize];

@@ -155,7 +155,7 @@ impl Pool {
                 continue;
             };
             let may_ask = whose == Whose::Own && !state.private.capturing();
-            let stays = terms.create && !terms.last && state.is_short(want.lane, growth.bytes);
+            let stays = terms.create && !terms.last && self.spares_places(state, want.lane, growth.bytes);
             let mut picked = Picked { any: terms.last, stays, ..Picked::default() };
             let found = self.pick(state, want, growth, whose, &mut picked);
             if may_ask && !found {
@@ -327,7 +327,7 @@ impl Pool {
         }
         let limit = state.limit as f64;
         let whole = |bytes: u64| (bytes / unit * unit).clamp(unit, CHUNK_LIMIT.max(unit));
-        let largest = whole((largest as f64 * (limit / FULL_SIZE).clamp(FULL_LEAST, 1.0)) as u64);
+        let largest = self.chunk_scaled(state);
         let held = state.space.physical_bytes() + missing;
         let is_roomy = state.is_roomy(missing);
         if zone == SMALL {
@@ -357,6 +357,19 @@ impl Pool {
         (size, (2 * unit).min(size))
     }
 
+    /// How large chunks are that are mapped for a plan all of which will be in use, and how much of them is mapped at once.
+    pub(super) fn chunk_ahead(&self, state: &PoolState) -> u64 {
+        if self.config.thrifty { state.space.unit() } else { self.chunk_scaled(state) }
+    }
+
+    /// The largest chunk of the configuration, in proportion to the limit.
+    fn chunk_scaled(&self, state: &PoolState) -> u64 {
+        let unit = state.space.unit();
+        let largest =
+            self.config.chunk_max.0.max(unit) as f64 * (state.limit as f64 / FULL_SIZE).clamp(FULL_LEAST, 1.0);
+        (largest as u64 / unit * unit).clamp(unit, CHUNK_LIMIT.max(unit))
+    }
+
     /// How large new chunks for small blocks are: a part of what those have, so that what they do not use of it is little.
     fn small_chunk(&self, state: &PoolState) -> u64 {
         let part = state.zones[SMALL].used_bytes() / 16;
@@ -377,7 +390,7 @@ impl Pool {
         let (mut largest, step) = match want.kind {
             Kind::Slot(_) => (unit, unit),
             // All of it will be in use.
-            _ if picked.ahead && !self.config.thrifty => (self.config.chunk_max.0.max(unit), unit),
+            _ if picked.ahead => (self.chunk_ahead(state), unit),
             _ => self.chunk_sizes(state, want, missing),
         };
         let rounded = missing.next_multiple_of(step);
@@ -403,7 +416,7 @@ impl Pool {
         Ok(true)
     }
 
-    fn over_threshold(&self, state: &PoolState, bytes: u64) -> bool {
+    pub(super) fn over_threshold(&self, state: &PoolState, bytes: u64) -> bool {
         let bound = state.limit as f64 * self.config.gc_threshold;
         (state.space.physical_bytes() + bytes) as f64 > bound && self.config.gc_threshold < 1.0
     }

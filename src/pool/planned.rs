@@ -9,7 +9,7 @@ use super::{LARGE, Pool, PoolState, SMALL_MAX};
 use crate::block::{Growth, NodeId, Owner, State};
 use crate::config::Plan;
 use crate::driver::{Driver, DriverResult};
-use crate::plan::{Export, Guest, PLANNED_ABOVE, PlanStats, Plans, Reach, Room};
+use crate::plan::{Export, Guest, PLANNED_ABOVE, PlanStats, Plans, Reach, Room, Usage};
 use crate::telemetry::Rung;
 
 /// So much more than the program needs may be held for a plan, as a part of that: 1/128.
@@ -44,10 +44,10 @@ impl Pool {
             return self.alloc_unplanned(state, want, magazines);
         }
         // When this one is served, too.
-        let used = state.used_bytes() + size;
+        let used = state.planned_usage() + size;
         let idle = state.space.physical_bytes().saturating_sub(used);
         let Some(plans) = &mut state.plans else { return self.alloc_unplanned(state, want, magazines) };
-        if plans.request(want.lane, size, used, idle) {
+        if plans.request(want.lane, size, idle) {
             self.lay_out(state, want);
         }
         let served = match self.take_planned(state, want, size) {
@@ -57,6 +57,7 @@ impl Pool {
         let Some(plans) = &mut state.plans else { return served };
         match served {
             Ok(Some((block, _))) => {
+                plans.needed(used);
                 // A block lent by a private pool is not this lane's.
                 let header = self.directory.header(block);
                 match place(block) {
@@ -94,12 +95,12 @@ impl Pool {
                     let zone = &state.zones[LARGE];
                     // As long as less is held than the program will need, it comes from none of the plan's places, or those would be gone. Else
                     // where the ladder would map memory, too: at the planned place it serves the next steps as well.
-                    let stays = state.is_short(want.lane, bytes);
+                    let stays = self.spares_places(state, want.lane, bytes);
                     if !stays && zone.largest_free(home).max(zone.largest_free(Owner::SHARED)) >= size {
                         break;
                     }
-                    let wide = state.widened(want.lane, node, (at, bytes), self.config.chunk_max.0);
-                    let ahead = wide.filter(|&wide| stays && state.is_short(want.lane, wide));
+                    let wide = state.widened(want.lane, node, (at, bytes), self.chunk_ahead(state));
+                    let ahead = wide.filter(|&wide| stays && self.spares_places(state, want.lane, wide));
                     let bytes = ahead.unwrap_or(bytes);
                     let growth =
                         Growth { at, bytes, keep_from: addr, keep_to: addr + size, room: bytes, upwards: true };
@@ -116,12 +117,19 @@ impl Pool {
         Ok(None)
     }
 
-    /// Undoes the mappings of ghosts that their streams have passed, from a node on up to `end`: memory was taken from there. Whether there was
-    /// one.
+    /// Undoes the mapping of a ghost that its stream has passed, and of those that follow it, from a node on up to `end`, where memory was taken
+    /// away and nothing is in use. Whether there was one.
     fn open_ghosts(&self, state: &mut PoolState, first: NodeId, end: u64) -> DriverResult<bool> {
         let zone = &state.zones[LARGE];
-        let nodes = zone.from(first).take_while(|&id| zone.node(id).addr < end);
-        let Some(ghost) = nodes.into_iter().find(|&id| zone.node(id).state == State::Ghost) else { return Ok(false) };
+        let mut ghost = None;
+        for id in zone.from(first).take_while(|&id| zone.node(id).addr < end) {
+            match zone.node(id).state {
+                State::Used => return Ok(false),
+                State::Ghost if ghost.is_none() => ghost = Some(id),
+                _ => {}
+            }
+        }
+        let Some(ghost) = ghost.filter(|&ghost| state.is_stitched_away(LARGE, ghost)) else { return Ok(false) };
         if state.private.capturing() {
             return Ok(false);
         }
@@ -129,21 +137,25 @@ impl Pool {
         Ok(self.retire_ghost_at(state, LARGE, ghost))
     }
 
+    /// Whether memory is rather created for a lane than taken from where its plan has places.
+    pub(super) fn spares_places(&self, state: &PoolState, lane: LaneId, bytes: u64) -> bool {
+        state.is_short(lane, bytes) && !self.over_threshold(state, bytes)
+    }
+
     /// Gives the lane's plan the addresses that it may use: what the lane has free, or will have when the step goes on as planned.
     fn lay_out(&self, state: &mut PoolState, want: Want) {
         let Some(plans) = &state.plans else { return };
-        let may_map = want.may_grow && self.driver.properties().vmm;
+        let may_map = self.driver.properties().vmm;
         let (mut rooms, mut guests) = state.rooms(plans, want.lane, false);
         let mapped: u64 = rooms.iter().map(|room| room.to - room.from).sum();
-        let reach = match plans.reach(want.lane, mapped, state.used_bytes(), &guests) {
-            _ if !may_map => Reach::Mapped,
-            reach => reach,
-        };
+        let usage = Usage { used: state.planned_usage(), held: state.space.physical_bytes(), mapped };
+        let (reach, idle) = plans.reach(want.lane, usage, &guests);
+        let reach = if may_map { reach } else { Reach::Mapped };
         if reach != Reach::Mapped {
             (rooms, guests) = state.rooms(plans, want.lane, true);
         }
         if let Some(plans) = &mut state.plans {
-            plans.lay_out(want.lane, rooms, guests, reach);
+            plans.lay_out(want.lane, rooms, guests, reach, idle);
         }
     }
 
@@ -176,7 +188,7 @@ impl Pool {
 }
 
 impl PoolState {
-    /// What a layout for a lane may use, with holes or without, and the blocks that lie there for a while.
+    /// What a layout for a lane may use, with holes or without, and the blocks of the plan that lie there already.
     fn rooms(&self, plans: &Plans, lane: LaneId, holes: bool) -> (Vec<Room>, Vec<Guest>) {
         let zone = &self.zones[LARGE];
         let home = Owner(lane);
@@ -208,10 +220,16 @@ impl PoolState {
         (rooms, guests)
     }
 
-    /// Whether a lane follows a plan, and less is held than the program will need, with so many bytes more.
-    pub(super) fn is_short(&self, lane: LaneId, bytes: u64) -> bool {
+    /// What plans take for the bytes in use: all that has an owner, so that what is held besides is idle.
+    fn planned_usage(&self) -> u64 {
+        self.used_bytes() + self.extents.in_use_bytes()
+    }
+
+    /// Whether a lane follows a plan, and less is held than the program will need, with so many bytes more that can be had.
+    fn is_short(&self, lane: LaneId, bytes: u64) -> bool {
         let needs = self.plans.as_ref().map_or(0, |plans| plans.needs(lane));
-        self.space.physical_bytes() + bytes <= needs + (needs >> SLACK_SHIFT)
+        let most = needs.saturating_add(needs >> SLACK_SHIFT).min(self.limit).min(self.refused_at);
+        self.space.physical_bytes() - self.space.reserve_bytes() + bytes <= most
     }
 
     /// How much to map at a planned place where `bytes` are missing from `at` on, if memory may be mapped ahead: up to `most`.

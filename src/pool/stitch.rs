@@ -1,6 +1,6 @@
 //! Stitching: free chunks that lie apart are mapped once more, side by side, and serve one large request. Nothing is waited for: the lane's
 //! own free chunks are free for it in stream order, at whichever address. Where they were, a **ghost** stays: the old mapping, which
-//! unfinished work may still touch. It is undone when its stream has passed it and mappings have become many.
+//! unfinished work may still touch. It is undone when its stream has passed it and mappings have become many, or a plan wants its place.
 //!
 //! Virtual aliases of one allocation are CUDA's ("Virtual Aliasing Support" in its programming guide): what a kernel has written through one
 //! address is there for a later one, in stream order, through another. GMLake (Guo et al., ASPLOS 2024) stitches so.
@@ -217,6 +217,11 @@ impl Pool {
 }
 
 impl PoolState {
+    /// Whether a node is a ghost whose memory was mapped elsewhere, rather than one of a pair.
+    pub(super) fn is_stitched_away(&self, zone: usize, node: NodeId) -> bool {
+        self.ghosts.has(zone, node)
+    }
+
     /// Whether a ghost's stream is known to have passed it.
     fn is_over(&self, zone: usize, ghost: NodeId) -> bool {
         let node = self.zones[zone].node(ghost);
