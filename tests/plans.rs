@@ -305,15 +305,18 @@ fn a_plan_says_what_was_needed_and_no_number_in_it_does_harm() {
     (0..4).for_each(|_| drop(program.plain_step()));
     let refused = request(CAPACITY, StreamId::DEFAULT);
     assert!(matches!(allocator.raw_alloc(refused), Err(Error::OutOfMemory(_))));
-    let mut plan = decode(&allocator.export_plan(0).unwrap()).unwrap();
+    let plan = decode(&allocator.export_plan(0).unwrap()).unwrap();
     assert_eq!(plan.needs, allocator.stats(0).unwrap().active.peak, "what was refused was not needed");
     program.end();
+    let mut plan = plan_of(512 * KIB, 12);
     for needs in [0, 1, u64::MAX] {
         plan.needs = needs;
         let (_, allocator) = soft(addresses_only(), INLINE);
         assert_eq!(allocator.import_plan(0, &encode(&plan)), Ok(1));
         let mut program = Program::new(&allocator);
+        program.scale = 512 * KIB;
         (0..6).for_each(|_| drop(program.plain_step()));
+        assert!(program.stats().layouts > 0 && program.stats().hits > 200, "{needs}: {:?}", program.stats());
         check(&allocator, 0);
         program.end();
     }

@@ -182,7 +182,9 @@ impl Plans {
         let Usage { used, held, mapped } = usage;
         let needs = self.used_max.max(self.imported);
         let full = used.saturating_sub(planned) + bound;
-        let reach = if mapped >= bound - (bound >> PART_SHIFT) || held + (bound - mapped) > needs + waste(needs) {
+        let reach = if mapped >= bound - (bound >> PART_SHIFT)
+            || held + (bound - mapped) > needs.saturating_add(waste(needs))
+        {
             // There is enough, or no more to be had: free memory of the lane may lie among other lanes' addresses.
             Reach::Mapped
         } else if full >= needs - (needs >> PART_SHIFT) {
