@@ -7,7 +7,7 @@
 //! the one as it adds to what is active, and back. So `held == held_base - active`, and only what happens off the hot path
 //! changes `held_base`.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::counts::{Counts, Drift, TAGS, Tally, bump, tally};
 use super::gate::Gate;
@@ -20,6 +20,9 @@ const BUCKETS: usize = 512;
 /// Large blocks keep to the last so many, a bit each in a word.
 const LARGE_BUCKETS: usize = BUCKETS >> Key::LARGE_BITS;
 const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
+/// Stacks in so many groups are told apart when they are emptied; a power of two.
+const GROUPS: usize = 64;
+const GROUP_BUCKETS: usize = BUCKETS / GROUPS;
 /// Large blocks that are freed to the stacks between looks at what is in use.
 const LARGE_FREES: i32 = 128;
 /// The same while memory is tight, between times that they are taken back: the request that does it bears it for all of them.
@@ -57,8 +60,8 @@ struct Bucket {
     frees_at: [AtomicU64; 2],
     /// The block on top, or [`NO_BLOCK`].
     head: AtomicU32,
-    /// If it is a stack of large blocks: its bit in [`ThreadCache::large`].
-    bit: AtomicU32,
+    /// Of a stack of large blocks its bit in [`ThreadCache::large`], of another its place in [`ThreadCache::filled`].
+    mark: AtomicU32,
 }
 
 impl Bucket {
@@ -71,7 +74,7 @@ impl Bucket {
         frees: AtomicU64::new(0),
         frees_at: [const { AtomicU64::new(0) }; 2],
         head: AtomicU32::new(NO_BLOCK),
-        bit: AtomicU32::new(0),
+        mark: AtomicU32::new(0),
     };
 
     #[inline]
@@ -133,8 +136,8 @@ pub(crate) struct ThreadCache {
     sizes: [Tally; SIZE_COUNTS],
     /// Blocks handed out from buckets that have other keys now.
     hits: AtomicU64,
-    /// A bit for each bucket that has a key.
-    claimed: [AtomicU64; (BUCKETS + PROBES - 1).div_ceil(64)],
+    /// Groups of stacks that slots have come to since they were last emptied: 1 each.
+    filled: [AtomicU8; GROUPS],
     buckets: [Bucket; BUCKETS + PROBES - 1],
 }
 
@@ -163,7 +166,7 @@ impl ThreadCache {
             tags: [const { AtomicI64::new(0) }; TAGS],
             sizes: [Tally::ZERO; SIZE_COUNTS],
             hits: AtomicU64::new(0),
-            claimed: [const { AtomicU64::new(0) }; (BUCKETS + PROBES - 1).div_ceil(64)],
+            filled: [const { AtomicU8::new(0) }; GROUPS],
             buckets: [Bucket::EMPTY; BUCKETS + PROBES - 1],
         }
     }
@@ -269,7 +272,9 @@ impl ThreadCache {
                 return false;
             }
             self.large_frees.store(left, Relaxed);
-            self.large.store(self.large.load(Relaxed) | 1u64.wrapping_shl(bucket.bit.load(Relaxed)), Relaxed);
+            self.large.store(self.large.load(Relaxed) | 1u64.wrapping_shl(bucket.mark.load(Relaxed)), Relaxed);
+        } else {
+            self.filled[bucket.mark.load(Relaxed) as usize % GROUPS].store(1, Relaxed);
         }
         self.active.room.store(room, Relaxed);
         let requested = header.requested();
@@ -303,6 +308,8 @@ impl ThreadCache {
     /// Adds blocks that no caller had.
     pub(crate) fn stock(&self, key: Key, blocks: impl Iterator<Item = BlockId>, directory: &Directory) {
         let Some(bucket) = self.bucket(key) else { return };
+        debug_assert!(!key.is_large());
+        self.filled[bucket.mark.load(Relaxed) as usize % GROUPS].store(1, Relaxed);
         for block in blocks {
             bucket.put(block, directory.header(block));
             self.change_base(key.bytes() as i64);
@@ -321,8 +328,6 @@ impl ThreadCache {
         let place = probes.iter().position(|bucket| is_new(&bucket));
         let place = place.or_else(|| probes.iter().position(|bucket| is_empty(&bucket))).unwrap_or(0);
         let bucket = &probes[place];
-        let claimed = &self.claimed[(first + place) / 64];
-        claimed.store(claimed.load(Relaxed) | 1 << ((first + place) % 64), Relaxed);
         self.drain_bucket(bucket, directory, evict);
         let (old, allocs) = (Key::from_number(bucket.key.load(Relaxed)), bucket.allocs.load(Relaxed));
         let size = &self.sizes[size_count_index(old.granules())];
@@ -334,8 +339,10 @@ impl ThreadCache {
         bucket.frees_at.iter().for_each(|frees| frees.store(0, Relaxed));
         bucket.key.store(key.number(), Relaxed);
         bucket.bytes.store(key.bytes(), Relaxed);
-        let bit = (first + place).saturating_sub(FIRST_LARGE).min(LARGE_BUCKETS - 1);
-        bucket.bit.store(bit as u32, Relaxed);
+        let at = first + place;
+        let bit = at.saturating_sub(FIRST_LARGE).min(LARGE_BUCKETS - 1);
+        let mark = if key.is_large() { bit } else { (at / GROUP_BUCKETS).min(GROUPS - 1) };
+        bucket.mark.store(mark as u32, Relaxed);
     }
 
     fn drain_bucket(&self, bucket: &Bucket, directory: &Directory, sink: impl FnMut(BlockId)) -> u64 {
@@ -364,7 +371,7 @@ impl ThreadCache {
         if large_only && !self.may_hold_large() {
             return 0;
         }
-        let filled = self.large.load(Relaxed);
+        let large = self.large.load(Relaxed);
         self.large.store(0, Relaxed);
         self.freed.store(0, Relaxed);
         self.begin_round();
@@ -374,20 +381,23 @@ impl ThreadCache {
                 bytes += self.drain_bucket(bucket, directory, &mut sink);
             }
         };
+        for bit in set_bits([large]) {
+            let from = FIRST_LARGE + bit as usize;
+            let to = if (bit as usize) < LARGE_BUCKETS - 1 { from + 1 } else { self.buckets.len() };
+            // A small size may have taken one over.
+            let large = |bucket: &&Bucket| Key::from_number(bucket.key.load(Relaxed)).is_large();
+            self.buckets[from..to].iter().filter(large).for_each(&mut empty);
+        }
         if large_only {
-            for bit in set_bits([filled]) {
-                let from = FIRST_LARGE + bit as usize;
-                let to = if (bit as usize) < LARGE_BUCKETS - 1 { from + 1 } else { self.buckets.len() };
-                // A small size may have taken one over.
-                let large = |bucket: &&Bucket| Key::from_number(bucket.key.load(Relaxed)).is_large();
-                self.buckets[from..to].iter().filter(large).for_each(&mut empty);
-            }
             return bytes;
         }
         self.refills.store(0, Relaxed);
-        // Buckets without a key have never had a block.
-        let claimed = self.claimed.iter().map(|word| word.load(Relaxed));
-        set_bits(claimed).for_each(|bit| empty(&self.buckets[bit as usize]));
+        for (group, filled) in self.filled.iter().enumerate().filter(|(_, filled)| filled.load(Relaxed) != 0) {
+            filled.store(0, Relaxed);
+            let from = group * GROUP_BUCKETS;
+            let to = if group < GROUPS - 1 { from + GROUP_BUCKETS } else { self.buckets.len() };
+            self.buckets[from..to].iter().for_each(&mut empty);
+        }
         bytes
     }
 
@@ -560,7 +570,7 @@ impl ThreadCache {
         let counters = [&self.hits, &self.last_stream, &self.last_lane];
         let sizes = self.sizes.iter().flat_map(|size| [&size.allocs, &size.frees, &size.allocated, &size.freed]);
         sizes.chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
-        self.claimed.iter().for_each(|word| word.store(0, Relaxed));
+        self.filled.iter().for_each(|filled| filled.store(0, Relaxed));
         self.tight.store(false, Relaxed);
         self.large.store(0, Relaxed);
         self.freed.store(0, Relaxed);

@@ -441,7 +441,7 @@ impl Pool {
             let event = Event::new(EventKind::FreeCompleted, header.ptr(), header.requested());
             self.ring.push(state.on_lane(event, header.lane()));
             if !watched {
-                self.put_back_stamped(state, block, home_stamp);
+                self.put_back_as_of(state, block, Some(home_stamp));
             }
         }
         self.active.fold(-bytes, 0);

@@ -269,13 +269,12 @@ impl Pool {
     /// Puts a block into its slab, or into the bins of its lane.
     #[inline]
     pub(crate) fn put_back(&self, state: &mut PoolState, block: BlockId) {
-        let stamp = state.lanes.stamp(self.directory.header(block).lane());
-        self.put_back_stamped(state, block, stamp);
+        self.put_back_as_of(state, block, None);
     }
 
-    /// [`Pool::put_back`] of a block that was freed when the home stream's stamp was this.
+    /// [`Pool::put_back`] of a block that was freed when the home stream's stamp was this, where that is not now.
     #[inline]
-    fn put_back_stamped(&self, state: &mut PoolState, block: BlockId, stamp: u64) {
+    fn put_back_as_of(&self, state: &mut PoolState, block: BlockId, stamp: Option<u64>) {
         let header = self.directory.header(block);
         header.set_life(life::FREE);
         match place(block) {
@@ -285,6 +284,7 @@ impl Pool {
                 {
                     plans.freed(header.ptr().0);
                 }
+                let stamp = stamp.unwrap_or_else(|| state.lanes.stamp(header.lane()));
                 let _ = state.zones[zone].release(node, Owner(header.lane()), stamp);
             }
             Place::Slot(slab, slot) => {

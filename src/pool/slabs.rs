@@ -144,11 +144,12 @@ impl Slabs {
         if is_idle {
             self.idle.set(number, true);
         }
-        let partial = self.partial_mut(lane, class);
+        // Its lane has had one since the slab was added.
+        let partial = &mut self.partial[lane as usize][class.index()];
         if joins {
             partial.push(number);
         }
-        if is_idle && self.partial[lane as usize][class.index()].len() > 1 { self.retire(number) } else { None }
+        if is_idle && partial.len() > 1 { self.retire(number) } else { None }
     }
 
     fn retire(&mut self, number: u32) -> Option<FreedPage> {
