@@ -24,7 +24,8 @@ fn a_quarter_live_at_random_gives_40_percent_of_the_pages_back() {
         let before = check(&scene.allocator, 0);
         let report = scene.defragment(PassLimits::default()).unwrap();
         let after = check(&scene.allocator, 0);
-        assert_eq!(report.pages, pages);
+        // The first slabs are parts of a page.
+        assert!((pages - 1..=pages).contains(&report.pages), "{report:?}");
         assert!(report.meshed * 100 >= pages * 40, "{size}: {report:?}");
         assert_eq!((report.released, after.meshed), (report.meshed * PAGE, report.meshed * PAGE));
         assert_eq!(before.reserved.current - after.reserved.current, report.released);
@@ -65,8 +66,11 @@ fn shared_memory_hands_out_each_slot_once() {
 fn an_address_whose_blocks_are_gone_goes_and_the_group_with_the_last_but_one() {
     for first_goes in [true, false] {
         let mut scene = Scene::new(64 * MIB, 1, "magazine:0");
-        (0..64).for_each(|_| scene.alloc(64 * KIB, 0));
+        (0..96).for_each(|_| scene.alloc(64 * KIB, 0));
         let all: Vec<u64> = scene.blocks.keys().copied().collect();
+        let (parts, all) = all.split_at(32);
+        parts.iter().for_each(|&ptr| scene.free(ptr));
+        assert_eq!(scene.allocator.empty_cache(0).unwrap(), PAGE, "of slabs that were parts of a page");
         let (low, high) = all.split_at(32);
         // The first page keeps its even slots, the second its odd ones, and the first is the fuller one.
         low.iter().step_by(2).for_each(|&ptr| scene.free(ptr));

@@ -48,6 +48,7 @@ enum SlabOp {
 #[derive(Debug, Arbitrary)]
 struct Input {
     class: u8,
+    part: u8,
     slab: Vec<SlabOp>,
     arena: Vec<ArenaOp>,
 }
@@ -155,10 +156,12 @@ fn lane(number: u8) -> Owner {
     Owner(1 + u16::from(number) % OWNERS)
 }
 
-fn slab(class: u8, ops: &[SlabOp]) {
+fn slab(class: u8, part: u8, ops: &[SlabOp]) {
     let Some(class) = ClassId::from_index(usize::from(class) % ClassId::COUNT) else { return };
-    let mut slab = Slab::new(PAGE, class);
-    let mut free = vec![true; class.slots() as usize];
+    // The low bits say how large it is, the others where in the page.
+    let size = (Slab::least(class) << (part & 7)).min(PAGE);
+    let mut slab = Slab::new(PAGE + u64::from(part >> 3) % (PAGE / size) * size, size, class);
+    let mut free: Vec<bool> = (0..class.slots()).map(|slot| slab.has_place(slot)).collect();
     let mut taken = Vec::new();
     for op in ops {
         match *op {
@@ -178,12 +181,12 @@ fn slab(class: u8, ops: &[SlabOp]) {
             SlabOp::Release(_) => {}
         }
         slab.validate().unwrap();
-        assert_eq!((slab.is_full(), slab.is_empty()), (taken.len() == free.len(), taken.is_empty()));
+        assert_eq!((slab.is_full(), slab.is_empty()), (taken.len() == slab.slots() as usize, taken.is_empty()));
     }
 }
 
 fuzz_target!(|input: Input| {
-    slab(input.class, &input.slab);
+    slab(input.class, input.part, &input.slab);
     let mut model = Model::new();
     for op in &input.arena {
         model.apply(op);

@@ -1,19 +1,22 @@
-//! One page cut into equal slots. Slabs that share a page own different slots of it.
+//! One page cut into equal slots, or a part of a page. Slabs that share a page own different slots of it.
 
-use super::class::ClassId;
+use super::class::{CLASS_SIZE_MAX, ClassId};
 use crate::units::{GRANULE, PAGE};
 
 const WORDS: usize = (PAGE / GRANULE / 64) as usize;
 
 /// Which slots of a slab are free. Slots in magazines count as taken.
 ///
-/// A slab owns all slots of its page, until the page's memory is shared with other slabs: then each slot is one slab's alone.
+/// Slots are counted from the start of the page, whatever part of it the slab has. A slab owns the slots that lie whole in its part, until the
+/// page's memory is shared with other slabs: then each slot is one slab's alone.
 ///
 /// Conservation: free slots == set bits, all of them of slots that the slab owns.
 #[derive(Debug, Clone)]
 pub struct Slab {
-    /// Where the slab's page starts.
+    /// The first byte of its part of a page.
     pub addr: u64,
+    /// The bytes of the part: [`PAGE`], or a smaller power of two from [`CLASS_SIZE_MAX`] on, at a multiple of itself.
+    pub size: u64,
     /// What its slots serve.
     pub class: ClassId,
     free: u32,
@@ -26,13 +29,18 @@ pub struct Slab {
     owned: Option<Box<[u64]>>,
 }
 
-/// A bit for each slot of a class.
-fn all_slots(class: ClassId) -> Box<[u64]> {
+/// A bit for each slot of a page that lies whole in a part of it.
+fn slots_in(addr: u64, size: u64, class: ClassId) -> Box<[u64]> {
     let slots = class.slots() as usize;
     let mut bits = vec![!0u64; slots.div_ceil(64)].into_boxed_slice();
     debug_assert!(bits.len() <= WORDS);
-    if !slots.is_multiple_of(64) {
-        bits[slots / 64] = (1 << (slots % 64)) - 1;
+    let begin = addr % PAGE;
+    let (first, end) = (begin.div_ceil(class.size()) as usize, ((begin + size) / class.size()) as usize);
+    for (word, bits) in bits.iter_mut().enumerate() {
+        let from = first.saturating_sub(word * 64).min(64);
+        let to = end.saturating_sub(word * 64).min(64);
+        let below = |slot: usize| if slot == 64 { !0 } else { (1u64 << slot) - 1 };
+        *bits = below(to) & !below(from);
     }
     bits
 }
@@ -51,10 +59,50 @@ fn count(bits: &[u64]) -> u32 {
 }
 
 impl Slab {
-    /// A slab with all slots free.
-    pub fn new(addr: u64, class: ClassId) -> Slab {
-        let slots = class.slots();
-        Slab { addr, class, free: slots, first: 0, bits: all_slots(class), slots, owned: None }
+    /// A slab with all slots free, in a part of a page: [`PAGE`] bytes, or a smaller power of two that is no less than
+    /// [`Slab::least`], at a multiple of itself.
+    pub fn new(addr: u64, size: u64, class: ClassId) -> Slab {
+        debug_assert!(
+            size.is_power_of_two() && addr.is_multiple_of(size) && (Slab::least(class)..=PAGE).contains(&size)
+        );
+        let bits = slots_in(addr, size, class);
+        let slots = count(&bits);
+        Slab { addr, size, class, free: slots, first: 0, bits, slots, owned: None }
+    }
+
+    /// The least bytes of a slab of a class: sixteen slots, or fifteen where one would lie across its border.
+    pub const fn least(class: ClassId) -> u64 {
+        let sixteen = (16 * class.size()).next_power_of_two();
+        if sixteen > CLASS_SIZE_MAX { sixteen } else { CLASS_SIZE_MAX }
+    }
+
+    /// Where its page starts, and with it slot 0.
+    #[inline]
+    pub fn page(&self) -> u64 {
+        self.addr & !(PAGE - 1)
+    }
+
+    /// Whether it has its page to itself, as far as addresses go.
+    #[inline]
+    pub fn is_whole(&self) -> bool {
+        self.size == PAGE
+    }
+
+    /// The address of a slot.
+    #[inline]
+    pub fn slot_addr(&self, slot: u32) -> u64 {
+        self.page() + u64::from(slot) * self.class.size()
+    }
+
+    /// Whether a slot of its page lies in it.
+    pub fn has_place(&self, slot: u32) -> bool {
+        let addr = self.slot_addr(slot);
+        self.addr <= addr && addr + self.class.size() <= self.end()
+    }
+
+    /// One past the last byte.
+    pub fn end(&self) -> u64 {
+        self.addr + self.size
     }
 
     /// Takes the lowest free slot.
@@ -101,6 +149,12 @@ impl Slab {
         self.free == 0
     }
 
+    /// The slots that the slab owns.
+    #[inline]
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
     /// Whether every slot is free.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -109,7 +163,12 @@ impl Slab {
 
     /// The slots that the slab owns, a bit each.
     pub fn owned(&self) -> Box<[u64]> {
-        self.owned.clone().unwrap_or_else(|| all_slots(self.class))
+        self.owned.clone().unwrap_or_else(|| self.all())
+    }
+
+    /// The slots that lie in it.
+    pub fn all(&self) -> Box<[u64]> {
+        slots_in(self.addr, self.size, self.class)
     }
 
     /// The slots that are taken, a bit each.
@@ -150,7 +209,7 @@ impl Slab {
 
     fn own(&mut self, owned: Box<[u64]>) {
         self.slots = count(&owned);
-        self.owned = (self.slots < self.class.slots()).then_some(owned);
+        self.owned = (owned != self.all()).then_some(owned);
     }
 
     /// Checks the counts against the bits.
@@ -173,7 +232,7 @@ mod tests {
     #[test]
     fn hands_out_every_slot_once_and_the_lowest_first() {
         for class in (0..ClassId::COUNT).filter_map(ClassId::from_index) {
-            let mut slab = Slab::new(0, class);
+            let mut slab = Slab::new(0, PAGE, class);
             for slot in 0..class.slots() {
                 assert_eq!(slab.take(), Some(slot));
             }
@@ -188,9 +247,43 @@ mod tests {
     }
 
     #[test]
+    fn the_parts_of_a_page_have_different_slots_of_it() {
+        for class in (0..ClassId::COUNT).filter_map(ClassId::from_index) {
+            let mut size = Slab::least(class);
+            while size <= PAGE {
+                let mut seen = vec![false; class.slots() as usize];
+                for part in 0..PAGE / size {
+                    let (from, to) = (3 * PAGE + part * size, 3 * PAGE + (part + 1) * size);
+                    let mut slab = Slab::new(from, size, class);
+                    slab.validate().unwrap();
+                    assert!(slab.slots() >= 15 && slab.is_empty(), "{class:?} {size}");
+                    let slots = slab.slots();
+                    while let Some(slot) = slab.take() {
+                        let addr = slab.slot_addr(slot);
+                        assert!(from <= addr && addr + class.size() <= to && slab.has_place(slot));
+                        assert!(
+                            !std::mem::replace(&mut seen[slot as usize], true),
+                            "{class:?} {size}: two have {slot}"
+                        );
+                        assert_eq!(ClassId::slot_by_reciprocal(class.reciprocal(), addr % PAGE), slot);
+                    }
+                    assert!(slab.is_full() && slab.owned().iter().map(|word| word.count_ones()).sum::<u32>() == slots);
+                    // What does not lie in it is not handed out.
+                    let elsewhere = (0..class.slots()).filter(|&slot| !Slab::new(from, size, class).has_place(slot));
+                    assert!(elsewhere.into_iter().all(|slot| !slab.take_slot(slot)));
+                }
+                // Only those that lie across a border are nobody's.
+                let across = |slot: u64| slot * class.size() / size != ((slot + 1) * class.size() - 1) / size;
+                assert!((0..).zip(&seen).all(|(slot, &seen)| seen != across(slot)), "{class:?} {size}");
+                size *= 2;
+            }
+        }
+    }
+
+    #[test]
     fn slabs_that_share_a_page_hand_out_each_slot_once() {
         for class in (0..ClassId::COUNT).filter_map(ClassId::from_index) {
-            let (mut keep, mut give) = (Slab::new(0, class), Slab::new(PAGE, class));
+            let (mut keep, mut give) = (Slab::new(0, PAGE, class), Slab::new(PAGE, PAGE, class));
             let mut seen = vec![0; class.slots() as usize];
             (0..class.slots()).step_by(3).for_each(|slot| assert!(keep.take_slot(slot)));
             (1..class.slots()).step_by(3).for_each(|slot| assert!(give.take_slot(slot)));

@@ -41,7 +41,9 @@ impl DeviceCache {
             let kind = Kind::Range { size: bytes, alignment: GRANULE, persistent: false };
             pool.take_known(&mut state, want(kind), Owner(lane))
         } else {
-            pool.take_known(&mut state, want(Kind::Slot(ClassId::for_size(bytes))), Owner(lane))
+            let class = ClassId::for_size(bytes);
+            let kind = state.slot(lane, class);
+            pool.take_known(&mut state, want(kind), Owner(lane))
         };
         let Ok(Some(block)) = taken else { return DevicePtr::NULL };
         state.count(Rung::Own);

@@ -244,7 +244,7 @@ impl DeviceCache {
             Some(ptr) if !ptr.is_null() => ptr,
             _ => {
                 let kind = if is_slot {
-                    Kind::Slot(ClassId::for_size(block_size))
+                    state.slot(lane, ClassId::for_size(block_size))
                 } else if dedicated {
                     Kind::Dedicated { size: block_size }
                 } else {
@@ -282,7 +282,7 @@ impl DeviceCache {
                 // Not always that of the request: what is short is served from where there is room.
                 let key = pool.directory.header(block).key();
                 self.count_alloc(cache, size, key, tag);
-                if let (Some(cache), Kind::Slot(class)) = (cached, kind) {
+                if let (Some(cache), Kind::Slot(class, _)) = (cached, kind) {
                     self.refill(&mut state, cache, lane, class);
                 }
                 pool.directory.header(block).ptr()

@@ -207,8 +207,8 @@ impl Pool {
             None => {
                 let Some((SMALL, node)) = take_range(state, free, page, PAGE) else { return Ok(None) };
                 let number = state.slabs.next_number();
-                self.directory.enter_slab(number, page, class)?;
-                state.slabs.add(page, class, lane, node);
+                self.directory.enter_slab(number, page, PAGE, class)?;
+                state.slabs.add(page, PAGE, class, lane, node);
                 slabs.insert(page, (number, class));
                 number
             }

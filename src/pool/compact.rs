@@ -4,7 +4,7 @@
 //! A place is either free for the block's lane in stream order, or everyone's; so what is copied there comes after all that used it. The block
 //! that goes back is its lane's, whose later users come after the copy.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::checkpoint::{FreeByAddr, take_range};
 use super::directory::{life, node_id, slot_id};
@@ -15,7 +15,7 @@ use crate::block::{Node, NodeId, Owner, State, set_bits};
 use crate::driver::{CopyOp, Driver, DriverResult};
 use crate::error::{Error, Result};
 use crate::telemetry::{Event, EventKind};
-use crate::units::{DevicePtr, PAGE, StreamId};
+use crate::units::{DevicePtr, StreamId};
 
 /// Blocks whose bytes are copied with one call.
 const BATCH: usize = 256;
@@ -97,14 +97,15 @@ impl Pool {
         let (view, ids) = self.compact_view(state, movable);
         let moves = plan(&view);
         let mut free: HashMap<LaneId, FreeByAddr> = HashMap::new();
-        let pages: HashMap<u64, u32> = state.slabs.iter().map(|(number, _, slab)| (slab.addr, number)).collect();
+        let slabs: BTreeMap<u64, u32> = state.slabs.iter().map(|(number, _, slab)| (slab.addr, number)).collect();
         let mut moving: Vec<Moving> = Vec::with_capacity(moves.len());
         for MoveTo { block: index, addr } in moves {
             let block = view.blocks[index];
             let taken = if block.slot {
-                let page = addr & !(PAGE - 1);
-                let (number, slot) = (pages[&page], ((addr - page) / block.size) as u32);
-                let (class, lane) = (state.slabs.slab(number).class, state.slabs.lane(number));
+                let (_, &number) = slabs.range(..=addr).next_back().expect("the slot's slab is there");
+                let slab = state.slabs.slab(number);
+                let slot = ((addr - slab.page()) / slab.class.size()) as u32;
+                let (class, lane) = (slab.class, state.slabs.lane(number));
                 let enter = || self.directory.enter_slot(number, slot, addr, class, lane);
                 Ok(state.slabs.take_slot(number, slot).then(enter))
             } else {
@@ -200,7 +201,7 @@ impl Pool {
                             }
                             let free = owned.iter().zip(&taken).map(|(owned, taken)| owned & !taken).collect();
                             let lane = state.slabs.lane(number);
-                            view.slabs.push(SlabGaps { page: slab.addr, size: slab.class.size(), lane, free });
+                            view.slabs.push(SlabGaps { page: slab.page(), size: slab.class.size(), lane, free });
                         }
                         // Part of its memory is served elsewhere: it cannot be emptied.
                         (State::Ghost, _) => view.fixed.push((addr, addr + size)),

@@ -403,13 +403,13 @@ impl Directory {
     }
 
     /// Enters a slab. Its slots follow as they are taken: [`Directory::enter_slot`].
-    pub(super) fn enter_slab(&self, slab: u32, addr: u64, class: ClassId) -> Result<(), DriverError> {
-        debug_assert!(slab < self.slabs && addr.is_multiple_of(PAGE));
+    pub(super) fn enter_slab(&self, slab: u32, addr: u64, size: u64, class: ClassId) -> Result<(), DriverError> {
+        debug_assert!(slab < self.slabs && addr.is_multiple_of(size) && size.is_multiple_of(CLASS_SIZE_MAX));
         let entry = class.reciprocal() << 32 | u64::from(slot_id(slab, 0));
         const { assert!(1 << LEAF_SHIFT >= PAGE && PAGE.is_multiple_of(CLASS_SIZE_MAX)) };
-        // All of a page's windows are in one leaf.
+        // All of a page's windows are in one leaf. Slots are counted from its start, whichever of its windows the slab has.
         let leaf = self.leaf(addr, false)?;
-        (addr..addr + PAGE).step_by(CLASS_SIZE_MAX as usize).for_each(|addr| leaf.entry(addr).store(entry, Relaxed));
+        (addr..addr + size).step_by(CLASS_SIZE_MAX as usize).for_each(|addr| leaf.entry(addr).store(entry, Relaxed));
         Ok(())
     }
 
@@ -434,10 +434,10 @@ impl Directory {
         header.set_life(life::NONE);
     }
 
-    /// Host memory that headers and windows take when so many nodes and slabs have been in use, in bytes.
-    pub(super) fn touched_bytes(&self, nodes: u64, slabs: u64) -> u64 {
+    /// Host memory that headers and windows take when so many nodes, and slabs of so many bytes, have been in use, in bytes, at most.
+    pub(super) fn touched_bytes(&self, nodes: u64, slab_bytes: u64) -> u64 {
         let leaves: usize = self.leaves.lock().iter().map(|leaf| leaf.len * size_of::<Entry>()).sum();
-        leaves as u64 + (nodes * u64::from(NODE_STRIDE) + slabs * u64::from(SLOTS)) * size_of::<Header>() as u64
+        leaves as u64 + (nodes * u64::from(NODE_STRIDE) + slab_bytes / GRANULE) * size_of::<Header>() as u64
     }
 }
 
@@ -515,7 +515,7 @@ mod tests {
         let narrow = found(&blocks);
         assert!(narrow > wide * 4, "{wide} {narrow}");
         let class = ClassId::for_size(4096);
-        directory.enter_slab(5, base + 4020 * MIB, class).unwrap();
+        directory.enter_slab(5, base + 4020 * MIB, PAGE, class).unwrap();
         let slots = [0, 1, 511].map(|slot| {
             let addr = base + 4020 * MIB + u64::from(slot) * class.size();
             (addr, directory.enter_slot(5, slot, addr, class, 1))

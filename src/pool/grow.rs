@@ -17,7 +17,7 @@ const WIDE_LANES: LaneId = 16;
 
 /// From which part of the most that was needed on is held besides it, how large new chunks are, in 64ths of the largest. Measured on the
 /// recorded traces; DESIGN.md has the curve.
-const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.0025, 32), (0.0045, 16), (0.0065, 8)];
+const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.0025, 32), (0.0045, 16), (0.0062, 8)];
 /// The last of these only where so many 64ths of the largest chunk are held besides: two or three chunks say little.
 const EXCESS_LEAST: u64 = 32;
 /// No less than this part of what is missing at once: few of its chunks are shared with another block.
@@ -388,7 +388,7 @@ impl Pool {
         let mut missing = growth.bytes - picked.bytes;
         // A page of small blocks can share memory with another one if its chunk is all its own.
         let (mut largest, step) = match want.kind {
-            Kind::Slot(_) => (unit, unit),
+            Kind::Slot(_, PAGE) => (unit, unit),
             // All of it will be in use.
             _ if picked.ahead => (self.chunk_ahead(state), unit),
             _ => self.chunk_sizes(state, want, missing),

@@ -25,7 +25,7 @@ use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner};
 use crate::config::StreamWait;
 use crate::driver::{Driver, DriverResult};
 use crate::telemetry::{Event, EventKind, Rung};
-use crate::units::{GRANULE, PAGE};
+use crate::units::GRANULE;
 
 /// Streams wait for one another's memory on the device where more than this part of what is held lies idle there: 1/64.
 const IDLE_SHIFT: u32 = 6;
@@ -44,19 +44,19 @@ pub(crate) struct Want {
 /// How much is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
-    /// A slot of a slab.
-    Slot(ClassId),
+    /// A slot of a slab; of a new one of so many bytes if none has one free.
+    Slot(ClassId, u64),
     /// So many bytes, a multiple of the granule above the largest class, at a multiple of `alignment`.
     Range { size: u64, alignment: u64, persistent: bool },
-    /// So many bytes, a multiple of [`PAGE`], in a segment of their own.
+    /// So many bytes, a multiple of [`PAGE`](crate::units::PAGE), in a segment of their own.
     Dedicated { size: u64 },
 }
 
 impl Want {
-    /// Where to look, for how much, at which alignment: a slot needs a page if no slab has one free.
+    /// Where to look, for how much, at which alignment: a slot needs a slab if none has one free.
     pub(super) fn range(&self) -> (usize, u64, u64) {
         match self.kind {
-            Kind::Slot(_) => (SMALL, PAGE, PAGE),
+            Kind::Slot(_, slab) => (SMALL, slab, slab),
             Kind::Dedicated { size } => (DEDICATED, size, GRANULE),
             Kind::Range { size, alignment, persistent: true } => (PERSISTENT, size, alignment),
             Kind::Range { size, alignment, .. } => (if size <= SMALL_MAX { SMALL } else { LARGE }, size, alignment),
@@ -253,7 +253,7 @@ impl Pool {
     fn take_large(&self, state: &mut PoolState, want: Want) -> DriverResult<Option<BlockId>> {
         let (size, alignment) = match want.kind {
             // The smallest that may lie there, and aligned as a slot is.
-            Kind::Slot(class) => (CLASS_SIZE_MAX + GRANULE, 1 << class.size().trailing_zeros()),
+            Kind::Slot(class, _) => (CLASS_SIZE_MAX + GRANULE, 1 << class.size().trailing_zeros()),
             Kind::Range { size, alignment, persistent: false } if size <= SMALL_MAX => (size, alignment),
             _ => return Ok(None),
         };
@@ -282,7 +282,11 @@ impl Pool {
         let stream = state.lanes.stream(want.lane);
         for pool in state.private.lending().to_vec() {
             let Some(lane) = state.lanes.existing(stream, pool) else { continue };
-            if let Some(block) = self.take(state, Want { lane, ..want }, Owner(lane))? {
+            let kind = match want.kind {
+                Kind::Slot(class, _) => state.slot(lane, class),
+                kind => kind,
+            };
+            if let Some(block) = self.take(state, Want { lane, kind, ..want }, Owner(lane))? {
                 return Ok(Some(block));
             }
         }
@@ -305,7 +309,7 @@ impl Pool {
     /// [`Pool::take`], inlined where it is known what is wanted.
     #[inline(always)]
     pub(crate) fn take_known(&self, state: &mut PoolState, want: Want, owner: Owner) -> DriverResult<Option<BlockId>> {
-        if let Kind::Slot(class) = want.kind
+        if let Kind::Slot(class, _) = want.kind
             && let Some(block) = self.take_slot(state, want.lane, class)
         {
             return Ok(Some(block));
@@ -347,13 +351,13 @@ impl Pool {
         let addr = state.zones[zone].node(node).addr;
         let entered = match want.kind {
             Kind::Range { .. } | Kind::Dedicated { .. } => self.directory.enter_node(zone, node, addr, size, want.lane),
-            Kind::Slot(class) => {
+            Kind::Slot(class, size) => {
                 let number = state.slabs.next_number();
                 if number >= self.directory.slabs_max() {
                     Ok(None)
                 } else {
-                    self.directory.enter_slab(number, addr, class).map(|()| {
-                        state.slabs.add(addr, class, want.lane, node);
+                    self.directory.enter_slab(number, addr, size, class).map(|()| {
+                        state.slabs.add(addr, size, class, want.lane, node);
                         self.take_slot(state, want.lane, class)
                     })
                 }

@@ -77,7 +77,7 @@ use private::PrivatePools;
 use slabs::{FreedPage, Slabs};
 use stitch::Ghosts;
 
-use crate::block::{Arena, Owner};
+use crate::block::{Arena, ClassId, Owner};
 use crate::config::Config;
 use crate::debug::Aids;
 use crate::driver::Driver;
@@ -349,7 +349,7 @@ impl Pool {
             *total += count;
         }
         let nodes: usize = state.zones.iter().map(Arena::node_count).sum();
-        stats.metadata += self.directory.touched_bytes(nodes as u64, state.slabs.count());
+        stats.metadata += self.directory.touched_bytes(nodes as u64, state.slabs.bytes());
         stats.metadata += nodes as u64 * size_of::<crate::block::Node>() as u64;
     }
 
@@ -375,8 +375,8 @@ impl Pool {
             let bytes = state.space.shared_bytes();
             return Err(format!("{pages} pages of slabs and {pairs} bytes of pairs share memory, {bytes} mapped so"));
         }
-        if state.slabs.count() * PAGE > state.zones[SMALL].used_bytes() {
-            return Err(format!("{} slabs in {} used bytes", state.slabs.count(), state.zones[SMALL].used_bytes()));
+        if state.slabs.bytes() > state.zones[SMALL].used_bytes() {
+            return Err(format!("{} bytes of slabs in {} used", state.slabs.bytes(), state.zones[SMALL].used_bytes()));
         }
         if state.space.physical_bytes() > state.limit {
             return Err(format!("{} bytes reserved, limit {}", state.space.physical_bytes(), state.limit));
@@ -415,6 +415,13 @@ impl PoolState {
     /// The most physical memory to hold, in bytes.
     pub(crate) fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// A slot for a lane: of a page in private pools, whose slabs are to be made again where they were.
+    #[inline]
+    pub(crate) fn slot(&self, lane: LaneId, class: ClassId) -> Kind {
+        let whole = self.lanes.is_private(lane);
+        Kind::Slot(class, if whole { PAGE } else { self.slabs.next_size(lane, class) })
     }
 
     /// Bytes of the smallest chunk.

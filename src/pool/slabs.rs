@@ -2,6 +2,7 @@
 
 use super::lanes::LaneId;
 use crate::block::{ClassId, NodeId, Slab, set_bits};
+use crate::units::PAGE;
 
 /// A slab and where it is.
 #[derive(Debug)]
@@ -71,14 +72,27 @@ impl Idle {
     }
 }
 
-/// All slabs. A slab with free slots is listed once in `partial`, under its lane and class.
+/// A lane's slabs of one class.
+#[derive(Debug, Default)]
+struct OfClass {
+    /// Those with free slots.
+    partial: Vec<u32>,
+    /// Bytes of all.
+    bytes: u64,
+}
+
+impl OfClass {
+    const NONE: OfClass = OfClass { partial: Vec::new(), bytes: 0 };
+}
+
+/// All slabs. A slab with free slots is listed once, under its lane and class.
 ///
 /// Slabs whose pages share memory form a group: slabs of one class, each slot of the page owned by exactly one of them.
 #[derive(Debug, Default)]
 pub(super) struct Slabs {
     list: Vec<Option<Entry>>,
     vacant: Vec<u32>,
-    partial: Vec<[Vec<u32>; ClassId::COUNT]>,
+    lanes: Vec<[OfClass; ClassId::COUNT]>,
     groups: Vec<Vec<u32>>,
     vacant_groups: Vec<u32>,
     /// Whether any slab is frozen.
@@ -93,25 +107,38 @@ impl Slabs {
         self.vacant.last().copied().unwrap_or(self.list.len() as u32)
     }
 
+    /// The bytes of the next slab of a lane and class: as many as those that there are have together, so that what is not used of them is in
+    /// proportion to what is, from a few slots to a page.
+    #[inline]
+    pub(super) fn next_size(&self, lane: LaneId, class: ClassId) -> u64 {
+        let bytes = self.lanes.get(lane as usize).map_or(0, |classes| classes[class.index()].bytes);
+        bytes.clamp(Slab::least(class), PAGE).next_power_of_two()
+    }
+
     /// Adds the slab with the number [`Slabs::next_number`].
-    pub(super) fn add(&mut self, addr: u64, class: ClassId, lane: LaneId, node: NodeId) -> u32 {
+    pub(super) fn add(&mut self, addr: u64, size: u64, class: ClassId, lane: LaneId, node: NodeId) -> u32 {
         let number = self.next_number();
-        let entry = Entry { slab: Slab::new(addr, class), lane, node, group: None, leaving: None, frozen: false };
+        let slab = Slab::new(addr, size, class);
+        let entry = Entry { slab, lane, node, group: None, leaving: None, frozen: false };
         if self.vacant.pop().is_some() {
             self.list[number as usize] = Some(entry);
         } else {
             self.list.push(Some(entry));
         }
         self.idle.set(number, true);
-        self.partial_mut(lane, class).push(number);
+        while self.lanes.len() <= lane as usize {
+            self.lanes.push([OfClass::NONE; ClassId::COUNT]);
+        }
+        let of_class = self.of_class(lane, class);
+        of_class.bytes += size;
+        of_class.partial.push(number);
         number
     }
 
-    fn partial_mut(&mut self, lane: LaneId, class: ClassId) -> &mut Vec<u32> {
-        while self.partial.len() <= lane as usize {
-            self.partial.push([const { Vec::new() }; ClassId::COUNT]);
-        }
-        &mut self.partial[lane as usize][class.index()]
+    /// Of a lane that has had a slab.
+    #[inline]
+    fn of_class(&mut self, lane: LaneId, class: ClassId) -> &mut OfClass {
+        &mut self.lanes[lane as usize][class.index()]
     }
 
     fn entry(&mut self, number: u32) -> &mut Entry {
@@ -121,15 +148,15 @@ impl Slabs {
     /// Takes a free slot: the slab's number, the slot's, and its address.
     #[inline]
     pub(super) fn take(&mut self, lane: LaneId, class: ClassId) -> Option<(u32, u32, u64)> {
-        let number = *self.partial.get(lane as usize)?[class.index()].last()?;
+        let number = *self.lanes.get(lane as usize)?[class.index()].partial.last()?;
         let entry = self.list[number as usize].as_mut()?;
         if entry.is_idle() {
             self.idle.set(number, false);
         }
         let slot = entry.slab.take()?;
-        let addr = entry.slab.addr + u64::from(slot) * class.size();
+        let addr = entry.slab.slot_addr(slot);
         if entry.slab.is_full() {
-            self.partial[lane as usize][class.index()].pop();
+            self.of_class(lane, class).partial.pop();
         }
         Some((number, slot, addr))
     }
@@ -144,8 +171,7 @@ impl Slabs {
         if is_idle {
             self.idle.set(number, true);
         }
-        // Its lane has had one since the slab was added.
-        let partial = &mut self.partial[lane as usize][class.index()];
+        let partial = &mut self.of_class(lane, class).partial;
         if joins {
             partial.push(number);
         }
@@ -156,8 +182,10 @@ impl Slabs {
         let entry = self.list[number as usize].take()?;
         debug_assert!(entry.is_idle());
         self.idle.set(number, false);
-        self.partial_mut(entry.lane, entry.slab.class).retain(|&other| other != number);
         self.vacant.push(number);
+        let of_class = self.of_class(entry.lane, entry.slab.class);
+        of_class.bytes -= entry.slab.size;
+        of_class.partial.retain(|&other| other != number);
         Some(FreedPage { node: entry.node, lane: entry.lane })
     }
 
@@ -197,10 +225,10 @@ impl Slabs {
         self.list.iter().flatten().map(|entry| (entry.node, entry.lane))
     }
 
-    /// Every slab that may share its page: its number, lane, group and slots.
+    /// Every slab that may share its page, which is all of one: its number, lane, group and slots.
     pub(super) fn sharable(&self) -> impl Iterator<Item = (u32, LaneId, Option<u32>, &Slab)> {
         let entries = (0..).zip(&self.list).filter_map(|(number, entry)| Some((number, entry.as_ref()?)));
-        let stays = entries.filter(|(_, entry)| entry.leaving.is_none());
+        let stays = entries.filter(|(_, entry)| entry.leaving.is_none() && entry.slab.is_whole());
         stays.map(|(number, entry)| (number, entry.lane, entry.group, &entry.slab))
     }
 
@@ -265,7 +293,7 @@ impl Slabs {
     fn relist(&mut self, number: u32) {
         let entry = self.entry(number);
         let (lane, class, is_partial) = (entry.lane, entry.slab.class, entry.is_partial());
-        let list = self.partial_mut(lane, class);
+        let list = &mut self.of_class(lane, class).partial;
         match list.iter().position(|&other| other == number) {
             Some(at) if !is_partial => _ = list.remove(at),
             None if is_partial => list.push(number),
@@ -339,6 +367,7 @@ impl Slabs {
     pub(super) fn leave(&mut self, number: u32) -> Option<(FreedPage, u64)> {
         let Entry { slab, lane, node, group, leaving, .. } = self.list[number as usize].take()?;
         self.vacant.push(number);
+        self.of_class(lane, slab.class).bytes -= slab.size;
         let members = std::mem::take(&mut self.groups[group? as usize]);
         let heir = self.heir(&members, number);
         let rest: Vec<u32> = members.into_iter().filter(|&other| other != number).collect();
@@ -370,7 +399,7 @@ impl Slabs {
             self.idle.set(number, false);
         }
         if is_full {
-            self.partial_mut(lane, class).retain(|&other| other != number);
+            self.of_class(lane, class).partial.retain(|&other| other != number);
         }
         true
     }
@@ -380,20 +409,23 @@ impl Slabs {
         (self.list.len() - self.vacant.len()) as u64
     }
 
+    /// Bytes of their addresses.
+    pub(super) fn bytes(&self) -> u64 {
+        self.lanes.iter().flatten().map(|of_class| of_class.bytes).sum()
+    }
+
     /// Checks every slab, and that exactly those with free slots are listed.
     pub(super) fn validate(&self) -> Result<(), String> {
         let mut partial = 0;
         for (number, entry) in (0u32..).zip(&self.list) {
             let Some(entry) = entry else { continue };
             entry.slab.validate()?;
-            let lists = self.partial.get(entry.lane as usize);
-            let listed = lists.is_some_and(|classes| classes[entry.slab.class.index()].contains(&number));
+            let lists = self.lanes.get(entry.lane as usize);
+            let listed = lists.is_some_and(|classes| classes[entry.slab.class.index()].partial.contains(&number));
             if listed != entry.is_partial() {
                 return Err(format!("slab {number} has {} free slots, listed: {listed}", entry.slab.free_slots()));
             }
-            if entry.group.is_none()
-                && (entry.leaving.is_some() || entry.slab.owned() != Slab::new(0, entry.slab.class).owned())
-            {
+            if entry.group.is_none() && (entry.leaving.is_some() || entry.slab.owned() != entry.slab.all()) {
                 return Err(format!("slab {number} has no group: {entry:?}"));
             }
             partial += usize::from(listed);
@@ -403,7 +435,11 @@ impl Slabs {
         if !self.idle.numbers().eq(idle.iter().copied()) || self.idle.count != idle.len() {
             return Err(format!("slabs {idle:?} are empty, {:?} noted", self.idle.numbers().collect::<Vec<_>>()));
         }
-        let listed: usize = self.partial.iter().flat_map(|classes| classes.iter()).map(Vec::len).sum();
+        let bytes: u64 = self.list.iter().flatten().map(|entry| entry.slab.size).sum();
+        if bytes != self.bytes() {
+            return Err(format!("slabs of {bytes} bytes, {} counted", self.bytes()));
+        }
+        let listed: usize = self.lanes.iter().flatten().map(|of_class| of_class.partial.len()).sum();
         if listed != partial {
             return Err(format!("{listed} slabs listed, {partial} partial"));
         }
@@ -427,6 +463,6 @@ impl Slabs {
             }
             owned.iter_mut().zip(&slots).for_each(|(all, slots)| *all |= slots);
         }
-        if owned == Slab::new(0, class).owned() { Ok(()) } else { fail("nobody owns a slot") }
+        if owned == self.slab(first).all() { Ok(()) } else { fail("nobody owns a slot") }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::directory::{Header, life, node_id, slot_id};
 use super::lanes::LaneId;
 use super::{BlockId, Pool, PoolState, SMALL};
-use crate::block::{Arena, ClassId, Node, NodeId, Slab, State};
+use crate::block::{Arena, ClassId, Node, NodeId, Slab, State, set_bits};
 use crate::telemetry::{BlockInfo, BlockState, SegmentInfo};
 use crate::units::{DevicePtr, PAGE};
 
@@ -77,15 +77,19 @@ impl Pool {
 
     fn push_slots(&self, state: &PoolState, segment: &mut SegmentInfo, number: u32, slab: &Slab) {
         let lane = state.slabs.lane(number);
-        for slot in 0..slab.class.slots() {
-            let addr = slab.addr + u64::from(slot) * slab.class.size();
+        let mut at = slab.addr;
+        for slot in set_bits(slab.all()) {
+            let addr = slab.slot_addr(slot);
+            if at < addr {
+                segment.push(free(segment, at, addr - at));
+            }
             // One that was never taken has not been entered yet.
             let block = self.directory.enter_slot(number, slot, addr, slab.class, lane);
             segment.push(self.describe(state, self.directory.header(block)));
+            at = addr + slab.class.size();
         }
-        let used = u64::from(slab.class.slots()) * slab.class.size();
-        if used < PAGE {
-            segment.push(free(segment, slab.addr + used, PAGE - used));
+        if at < slab.end() {
+            segment.push(free(segment, at, slab.end() - at));
         }
     }
 
@@ -122,11 +126,11 @@ impl Pool {
         match slab {
             None => Some(node_id(zone, node)),
             Some((number, _, slab)) => {
-                let slot = ((addr - slab.addr) / slab.class.size()) as u32;
-                let addr = slab.addr + u64::from(slot) * slab.class.size();
+                let slot = ((addr - slab.page()) / slab.class.size()) as u32;
+                let addr = slab.slot_addr(slot);
                 let lane = state.slabs.lane(number);
                 let enter = || self.directory.enter_slot(number, slot, addr, slab.class, lane);
-                (slot < slab.class.slots()).then(enter)
+                slab.has_place(slot).then(enter)
             }
         }
     }

@@ -179,7 +179,7 @@ planted! {
         let mut scene = Scene::new(device(16), "thrifty:true", more);
         let slots: Vec<_> = (0..8 * 512).map(|_| scene.hold(AllocRequest::new(4096))).collect();
         slots.into_iter().enumerate().filter(|(index, _)| index % 512 != 7).for_each(|(_, ptr)| scene.free(ptr));
-        scene.asking(AllocRequest::new(8192))
+        scene.asking(mib(1))
     };
     /// One slot in each slab, each at another place.
     slabs_could_share_pages: FragmentedSlabs, OomRemedy::Defragment, |more| {
@@ -187,7 +187,7 @@ planted! {
         let slots: Vec<_> = (0..8 * 512).map(|_| scene.hold(AllocRequest::new(4096))).collect();
         let stays = |index: usize| index % 512 == index / 512;
         slots.into_iter().enumerate().filter(|&(index, _)| !stays(index)).for_each(|(_, ptr)| scene.free(ptr));
-        scene.asking(AllocRequest::new(8192))
+        scene.asking(mib(1))
     };
     a_tag_has_a_limit: TagLimit, OomRemedy::RaiseTagLimit { tag: 1, .. }, |more| {
         let mut scene = Scene::new(device(64), "", more);

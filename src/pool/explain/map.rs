@@ -49,7 +49,9 @@ pub(super) struct SlabInfo {
     pub(super) number: u32,
     pub(super) class: ClassId,
     pub(super) lane: LaneId,
-    /// Slots that are not free, or that another slab of its group has.
+    /// Slots that it owns.
+    pub(super) slots: u32,
+    /// Those of them that are not free.
     pub(super) taken: u32,
     /// Whether others share its page's memory: it leaves them once its stream is known to have passed it.
     pub(super) shares: bool,
@@ -189,11 +191,11 @@ impl Map {
         let mut by_node = HashMap::new();
         for (number, node, slab) in state.slabs.iter() {
             by_node.insert(node, self.slabs.len());
-            let (class, taken) = (slab.class, slab.class.slots() - slab.free_slots());
+            let (class, slots, taken) = (slab.class, slab.slots(), slab.slots() - slab.free_slots());
             let lane = state.slabs.lane(number);
             let shares = !state.slabs.is_own(number);
             let (looked, live, cached, pending, tag) = (false, 0, 0, 0, None);
-            self.slabs.push(SlabInfo { number, class, lane, taken, shares, looked, live, cached, pending, tag });
+            self.slabs.push(SlabInfo { number, class, lane, slots, taken, shares, looked, live, cached, pending, tag });
         }
         let mut order: Vec<usize> = (0..self.slabs.len()).collect();
         order.sort_by_key(|&index| (self.slabs[index].taken, index));

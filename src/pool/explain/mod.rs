@@ -203,7 +203,7 @@ impl Scene<'_> {
                 *slot += bytes;
             }
         }
-        let slots = |slab: &map::SlabInfo| u64::from(slab.class.slots() - slab.taken) * slab.class.size();
+        let slots = |slab: &map::SlabInfo| u64::from(slab.slots - slab.taken) * slab.class.size();
         free.slots = self.map.slabs.iter().map(slots).sum();
         free
     }
@@ -226,7 +226,7 @@ impl Scene<'_> {
             What::Block(block) => OomNeighbour::Block(self.block(block)),
             What::Slab(slab) => {
                 let slab = &self.map.slabs[slab];
-                OomNeighbour::Slab { slot_size: slab.class.size(), taken: slab.taken, slots: slab.class.slots() }
+                OomNeighbour::Slab { slot_size: slab.class.size(), taken: slab.taken, slots: slab.slots }
             }
             What::Free { owner, .. } => OomNeighbour::Foreign {
                 stream: self.state.lanes.stream(owner),
@@ -323,6 +323,6 @@ impl Scene<'_> {
             slab.lane == self.want.lane || Map::lane_serves(self.state, &self.as_is(), slab.lane) != Use::No
         };
         let slots = self.map.slabs.iter().filter(usable).filter(|slab| slab.taken > 0);
-        free + slots.map(|slab| u64::from(slab.class.slots() - slab.taken) * slab.class.size()).sum::<u64>()
+        free + slots.map(|slab| u64::from(slab.slots - slab.taken) * slab.class.size()).sum::<u64>()
     }
 }

@@ -49,7 +49,7 @@ impl Scene<'_> {
 
     /// A slot like the one that is wanted.
     fn same_slot(&self) -> Option<Choice> {
-        let Want { kind: Kind::Slot(class), lane, .. } = self.want else { return None };
+        let Want { kind: Kind::Slot(class, _), lane, .. } = self.want else { return None };
         let same = |slab: &&SlabInfo| slab.class == class && slab.lane == lane && slab.live > 0;
         let slab = self.map.slabs.iter().find(same)?;
         let is_live = |block: &BlockId| self.pool.directory.header(*block).life() == life::LIVE;

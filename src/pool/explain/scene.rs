@@ -99,11 +99,11 @@ impl Scene<'_> {
 
     /// Whether a slab of the request's class has a slot free.
     fn has_slot(&self, want: Want, assume: &Assume<'_>) -> bool {
-        let Kind::Slot(class) = want.kind else { return false };
+        let Kind::Slot(class, _) = want.kind else { return false };
         self.map.slabs.iter().filter(|slab| slab.class == class && slab.lane == want.lane).any(|slab| {
             let is_in = |block: &BlockId| matches!(place(*block), Place::Slot(number, _) if number == slab.number);
             let serves = |block| self.map.block_serves(self.pool, self.state, assume, block) != Use::No;
-            slab.taken < class.slots()
+            slab.taken < slab.slots
                 || (assume.drained && slab.cached > 0)
                 || match &assume.freed {
                     Freed::Nothing => false,
@@ -117,7 +117,7 @@ impl Scene<'_> {
     /// Whether a small request could lie among large blocks, as a last resort.
     fn fits_among_large(&self, want: Want, runs: &[Run]) -> bool {
         let (size, alignment) = match want.kind {
-            Kind::Slot(class) => (CLASS_SIZE_MAX + GRANULE, 1 << class.size().trailing_zeros()),
+            Kind::Slot(class, _) => (CLASS_SIZE_MAX + GRANULE, 1 << class.size().trailing_zeros()),
             Kind::Range { size, alignment, persistent: false } if size <= SMALL_MAX => (size, alignment),
             _ => return false,
         };
@@ -135,7 +135,7 @@ impl Scene<'_> {
     /// The same request with no wish but the size, and maybe the lifetime: how it is served then.
     pub(super) fn unaligned(&self, size: u64, persistent: bool) -> Want {
         let kind = match size <= CLASS_SIZE_MAX {
-            true => Kind::Slot(ClassId::for_size(size)),
+            true => self.state.slot(self.want.lane, ClassId::for_size(size)),
             false => Kind::Range { size: block_granules(size) * GRANULE, alignment: GRANULE, persistent },
         };
         Want { kind, ..self.want }
@@ -168,7 +168,7 @@ impl Scene<'_> {
             Kind::Range { persistent: false, .. } if zone == LARGE => SMALL_MAX + GRANULE,
             Kind::Range { .. } => CLASS_SIZE_MAX + GRANULE,
             Kind::Dedicated { .. } => PAGE,
-            Kind::Slot(_) => return 0,
+            Kind::Slot(..) => return 0,
         };
         let in_place = |run: &Run| (run.end - run.addr).saturating_sub(alignment - GRANULE);
         let best = match self.want.kind {
