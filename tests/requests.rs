@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use common::rig::{MIB, Rng, check, check_empties, soft, stats};
+use stratalloc::block::ClassId;
 use stratalloc::driver::Driver;
 use stratalloc::driver::soft::{Access, Backing, SoftDevice};
 use stratalloc::{
@@ -352,4 +353,28 @@ fn chunks_are_large_as_long_as_32_gib_are_free() {
     mean_of(48 * GIB);
     assert_eq!(mean_of(79 * GIB), 2 * MIB, "what is left has to do");
     check(&allocator, 0);
+}
+
+/// What a size does not use of the memory that it has to itself is in proportion to what it does use.
+#[test]
+fn a_few_small_blocks_of_each_size_take_little() {
+    let (_, allocator) = soft(SoftDevice::builder(1024 * MIB), "thrifty:true");
+    let sizes: Vec<u64> = (0..ClassId::COUNT).filter_map(ClassId::from_index).map(ClassId::size).collect();
+    for stream in (1..=4).map(StreamId) {
+        for &size in &sizes {
+            allocator.raw_alloc(AllocRequest::new(size).stream(stream)).unwrap();
+        }
+    }
+    // A page of 2 MiB for each would be 80 MiB a stream.
+    let one_each = check(&allocator, 0).reserved.current;
+    assert!(one_each <= 4 * 16 * MIB, "{one_each} bytes for {} blocks", 4 * sizes.len());
+    let (mut blocks, size) = (0, 4096);
+    for count in [10, 100, 1000, 10_000] {
+        while blocks < count {
+            allocator.raw_alloc(AllocRequest::new(size)).unwrap();
+            blocks += 1;
+        }
+        let more = check(&allocator, 0).reserved.current - one_each;
+        assert!(more <= 2 * blocks * size + 2 * MIB, "{more} bytes for {blocks} blocks of {size}");
+    }
 }
