@@ -10,7 +10,7 @@ use common::rig::{KIB, MIB, allocator_on, check, check_empties};
 use stratalloc::driver::DriverErrorKind;
 use stratalloc::driver::fault::{CallKind, Fault, When};
 use stratalloc::driver::soft::{Access, SoftDevice};
-use stratalloc::{AllocRequest, ByteSize, DefragReport, DevicePtr, Error, PassLimits, PoolId, Quiescent};
+use stratalloc::{AllocRequest, ByteSize, DefragReport, DevicePtr, Error, OomRemedy, PassLimits, PoolId, Quiescent};
 
 const PAGE: u64 = 2 * MIB;
 
@@ -94,6 +94,31 @@ fn an_address_whose_blocks_are_gone_goes_and_the_group_with_the_last_but_one() {
         scene.verify();
         scene.ends_clean();
     }
+}
+
+/// With the live slots of one address of a shared page, only the address would go.
+#[test]
+fn a_slot_of_a_shared_page_is_not_said_to_make_room() {
+    let mut scene = Scene::new(32 * MIB, 1, "magazine:0");
+    (0..96).for_each(|_| scene.alloc(64 * KIB, 0));
+    let all: Vec<u64> = scene.blocks.keys().copied().collect();
+    all.iter().enumerate().filter(|(index, _)| ![40, 70].contains(index)).for_each(|(_, &ptr)| scene.free(ptr));
+    scene.allocator.empty_cache(0).unwrap();
+    assert_eq!(scene.defragment(PassLimits::default()).unwrap().meshed, 1);
+    scene.alloc(30 * MIB, 0);
+    let request = AllocRequest::new(PAGE).stream(scene.streams[0]);
+    assert!(matches!(scene.allocator.raw_alloc(request), Err(Error::OutOfMemory(_))));
+    let told = scene.allocator.last_oom(0).unwrap().unwrap();
+    let mut enough = 0;
+    for advice in told.advice.iter().filter(|advice| advice.suffices) {
+        if let OomRemedy::Free(blocks) | OomRemedy::FreePins(blocks) = &advice.remedy {
+            enough += 1;
+            assert!(blocks.iter().any(|block| block.size > 64 * KIB) || blocks.len() == 2, "{told}");
+        }
+    }
+    assert!(enough > 0, "{told}");
+    scene.verify();
+    scene.ends_clean();
 }
 
 #[test]

@@ -378,3 +378,28 @@ fn a_few_small_blocks_of_each_size_take_little() {
         assert!(more <= 2 * blocks * size + 2 * MIB, "{more} bytes for {blocks} blocks of {size}");
     }
 }
+
+/// Sizes and streams share the numbers that slabs have; memory is used up before those are.
+#[test]
+fn many_sizes_fill_a_device() {
+    for (memory, streams, classes) in [(64, 1, 16), (256, 10, 8)] {
+        let (_, allocator) = soft(SoftDevice::builder(memory * MIB), "");
+        let mut live = 0;
+        'filling: for size in (0..classes).filter_map(ClassId::from_index).map(ClassId::size).cycle() {
+            for stream in (1..=streams).map(StreamId) {
+                for _ in 0..2 * MIB / size {
+                    match allocator.raw_alloc(AllocRequest::new(size).stream(stream)) {
+                        Ok(_) => live += size,
+                        Err(error) => {
+                            assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
+                            break 'filling;
+                        }
+                    }
+                }
+            }
+        }
+        let reserved = check(&allocator, 0).reserved.current;
+        assert_eq!(reserved, memory * MIB, "all of the device is taken");
+        assert!(live * 5 >= reserved * 4, "{live} of {reserved}");
+    }
+}

@@ -21,7 +21,7 @@ const GRANULES: [u16; 64] = {
     table
 };
 
-/// `granule * RECIPROCAL >> 31` is `granule / GRANULES` for every granule of a slab (proven by a test over all of them).
+/// `granule * RECIPROCAL >> 31` is `granule / GRANULES` for every granule of a page (proven by a test over all of them).
 const RECIPROCAL: [u32; COUNT] = {
     let mut table = [0; COUNT];
     let mut class = 0;
@@ -92,7 +92,7 @@ impl ClassId {
         GRANULES[self.0 as usize & 63] as u64 * GRANULE
     }
 
-    /// Slots a slab.
+    /// Slots a page.
     #[inline]
     pub const fn slots(self) -> u32 {
         (PAGE / self.size()) as u32
@@ -103,8 +103,8 @@ impl ClassId {
         RECIPROCAL[self.0 as usize] as u64
     }
 
-    /// The slot that the byte `offset` of a slab lies in, by the class's reciprocal; for 0 always slot 0. May be one past the last slot, in
-    /// the slab's unused tail.
+    /// The slot that the byte `offset` of a page lies in, by the class's reciprocal; for 0 always slot 0. May be one past the last slot, in
+    /// the page's unused tail.
     #[inline]
     pub const fn slot_by_reciprocal(reciprocal: u64, offset: u64) -> u32 {
         debug_assert!(offset < PAGE);

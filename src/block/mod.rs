@@ -11,7 +11,7 @@
 //!   [shared](Arena::share). What a stamp means is the caller's business; here it is a number of which the larger wins.
 //! - **Bins** hold the free nodes of one owner by size: two levels of bitmaps over doubly linked lists, as in TLSF (Masmano
 //!   et al., 2004) and in Sebastian Aaltonen's OffsetAllocator, 32 bins to a doubling.
-//! - A **slab** is one page cut into equal **slots** of one **size class**.
+//! - A **slab** is a page, or a part of one, cut into equal **slots** of one **size class**.
 #![forbid(unsafe_code)]
 
 mod arena;

@@ -1,5 +1,7 @@
 //! One page cut into equal slots, or a part of a page. Slabs that share a page own different slots of it.
 
+use std::ops::Range;
+
 use super::class::{CLASS_SIZE_MAX, ClassId};
 use crate::units::{GRANULE, PAGE};
 
@@ -29,13 +31,19 @@ pub struct Slab {
     owned: Option<Box<[u64]>>,
 }
 
-/// A bit for each slot of a page that lies whole in a part of it.
+/// The slots of a page that lie whole in a part of it.
+fn places(addr: u64, size: u64, class: ClassId) -> Range<u32> {
+    let begin = addr % PAGE;
+    begin.div_ceil(class.size()) as u32..((begin + size) / class.size()) as u32
+}
+
+/// The same, a bit each.
 fn slots_in(addr: u64, size: u64, class: ClassId) -> Box<[u64]> {
     let slots = class.slots() as usize;
     let mut bits = vec![!0u64; slots.div_ceil(64)].into_boxed_slice();
     debug_assert!(bits.len() <= WORDS);
-    let begin = addr % PAGE;
-    let (first, end) = (begin.div_ceil(class.size()) as usize, ((begin + size) / class.size()) as usize);
+    let places = places(addr, size, class);
+    let (first, end) = (places.start as usize, places.end as usize);
     for (word, bits) in bits.iter_mut().enumerate() {
         let from = first.saturating_sub(word * 64).min(64);
         let to = end.saturating_sub(word * 64).min(64);
@@ -82,7 +90,7 @@ impl Slab {
         self.addr & !(PAGE - 1)
     }
 
-    /// Whether it has its page to itself, as far as addresses go.
+    /// Whether it is a whole page.
     #[inline]
     pub fn is_whole(&self) -> bool {
         self.size == PAGE
@@ -94,10 +102,9 @@ impl Slab {
         self.page() + u64::from(slot) * self.class.size()
     }
 
-    /// Whether a slot of its page lies in it.
-    pub fn has_place(&self, slot: u32) -> bool {
-        let addr = self.slot_addr(slot);
-        self.addr <= addr && addr + self.class.size() <= self.end()
+    /// The slots that lie in it.
+    pub fn places(&self) -> Range<u32> {
+        places(self.addr, self.size, self.class)
     }
 
     /// One past the last byte.
@@ -166,7 +173,7 @@ impl Slab {
         self.owned.clone().unwrap_or_else(|| self.all())
     }
 
-    /// The slots that lie in it.
+    /// The slots that lie in it, a bit each.
     pub fn all(&self) -> Box<[u64]> {
         slots_in(self.addr, self.size, self.class)
     }
@@ -260,7 +267,7 @@ mod tests {
                     let slots = slab.slots();
                     while let Some(slot) = slab.take() {
                         let addr = slab.slot_addr(slot);
-                        assert!(from <= addr && addr + class.size() <= to && slab.has_place(slot));
+                        assert!(from <= addr && addr + class.size() <= to && slab.places().contains(&slot));
                         assert!(
                             !std::mem::replace(&mut seen[slot as usize], true),
                             "{class:?} {size}: two have {slot}"
@@ -269,8 +276,8 @@ mod tests {
                     }
                     assert!(slab.is_full() && slab.owned().iter().map(|word| word.count_ones()).sum::<u32>() == slots);
                     // What does not lie in it is not handed out.
-                    let elsewhere = (0..class.slots()).filter(|&slot| !Slab::new(from, size, class).has_place(slot));
-                    assert!(elsewhere.into_iter().all(|slot| !slab.take_slot(slot)));
+                    let places = slab.places();
+                    assert!((0..class.slots()).all(|slot| places.contains(&slot) || !slab.take_slot(slot)));
                 }
                 // Only those that lie across a border are nobody's.
                 let across = |slot: u64| slot * class.size() / size != ((slot + 1) * class.size() - 1) / size;

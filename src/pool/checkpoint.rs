@@ -145,7 +145,7 @@ impl Pool {
         }
         // Pages of slabs that were begun since are in the way.
         for retired in state.slabs.retire_empty() {
-            state.put_page(retired);
+            state.put_slab(retired);
         }
         let mut free = self.free_by_addr(state, &lanes);
         let mut slabs = self.slabs_by_page(state);
@@ -174,7 +174,9 @@ impl Pool {
     }
 
     fn slabs_by_page(&self, state: &PoolState) -> SlabsByPage {
-        state.slabs.iter().map(|(number, _, slab)| (slab.addr, (number, slab.class))).collect()
+        // Private pools have whole pages.
+        let pages = state.slabs.iter().filter(|(_, _, slab)| slab.is_whole());
+        pages.map(|(number, _, slab)| (slab.addr, (number, slab.class))).collect()
     }
 
     pub(super) fn free_by_addr(&self, state: &PoolState, lanes: &[LaneId]) -> FreeByAddr {

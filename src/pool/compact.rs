@@ -44,6 +44,7 @@ pub(crate) struct Gap {
 /// The free slots of a slab.
 #[derive(Debug, Clone)]
 pub(crate) struct SlabGaps {
+    /// Where slot 0 of its page is, whether or not that is the slab's.
     pub(crate) page: u64,
     /// Bytes a slot.
     pub(crate) size: u64,

@@ -297,8 +297,8 @@ pub(crate) struct Directory {
 impl Directory {
     /// For a device with so much memory.
     pub(super) fn new(capacity: u64) -> Result<Directory, DriverError> {
-        // Twice as many as there are pages: those whose pages share memory count too, of which there are never more than pages.
-        let slabs = (capacity / PAGE * 2).clamp(1, u64::from(SLABS_MAX)) as u32;
+        // Four times as many as there are pages: one for each, one for each that shares another's memory, and as many again for parts of pages.
+        let slabs = (capacity / PAGE * 4).clamp(1, u64::from(SLABS_MAX)) as u32;
         Ok(Directory {
             headers: LazyTable::new(FIRST_SLOT as usize + slabs as usize * SLOTS as usize + 1)?,
             root: LazyTable::new(ROOT)?,
@@ -315,6 +315,16 @@ impl Directory {
     /// How many slabs the numbers suffice for.
     pub(super) fn slabs_max(&self) -> u32 {
         self.slabs
+    }
+
+    /// How many of them may share a page's memory with another one.
+    pub(super) fn sharing_max(&self) -> u32 {
+        self.slabs / 4
+    }
+
+    /// How many of them may be parts of a page.
+    pub(super) fn parts_max(&self) -> u32 {
+        self.slabs / 2
     }
 
     /// The block's header. The number comes from [`Directory::find`] or the pool.
@@ -434,7 +444,7 @@ impl Directory {
         header.set_life(life::NONE);
     }
 
-    /// Host memory that headers and windows take when so many nodes, and slabs of so many bytes, have been in use, in bytes, at most.
+    /// Host memory that headers and windows take when so many nodes, and slabs of so many bytes, have been in use: about so many bytes.
     pub(super) fn touched_bytes(&self, nodes: u64, slab_bytes: u64) -> u64 {
         let leaves: usize = self.leaves.lock().iter().map(|leaf| leaf.len * size_of::<Entry>()).sum();
         leaves as u64 + (nodes * u64::from(NODE_STRIDE) + slab_bytes / GRANULE) * size_of::<Header>() as u64

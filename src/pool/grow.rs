@@ -386,7 +386,7 @@ impl Pool {
     ) -> DriverResult<bool> {
         let unit = state.space.unit();
         let mut missing = growth.bytes - picked.bytes;
-        // A page of small blocks can share memory with another one if its chunk is all its own.
+        // A page of slots can share memory with another one if its chunk is all its own.
         let (mut largest, step) = match want.kind {
             Kind::Slot(_, PAGE) => (unit, unit),
             // All of it will be in use.

@@ -4,10 +4,10 @@
 //! | step | what | if |
 //! |---|---|---|
 //! | [`Pool::take`] | what the lane has free, then what anyone may use | |
-//! | [`Pool::retire_empty_own`] | pages of empty slabs | a page is wanted |
+//! | [`Pool::retire_empty_own`] | the memory of empty slabs | a small range is wanted |
 //! | [`Pool::advance_pending`] | blocks whose recorded streams have passed | no capture |
 //! | [`Pool::stream_wait`] | other streams' memory, waited for on the device | `cross_stream_wait:true` |
-//! | [`Magazines::drain`] | the thread's large blocks, everyone's; for a page all blocks | |
+//! | [`Magazines::drain`] | the thread's large blocks, everyone's; for a small range all blocks | |
 //! | [`Pool::stream_wait`] | as above | much lies idle elsewhere, `scarce`; the request may grow |
 //! | [`Pool::grow`] | free chunks mapped here, then new ones | the request may grow |
 //! | [`Pool::advance`], [`Pool::absorb`] | what streams have passed; neighbours that anyone may use | the first: no capture |
@@ -15,13 +15,14 @@
 //! | [`Magazines::drain`], [`Pool::grow`] | everything in magazines, chunks up to the limit | |
 //! | [`Pool::stream_wait`] | as above | `scarce` |
 //! | [`Pool::settle`], [`Pool::grow`] | all streams, waited for on the host | no capture |
+//! | [`Pool::take_smaller`] | a smaller slab than is usual | |
 //! | [`Pool::take_large`], [`Pool::borrow`] | a small block among large ones; what a private pool lends | |
 
 use super::directory::BlockId;
 use super::grow::Terms;
 use super::lanes::LaneId;
 use super::{DEDICATED, LARGE, PERSISTENT, Pool, PoolState, SMALL, SMALL_MAX};
-use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner};
+use crate::block::{CLASS_SIZE_MAX, ClassId, NodeId, Owner, Slab};
 use crate::config::StreamWait;
 use crate::driver::{Driver, DriverResult};
 use crate::telemetry::{Event, EventKind, Rung};
@@ -129,7 +130,7 @@ impl Pool {
             return Ok(Some(found));
         }
         state.begin_notes(want.lane);
-        // Empty slabs are kept as long as nobody wants their pages.
+        // Empty slabs are kept as long as nobody wants their memory.
         if want.range().0 == SMALL
             && state.slabs.any_idle()
             && self.retire_empty_own(state)
@@ -162,7 +163,7 @@ impl Pool {
             }
         }
         if want.range().0 == SMALL {
-            // Pages are rarely needed, and may be lying in magazines, slot by slot.
+            // A new slab is rarely needed, and what it takes may be lying in magazines, slot by slot.
             magazines.drain(state, Drain::All);
             self.retire_empty_own(state);
             if let Some(found) = found(self.search(state, want)?, Rung::Merge) {
@@ -225,6 +226,9 @@ impl Pool {
                 return Ok(Some((block, Rung::Wait)));
             }
         }
+        if let Some(block) = self.take_smaller(state, want)? {
+            return Ok(Some((block, Rung::Own)));
+        }
         if let Some(block) = self.take_large(state, want)? {
             return Ok(Some((block, Rung::Own)));
         }
@@ -247,6 +251,21 @@ impl Pool {
         // What is left of the last chunk of each lane is no reason.
         let least = self.config.chunk_max.0.max(state.space.physical_bytes() >> IDLE_SHIFT);
         idle >= want.range().1.max(least)
+    }
+
+    /// Serves a slot from a smaller slab than the lane would get next.
+    fn take_smaller(&self, state: &mut PoolState, want: Want) -> DriverResult<Option<BlockId>> {
+        let Kind::Slot(class, size) = want.kind else { return Ok(None) };
+        if state.lanes.is_private(want.lane) {
+            return Ok(None);
+        }
+        let smaller = std::iter::successors(Some(size / 2), |size| Some(size / 2));
+        for size in smaller.take_while(|&size| size >= Slab::least(class)) {
+            if let Some(block) = self.search(state, Want { kind: Kind::Slot(class, size), ..want })? {
+                return Ok(Some(block));
+            }
+        }
+        Ok(None)
     }
 
     /// Serves a small request from what is free among large blocks, which may be too little for a chunk to be moved.

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 
-use super::slabs::FreedPage;
+use super::slabs::FreedSlab;
 use super::{Pool, PoolState, SMALL};
 use crate::block::{Owner, Slab, set_bits};
 use crate::driver::{CopyOp, Driver, DriverResult};
@@ -89,9 +89,8 @@ impl Pool {
         let (numbers, pages) = self.mesh_pages(state);
         let mut meshed = Meshed { pages: pages.len() as u64, ..Meshed::default() };
         let (mut pairs, mut bytes) = (Vec::new(), 0);
-        // There are twice as many numbers of slabs as pages: one for each page with memory of its own, and one for each that shares.
         let shared = state.slabs.shared_pages() as usize;
-        let room = (self.directory.slabs_max() as usize / 2).saturating_sub(shared);
+        let room = (self.directory.sharing_max() as usize).saturating_sub(shared);
         for set in plan(&pages) {
             for &page in &set[1..] {
                 bytes += state.slabs.slab(numbers[page]).taken_bytes();
@@ -174,7 +173,7 @@ impl Pool {
             if let Some(heir) = leaver.heir {
                 state.space.unshare(leaver.addr, heir)?;
             }
-            let Some((FreedPage { node, lane }, stamp)) = state.slabs.leave(leaver.number) else { break };
+            let Some((FreedSlab { node, lane }, stamp)) = state.slabs.leave(leaver.number) else { break };
             let home = state.zones[SMALL].node(node).home;
             let node = state.zones[SMALL].release(node, Owner(lane), stamp);
             if leaver.heir.is_some() {

@@ -74,7 +74,7 @@ use lanes::Lanes;
 use pairs::Pairs;
 use pending::Pending;
 use private::PrivatePools;
-use slabs::{FreedPage, Slabs};
+use slabs::{FreedSlab, Slabs};
 use stitch::Ghosts;
 
 use crate::block::{Arena, ClassId, Owner};
@@ -185,6 +185,7 @@ impl Pool {
                 format!("granularity {} does not divide the chunk size {}", properties.granularity, config.chunk.0);
             return Err(DriverError::new(DriverErrorKind::NotSupported, "cuMemGetAllocationGranularity", detail).into());
         }
+        let directory = Directory::new(capacity)?;
         let space = Space::new(driver.clone(), config.chunk.0);
         let limit = config.limit.map_or(capacity, |limit| limit.bytes(capacity));
         let state = PoolState {
@@ -196,7 +197,7 @@ impl Pool {
             emptied: 0,
             gathered: (0, 0),
             refused_at: u64::MAX,
-            slabs: Slabs::default(),
+            slabs: Slabs::new(directory.parts_max()),
             pairs: Pairs::default(),
             lanes: Lanes::new(),
             events: EventPool::default(),
@@ -213,7 +214,6 @@ impl Pool {
             failures: 0,
             aids: Aids::new(device, &config),
         };
-        let directory = Directory::new(capacity)?;
         let (live, active) = (Peak::default(), Peak::default());
         let ring = TraceRing::new(config.trace);
         Ok(Pool { device, driver, directory, capacity, live, active, ring, config, state: Mutex::new(state) })
@@ -289,7 +289,7 @@ impl Pool {
             }
             Place::Slot(slab, slot) => {
                 if let Some(retired) = state.slabs.release(slab, slot) {
-                    state.put_page(retired);
+                    state.put_slab(retired);
                 }
             }
         }
@@ -359,6 +359,7 @@ impl Pool {
         self.validate_directory(state)?;
         state.space.validate()?;
         state.slabs.validate()?;
+        self.validate_slabs(state)?;
         state.pending.validate()?;
         let in_arenas: u64 = state.zones.iter().map(|zone| zone.used_bytes() + zone.free_bytes_total()).sum();
         let mapped = state.space.mapped_bytes();
@@ -473,8 +474,8 @@ impl PoolState {
         self.notes.tried(rung, at_hand, self.refusal.is_some());
     }
 
-    /// Gives a retired slab's page back to its lane.
-    fn put_page(&mut self, FreedPage { node, lane }: FreedPage) {
+    /// Gives a retired slab's memory back to its lane.
+    fn put_slab(&mut self, FreedSlab { node, lane }: FreedSlab) {
         let stamp = self.lanes.stamp(lane);
         self.zones[SMALL].release(node, Owner(lane), stamp);
     }

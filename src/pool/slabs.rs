@@ -25,15 +25,15 @@ impl Entry {
         !self.slab.is_full() && self.leaving.is_none() && !self.frozen
     }
 
-    /// Whether its page can go.
+    /// Whether its memory can go.
     fn is_idle(&self) -> bool {
         self.slab.is_empty() && self.group.is_none() && !self.frozen
     }
 }
 
-/// A slab that has gone: its page can go back to the arena.
+/// A slab that has gone: its memory can go back to the arena.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct FreedPage {
+pub(super) struct FreedSlab {
     pub(super) node: NodeId,
     pub(super) lane: LaneId,
 }
@@ -85,7 +85,7 @@ impl OfClass {
     const NONE: OfClass = OfClass { partial: Vec::new(), bytes: 0 };
 }
 
-/// All slabs. A slab with free slots is listed once, under its lane and class.
+/// The slabs of a pool. A slab with free slots is listed once, under its lane and class.
 ///
 /// Slabs whose pages share memory form a group: slabs of one class, each slot of the page owned by exactly one of them.
 #[derive(Debug, Default)]
@@ -97,20 +97,32 @@ pub(super) struct Slabs {
     vacant_groups: Vec<u32>,
     /// Whether any slab is frozen.
     frozen: bool,
-    /// Slabs that are empty and have their pages to themselves.
+    /// Slabs that are empty and whose memory is theirs alone.
     idle: Idle,
+    /// Slabs that are parts of a page.
+    parts: u32,
+    /// How many there may be.
+    parts_max: u32,
 }
 
 impl Slabs {
+    /// None yet; at most so many are to be parts of a page.
+    pub(super) fn new(parts_max: u32) -> Slabs {
+        Slabs { parts_max, ..Slabs::default() }
+    }
+
     /// The number that the next slab gets.
     pub(super) fn next_number(&self) -> u32 {
         self.vacant.last().copied().unwrap_or(self.list.len() as u32)
     }
 
     /// The bytes of the next slab of a lane and class: as many as those that there are have together, so that what is not used of them is in
-    /// proportion to what is, from a few slots to a page.
+    /// proportion to what is, from a few slots to a page. Pages only, once there are very many parts.
     #[inline]
     pub(super) fn next_size(&self, lane: LaneId, class: ClassId) -> u64 {
+        if self.parts >= self.parts_max {
+            return PAGE;
+        }
         let bytes = self.lanes.get(lane as usize).map_or(0, |classes| classes[class.index()].bytes);
         bytes.clamp(Slab::least(class), PAGE).next_power_of_two()
     }
@@ -119,6 +131,7 @@ impl Slabs {
     pub(super) fn add(&mut self, addr: u64, size: u64, class: ClassId, lane: LaneId, node: NodeId) -> u32 {
         let number = self.next_number();
         let slab = Slab::new(addr, size, class);
+        self.parts += u32::from(!slab.is_whole());
         let entry = Entry { slab, lane, node, group: None, leaving: None, frozen: false };
         if self.vacant.pop().is_some() {
             self.list[number as usize] = Some(entry);
@@ -161,9 +174,9 @@ impl Slabs {
         Some((number, slot, addr))
     }
 
-    /// Frees a slot. One empty slab of a kind is kept; a further one is retired. One whose page shares memory stays: see [`Slabs::part`].
+    /// Frees a slot. One empty slab of a kind is kept; a further one is retired. One whose page shares memory stays: see [`Slabs::empty_leave`].
     #[inline]
-    pub(super) fn release(&mut self, number: u32, slot: u32) -> Option<FreedPage> {
+    pub(super) fn release(&mut self, number: u32, slot: u32) -> Option<FreedSlab> {
         let entry = self.entry(number);
         let (lane, class, was_full) = (entry.lane, entry.slab.class, entry.slab.is_full());
         entry.slab.release(slot);
@@ -178,19 +191,20 @@ impl Slabs {
         if is_idle && partial.len() > 1 { self.retire(number) } else { None }
     }
 
-    fn retire(&mut self, number: u32) -> Option<FreedPage> {
+    fn retire(&mut self, number: u32) -> Option<FreedSlab> {
         let entry = self.list[number as usize].take()?;
         debug_assert!(entry.is_idle());
         self.idle.set(number, false);
         self.vacant.push(number);
+        self.parts -= u32::from(!entry.slab.is_whole());
         let of_class = self.of_class(entry.lane, entry.slab.class);
         of_class.bytes -= entry.slab.size;
         of_class.partial.retain(|&other| other != number);
-        Some(FreedPage { node: entry.node, lane: entry.lane })
+        Some(FreedSlab { node: entry.node, lane: entry.lane })
     }
 
     /// Retires every empty slab whose page is its own.
-    pub(super) fn retire_empty(&mut self) -> Vec<FreedPage> {
+    pub(super) fn retire_empty(&mut self) -> Vec<FreedSlab> {
         if self.idle.count == 0 {
             return Vec::new();
         }
@@ -330,7 +344,7 @@ impl Slabs {
 
     /// Empty slabs of groups serve nobody any more, and leave when their lane has passed the stamp that it gives now. Returns whether there
     /// were any.
-    pub(super) fn part(&mut self, mut stamp: impl FnMut(LaneId) -> u64) -> bool {
+    pub(super) fn empty_leave(&mut self, mut stamp: impl FnMut(LaneId) -> u64) -> bool {
         let mut any = false;
         for group in 0..self.groups.len() {
             for member in self.groups[group].clone() {
@@ -364,7 +378,7 @@ impl Slabs {
     }
 
     /// Takes a slab out of its group and away: [`Slabs::leaver`] has named it. With the last but one, the group is no more.
-    pub(super) fn leave(&mut self, number: u32) -> Option<(FreedPage, u64)> {
+    pub(super) fn leave(&mut self, number: u32) -> Option<(FreedSlab, u64)> {
         let Entry { slab, lane, node, group, leaving, .. } = self.list[number as usize].take()?;
         self.vacant.push(number);
         self.of_class(lane, slab.class).bytes -= slab.size;
@@ -384,7 +398,7 @@ impl Slabs {
             _ => self.groups[group? as usize] = rest,
         }
         self.count_idle();
-        Some((FreedPage { node, lane }, leaving?))
+        Some((FreedSlab { node, lane }, leaving?))
     }
 
     /// Takes one particular slot, which is free.
@@ -436,8 +450,9 @@ impl Slabs {
             return Err(format!("slabs {idle:?} are empty, {:?} noted", self.idle.numbers().collect::<Vec<_>>()));
         }
         let bytes: u64 = self.list.iter().flatten().map(|entry| entry.slab.size).sum();
-        if bytes != self.bytes() {
-            return Err(format!("slabs of {bytes} bytes, {} counted", self.bytes()));
+        let parts = self.list.iter().flatten().filter(|entry| !entry.slab.is_whole()).count();
+        if bytes != self.bytes() || parts != self.parts as usize {
+            return Err(format!("slabs of {bytes} bytes, {} counted; {parts} parts, {}", self.bytes(), self.parts));
         }
         let listed: usize = self.lanes.iter().flatten().map(|of_class| of_class.partial.len()).sum();
         if listed != partial {

@@ -78,16 +78,16 @@ impl Pool {
         Ok(gained)
     }
 
-    /// Frees the pages of empty slabs. Returns whether there were any.
+    /// Frees the memory of empty slabs. Returns whether there were any.
     pub(super) fn retire_empty(&self, state: &mut PoolState) -> bool {
-        let parted = state.slabs.part(|lane| state.lanes.stamp(lane));
+        let parted = state.slabs.empty_leave(|lane| state.lanes.stamp(lane));
         self.retire_empty_own(state) || parted
     }
 
-    /// Frees the pages of empty slabs that have theirs to themselves. Returns whether there were any.
+    /// Frees the memory of empty slabs that have theirs to themselves. Returns whether there were any.
     pub(super) fn retire_empty_own(&self, state: &mut PoolState) -> bool {
         let retired = state.slabs.retire_empty();
-        retired.iter().for_each(|&retired| state.put_page(retired));
+        retired.iter().for_each(|&retired| state.put_slab(retired));
         !retired.is_empty()
     }
 

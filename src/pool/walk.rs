@@ -67,6 +67,29 @@ impl Pool {
         Ok(())
     }
 
+    /// Whether every slab has the memory that its node has, and every slot of it in the hands of a caller is found by its address.
+    pub(super) fn validate_slabs(&self, state: &PoolState) -> Result<(), String> {
+        for (number, node, slab) in state.slabs.iter() {
+            let Node { addr, size, state: node_state, .. } = *state.zones[SMALL].node(node);
+            if (node_state, addr, size) != (State::Used, slab.addr, slab.size) {
+                return Err(format!("slab {number} of {} bytes at {:#x} lies in node {node}", slab.size, slab.addr));
+            }
+            if state.lanes.is_private(state.slabs.lane(number)) && !slab.is_whole() {
+                return Err(format!("slab {number} of a private pool is a part of a page"));
+            }
+            for slot in set_bits(slab.taken()) {
+                let (id, ptr) = (slot_id(number, slot), DevicePtr(slab.slot_addr(slot)));
+                let found = self.directory.find(ptr).map(|(id, _)| id);
+                if self.directory.header(id).check_live().is_ok() && found != Some(id) {
+                    return Err(format!(
+                        "slot {slot} of slab {number} is live, its address {ptr:?} leads to {found:?}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn push_node(&self, state: &PoolState, segment: &mut SegmentInfo, zone: usize, id: NodeId, node: &Node) {
         if node.state == State::Used {
             segment.push(self.describe(state, self.directory.header(node_id(zone, id))));
@@ -78,7 +101,7 @@ impl Pool {
     fn push_slots(&self, state: &PoolState, segment: &mut SegmentInfo, number: u32, slab: &Slab) {
         let lane = state.slabs.lane(number);
         let mut at = slab.addr;
-        for slot in set_bits(slab.all()) {
+        for slot in slab.places() {
             let addr = slab.slot_addr(slot);
             if at < addr {
                 segment.push(free(segment, at, addr - at));
@@ -130,7 +153,7 @@ impl Pool {
                 let addr = slab.slot_addr(slot);
                 let lane = state.slabs.lane(number);
                 let enter = || self.directory.enter_slot(number, slot, addr, slab.class, lane);
-                slab.has_place(slot).then(enter)
+                slab.places().contains(&slot).then(enter)
             }
         }
     }
@@ -159,7 +182,7 @@ impl Pool {
         let mut slab_nodes = Vec::new();
         for (number, node, slab) in state.slabs.iter() {
             slab_nodes.push(node);
-            let slots = (0..slab.class.slots()).map(|slot| slot_id(number, slot));
+            let slots = slab.places().map(|slot| slot_id(number, slot));
             found.extend(slots.filter(|&slot| is_in_use(slot)).map(|slot| (slot, Some((slab.addr, slab.class)))));
         }
         slab_nodes.sort_unstable();

@@ -39,7 +39,7 @@ pub(super) enum What {
     Free { owner: LaneId, passed: bool },
     /// Live, pending, or in a magazine.
     Block(BlockId),
-    /// A page of slots: an index into [`Map::slabs`].
+    /// A slab: an index into [`Map::slabs`].
     Slab(usize),
 }
 
@@ -49,6 +49,8 @@ pub(super) struct SlabInfo {
     pub(super) number: u32,
     pub(super) class: ClassId,
     pub(super) lane: LaneId,
+    /// The first slot that lies in it, and one past the last.
+    pub(super) places: (u32, u32),
     /// Slots that it owns.
     pub(super) slots: u32,
     /// Those of them that are not free.
@@ -192,24 +194,38 @@ impl Map {
         for (number, node, slab) in state.slabs.iter() {
             by_node.insert(node, self.slabs.len());
             let (class, slots, taken) = (slab.class, slab.slots(), slab.slots() - slab.free_slots());
+            let places = (slab.places().start, slab.places().end);
             let lane = state.slabs.lane(number);
             let shares = !state.slabs.is_own(number);
             let (looked, live, cached, pending, tag) = (false, 0, 0, 0, None);
-            self.slabs.push(SlabInfo { number, class, lane, slots, taken, shares, looked, live, cached, pending, tag });
+            self.slabs.push(SlabInfo {
+                number,
+                class,
+                lane,
+                places,
+                slots,
+                taken,
+                shares,
+                looked,
+                live,
+                cached,
+                pending,
+                tag,
+            });
         }
         let mut order: Vec<usize> = (0..self.slabs.len()).collect();
         order.sort_by_key(|&index| (self.slabs[index].taken, index));
         let mut budget = slots;
         for index in order {
             let info = &mut self.slabs[index];
-            let Some(left) = budget.checked_sub(info.class.slots()) else {
+            let Some(left) = budget.checked_sub(info.places.1 - info.places.0) else {
                 self.is_partial = true;
                 break;
             };
             budget = left;
             info.looked = true;
             let mut tags = (None, false);
-            for slot in 0..info.class.slots() {
+            for slot in info.places.0..info.places.1 {
                 let header = pool.directory.header(slot_id(info.number, slot));
                 match header.life() {
                     life::LIVE => {
@@ -284,7 +300,9 @@ impl Map {
         let goes = slab.looked
             && live_goes
             && (slab.cached == 0 || assume.drained)
-            && ((slab.pending == 0 && !slab.shares) || assume.waited == Waited::All);
+            && (slab.pending == 0 || assume.waited == Waited::All)
+            // Only its address would go: others have the memory.
+            && !slab.shares;
         if goes { Map::lane_serves(state, assume, slab.lane) } else { Use::No }
     }
 

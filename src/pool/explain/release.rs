@@ -53,7 +53,7 @@ impl Scene<'_> {
         let same = |slab: &&SlabInfo| slab.class == class && slab.lane == lane && slab.live > 0;
         let slab = self.map.slabs.iter().find(same)?;
         let is_live = |block: &BlockId| self.pool.directory.header(*block).life() == life::LIVE;
-        let block = (0..class.slots()).map(|slot| slot_id(slab.number, slot)).find(is_live)?;
+        let block = (slab.places.0..slab.places.1).map(|slot| slot_id(slab.number, slot)).find(is_live)?;
         Some((vec![block], class.size()))
     }
 
@@ -102,7 +102,7 @@ impl Scene<'_> {
             What::Slab(index) => {
                 let slab = &self.map.slabs[index];
                 let serves = Map::lane_serves(self.state, &self.as_is(), slab.lane) != Use::No;
-                let goes = serves && slab.looked && slab.taken == slab.live;
+                let goes = serves && !slab.shares && slab.looked && slab.taken == slab.live;
                 if goes { (u64::from(slab.live) * slab.class.size(), slab.live as usize) } else { none }
             }
         }
