@@ -40,7 +40,7 @@ fn places(addr: u64, size: u64, class: ClassId) -> Range<u32> {
 /// The same, a bit each.
 fn slots_in(addr: u64, size: u64, class: ClassId) -> Box<[u64]> {
     let slots = class.slots() as usize;
-    let mut bits = vec![!0u64; slots.div_ceil(64)].into_boxed_slice();
+    let mut bits = vec![0u64; slots.div_ceil(64)].into_boxed_slice();
     debug_assert!(bits.len() <= WORDS);
     let places = places(addr, size, class);
     let (first, end) = (places.start as usize, places.end as usize);
