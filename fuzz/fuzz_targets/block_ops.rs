@@ -161,7 +161,7 @@ fn slab(class: u8, part: u8, ops: &[SlabOp]) {
     // The low bits say how large it is, the others where in the page.
     let size = (Slab::least(class) << (part & 7)).min(PAGE);
     let mut slab = Slab::new(PAGE + u64::from(part >> 3) % (PAGE / size) * size, size, class);
-    let mut free: Vec<bool> = (0..class.slots()).map(|slot| slab.places().contains(&slot)).collect();
+    let mut free = vec![true; slab.places() as usize];
     let mut taken = Vec::new();
     for op in ops {
         match *op {

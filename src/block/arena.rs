@@ -48,6 +48,8 @@ pub struct Node {
     pub stamp: u64,
     pub(super) prev: NodeId,
     pub(super) next: NodeId,
+    /// While the node is in one.
+    pub(super) bin: Bin,
     pub(super) bin_prev: NodeId,
     pub(super) bin_next: NodeId,
     /// Who may use the node, while it is free.
@@ -440,6 +442,7 @@ impl Arena {
             stamp: 0,
             prev,
             next,
+            bin: Bin::default(),
             bin_prev: NIL,
             bin_next: NIL,
             owner: Owner::SHARED,

@@ -25,8 +25,8 @@ pub(super) struct Bins {
 }
 
 /// A bin's number. Those of larger sizes are greater.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bin(usize);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Bin(u16);
 
 impl Bin {
     /// The bin of a size in bytes: exact multiples of the granule below 64 granules, then 32 steps a doubling.
@@ -35,12 +35,22 @@ impl Bin {
         let granules = size / GRANULE;
         // The first bit of 32 steps; the others say which of them.
         let doubling = 63 - (granules | (2 * STEPS as u64 - 1)).leading_zeros() - STEP_BITS;
-        Bin(doubling as usize * STEPS + (granules >> doubling) as usize)
+        Bin((doubling as usize * STEPS + (granules >> doubling) as usize) as u16)
+    }
+
+    #[inline]
+    fn at(doubling: usize, step: u32) -> Bin {
+        Bin((doubling * STEPS) as u16 + step as u16)
+    }
+
+    #[inline]
+    fn index(self) -> usize {
+        self.0 as usize
     }
 
     #[inline]
     fn split(self) -> (usize, usize) {
-        (self.0 / STEPS, self.0 % STEPS)
+        (self.index() / STEPS, self.index() % STEPS)
     }
 }
 
@@ -55,8 +65,9 @@ impl Bins {
     pub(super) fn insert(&mut self, nodes: &mut [Node], id: NodeId) {
         let node = &mut nodes[id as usize];
         let bin = Bin::of(node.size);
+        node.bin = bin;
         self.bytes += node.size;
-        let head = std::mem::replace(&mut self.heads[bin.0], id);
+        let head = std::mem::replace(&mut self.heads[bin.index()], id);
         node.bin_prev = NIL;
         node.bin_next = head;
         if head != NIL {
@@ -70,7 +81,7 @@ impl Bins {
 
     #[inline]
     pub(super) fn remove(&mut self, nodes: &mut [Node], id: NodeId) {
-        let Node { size, bin_prev, bin_next, .. } = nodes[id as usize];
+        let Node { size, bin, bin_prev, bin_next, .. } = nodes[id as usize];
         self.bytes -= size;
         if bin_next != NIL {
             nodes[bin_next as usize].bin_prev = bin_prev;
@@ -79,8 +90,7 @@ impl Bins {
             nodes[bin_prev as usize].bin_next = bin_next;
             return;
         }
-        let bin = Bin::of(size);
-        self.heads[bin.0] = bin_next;
+        self.heads[bin.index()] = bin_next;
         if bin_next == NIL {
             let (doubling, step) = bin.split();
             self.steps[doubling] &= !(1 << step);
@@ -94,7 +104,7 @@ impl Bins {
     #[inline]
     pub(super) fn resize(&mut self, nodes: &mut [Node], id: NodeId, addr: u64, size: u64) {
         let node = &mut nodes[id as usize];
-        if node.bin_prev == NIL && Bin::of(node.size) == Bin::of(size) {
+        if node.bin_prev == NIL && node.bin == Bin::of(size) {
             self.bytes = self.bytes - node.size + size;
             (node.addr, node.size) = (addr, size);
             return;
@@ -126,15 +136,16 @@ impl Bins {
 
     #[inline]
     fn smallest_in(&self, nodes: &[Node], bin: Bin, size: u64) -> Option<NodeId> {
-        let (mut best, mut rank) = (NIL, (u64::MAX, u64::MAX));
-        let mut id = self.heads[bin.0];
+        let (mut best, mut best_size, mut best_addr) = (NIL, u64::MAX, u64::MAX);
+        let mut id = self.heads[bin.index()];
         for _ in 0..PROBES {
             if id == NIL {
                 break;
             }
             let node = &nodes[id as usize];
-            if node.size >= size && (node.size, node.addr) < rank {
-                (best, rank) = (id, (node.size, node.addr));
+            let is_better = node.size < best_size || (node.size == best_size && node.addr < best_addr);
+            if node.size >= size && is_better {
+                (best, best_size, best_addr) = (id, node.size, node.addr);
             }
             id = node.bin_next;
         }
@@ -144,19 +155,19 @@ impl Bins {
     /// The first bin with nodes from one on, or after it.
     #[inline]
     pub(super) fn bin_from(&self, bin: Bin, after: bool) -> Option<Bin> {
-        let (doubling, step) = Bin(bin.0 + usize::from(after)).split();
+        let (doubling, step) = Bin(bin.0 + u16::from(after)).split();
         let here = self.steps.get(doubling)? & !0 << step;
         if here != 0 {
-            return Some(Bin(doubling * STEPS + here.trailing_zeros() as usize));
+            return Some(Bin::at(doubling, here.trailing_zeros()));
         }
         let above = self.doublings & !1 << doubling;
         let doubling = above.trailing_zeros() as usize;
-        (above != 0).then(|| Bin(doubling * STEPS + self.steps[doubling].trailing_zeros() as usize))
+        (above != 0).then(|| Bin::at(doubling, self.steps[doubling].trailing_zeros()))
     }
 
     /// The nodes of a bin.
     pub(super) fn iter_in<'a>(&'a self, nodes: &'a [Node], bin: Bin) -> impl Iterator<Item = NodeId> + 'a {
-        let head = Some(self.heads[bin.0]).filter(|&head| head != NIL);
+        let head = Some(self.heads[bin.index()]).filter(|&head| head != NIL);
         std::iter::successors(head, move |&id| Some(nodes[id as usize].bin_next).filter(|&next| next != NIL))
     }
 
@@ -195,15 +206,15 @@ impl Bins {
                 return Err(format!("doubling bitmap is wrong at {doubling}"));
             }
             for step in 0..STEPS {
-                let bin = Bin(doubling * STEPS + step);
-                let head = self.heads[bin.0];
+                let bin = Bin::at(doubling, step as u32);
+                let head = self.heads[bin.index()];
                 if (self.steps[doubling] >> step & 1 == 1) != (head != NIL) {
                     return Err(format!("step bitmap is wrong at {doubling}/{step}"));
                 }
                 let (mut prev, mut id) = (NIL, head);
                 while id != NIL {
                     let node = &nodes[id as usize];
-                    if node.bin_prev != prev || Bin::of(node.size) != bin {
+                    if node.bin_prev != prev || node.bin != bin || Bin::of(node.size) != bin {
                         return Err(format!(
                             "node {id} of {} bytes is linked wrongly in bin {doubling}/{step}",
                             node.size
@@ -236,14 +247,14 @@ mod tests {
             let bin = Bin::of(granules * GRANULE);
             assert!(bin >= last, "{granules}");
             if granules < 2 * STEPS as u64 {
-                assert_eq!(bin, Bin(granules as usize), "exact");
+                assert_eq!(bin, Bin(granules as u16), "exact");
             } else {
                 // A bin is a 32nd of its doubling wide.
                 assert!(Bin::of((granules + granules / 32 + 1) * GRANULE) > bin, "{granules}");
             }
             last = bin;
         }
-        assert_eq!(Bin::of(u64::MAX), Bin(DOUBLINGS * STEPS - 1));
+        assert_eq!(Bin::of(u64::MAX), Bin((DOUBLINGS * STEPS - 1) as u16));
         assert_eq!(Bin::of(64 * GRANULE).split(), (2, 0));
     }
 
@@ -259,6 +270,7 @@ mod tests {
                 stamp: 0,
                 prev: NIL,
                 next: NIL,
+                bin: Bin::default(),
                 bin_prev: NIL,
                 bin_next: NIL,
                 owner: Owner(1),

@@ -98,6 +98,12 @@ impl ClassId {
         (PAGE / self.size()) as u32
     }
 
+    /// Slots that begin before byte `offset` of a page.
+    #[inline]
+    pub const fn slots_below(self, offset: u64) -> u32 {
+        offset.div_ceil(self.size()) as u32
+    }
+
     /// What [`ClassId::slot_by_reciprocal`] takes for this class.
     pub const fn reciprocal(self) -> u64 {
         RECIPROCAL[self.0 as usize] as u64

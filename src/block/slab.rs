@@ -1,7 +1,5 @@
 //! One page cut into equal slots, or a part of a page. Slabs that share a page own different slots of it.
 
-use std::ops::Range;
-
 use super::class::{CLASS_SIZE_MAX, ClassId};
 use crate::units::{GRANULE, PAGE};
 
@@ -9,8 +7,8 @@ const WORDS: usize = (PAGE / GRANULE / 64) as usize;
 
 /// Which slots of a slab are free. Slots in magazines count as taken.
 ///
-/// Slots are counted from the start of the page, whatever part of it the slab has. A slab owns the slots that lie whole in its part, until the
-/// page's memory is shared with other slabs: then each slot is one slab's alone.
+/// Slots lie where they would in the whole page, and are counted from the first that lies whole in the slab's part. A slab owns all of
+/// these until the page's memory is shared with other slabs: then each slot is one slab's alone.
 ///
 /// Conservation: free slots == set bits, all of them of slots that the slab owns.
 #[derive(Debug, Clone)]
@@ -21,6 +19,8 @@ pub struct Slab {
     pub size: u64,
     /// What its slots serve.
     pub class: ClassId,
+    /// Where slot 0 starts.
+    begin: u64,
     free: u32,
     /// No word below this one has a set bit.
     first: u32,
@@ -31,26 +31,10 @@ pub struct Slab {
     owned: Option<Box<[u64]>>,
 }
 
-/// The slots of a page that lie whole in a part of it.
-fn places(addr: u64, size: u64, class: ClassId) -> Range<u32> {
-    let begin = addr % PAGE;
-    begin.div_ceil(class.size()) as u32..((begin + size) / class.size()) as u32
-}
-
-/// The same, a bit each.
-fn slots_in(addr: u64, size: u64, class: ClassId) -> Box<[u64]> {
-    let slots = class.slots() as usize;
-    let mut bits = vec![0u64; slots.div_ceil(64)].into_boxed_slice();
-    debug_assert!(bits.len() <= WORDS);
-    let places = places(addr, size, class);
-    let (first, end) = (places.start as usize, places.end as usize);
-    for (word, bits) in bits.iter_mut().enumerate() {
-        let from = first.saturating_sub(word * 64).min(64);
-        let to = end.saturating_sub(word * 64).min(64);
-        let below = |slot: usize| if slot == 64 { !0 } else { (1u64 << slot) - 1 };
-        *bits = below(to) & !below(from);
-    }
-    bits
+/// So many bits that are set, from the lowest.
+fn ones(count: u32) -> Box<[u64]> {
+    let word = |first: u32| if count - first < 64 { (1 << (count - first)) - 1 } else { !0 };
+    (0..count).step_by(64).map(word).collect()
 }
 
 /// The places of the bits that are set, from the lowest.
@@ -73,21 +57,17 @@ impl Slab {
         debug_assert!(
             size.is_power_of_two() && addr.is_multiple_of(size) && (Slab::least(class)..=PAGE).contains(&size)
         );
-        let bits = slots_in(addr, size, class);
-        let slots = count(&bits);
-        Slab { addr, size, class, free: slots, first: 0, bits, slots, owned: None }
+        let begin = addr - addr % PAGE + u64::from(class.slots_below(addr % PAGE)) * class.size();
+        let slots = ((addr + size - begin) / class.size()) as u32;
+        let bits = ones(slots);
+        debug_assert!(bits.len() <= WORDS);
+        Slab { addr, size, class, begin, free: slots, first: 0, bits, slots, owned: None }
     }
 
     /// The least bytes of a slab of a class: sixteen slots, or fifteen where one would lie across its border.
     pub const fn least(class: ClassId) -> u64 {
         let sixteen = (16 * class.size()).next_power_of_two();
         if sixteen > CLASS_SIZE_MAX { sixteen } else { CLASS_SIZE_MAX }
-    }
-
-    /// Where its page starts, and with it slot 0.
-    #[inline]
-    pub fn page(&self) -> u64 {
-        self.addr & !(PAGE - 1)
     }
 
     /// Whether it is a whole page.
@@ -99,12 +79,18 @@ impl Slab {
     /// The address of a slot.
     #[inline]
     pub fn slot_addr(&self, slot: u32) -> u64 {
-        self.page() + u64::from(slot) * self.class.size()
+        self.begin + u64::from(slot) * self.class.size()
     }
 
-    /// The slots that lie in it.
-    pub fn places(&self) -> Range<u32> {
-        places(self.addr, self.size, self.class)
+    /// The slot that contains an address.
+    pub fn slot_at(&self, addr: u64) -> Option<u32> {
+        let slot = addr.checked_sub(self.begin)? / self.class.size();
+        (slot < u64::from(self.places())).then_some(slot as u32)
+    }
+
+    /// How many slots lie in it.
+    pub fn places(&self) -> u32 {
+        ((self.end() - self.begin) / self.class.size()) as u32
     }
 
     /// One past the last byte.
@@ -175,7 +161,7 @@ impl Slab {
 
     /// The slots that lie in it, a bit each.
     pub fn all(&self) -> Box<[u64]> {
-        slots_in(self.addr, self.size, self.class)
+        ones(self.places())
     }
 
     /// The slots that are taken, a bit each.
@@ -264,20 +250,25 @@ mod tests {
                     let mut slab = Slab::new(from, size, class);
                     slab.validate().unwrap();
                     assert!(slab.slots() >= 15 && slab.is_empty(), "{class:?} {size}");
-                    let slots = slab.slots();
-                    while let Some(slot) = slab.take() {
+                    for slot in 0..slab.slots() {
+                        assert_eq!(slab.take(), Some(slot));
                         let addr = slab.slot_addr(slot);
-                        assert!(from <= addr && addr + class.size() <= to && slab.places().contains(&slot));
+                        assert!(from <= addr && addr + class.size() <= to);
+                        let in_page = ClassId::slot_by_reciprocal(class.reciprocal(), addr % PAGE);
+                        assert_eq!(in_page, class.slots_below(from % PAGE) + slot);
                         assert!(
-                            !std::mem::replace(&mut seen[slot as usize], true),
-                            "{class:?} {size}: two have {slot}"
+                            !std::mem::replace(&mut seen[in_page as usize], true),
+                            "{class:?} {size}: two have {in_page}"
                         );
-                        assert_eq!(ClassId::slot_by_reciprocal(class.reciprocal(), addr % PAGE), slot);
+                        let last = addr + class.size() - 1;
+                        assert_eq!((slab.slot_at(addr), slab.slot_at(last)), (Some(slot), Some(slot)));
                     }
-                    assert!(slab.is_full() && slab.owned().iter().map(|word| word.count_ones()).sum::<u32>() == slots);
-                    // What does not lie in it is not handed out.
-                    let places = slab.places();
-                    assert!((0..class.slots()).all(|slot| places.contains(&slot) || !slab.take_slot(slot)));
+                    assert!(slab.is_full() && slab.places() == slab.slots());
+                    // What lies across its borders is no slot of it.
+                    let (begin, end) = (slab.slot_addr(0), slab.slot_addr(slab.places()));
+                    assert!(begin - from < class.size() && to - end < class.size());
+                    assert_eq!((slab.slot_at(begin - 1), slab.slot_at(end)), (None, None));
+                    assert!(!slab.take_slot(slab.places()));
                 }
                 // Only those that lie across a border are nobody's.
                 let across = |slot: u64| slot * class.size() / size != ((slot + 1) * class.size() - 1) / size;

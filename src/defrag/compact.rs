@@ -109,7 +109,7 @@ impl<'a> Plan<'a> {
         plan.slots = view.slabs.iter().map(|slab| slab.free.clone()).collect();
         plan.slab_order = (0..view.slabs.len()).collect();
         let free = |slab: usize| view.slabs[slab].free.iter().map(|word| word.count_ones()).sum::<u32>();
-        plan.slab_order.sort_by_cached_key(|&slab| (free(slab), view.slabs[slab].page));
+        plan.slab_order.sort_by_cached_key(|&slab| (free(slab), view.slabs[slab].begin));
         plan
     }
 
@@ -193,7 +193,7 @@ impl<'a> Plan<'a> {
             info.size == block.size
                 && info.lane == block.lane
                 && self.slots[slab].iter().any(|&word| word != 0)
-                && !self.leaves(info.page, info.page + 1)
+                && !self.leaves(info.begin, info.begin + 1)
         };
         let &slab = self.slab_order.iter().find(fits)?;
         let word = self.slots[slab].iter().position(|&word| word != 0)?;
@@ -201,7 +201,7 @@ impl<'a> Plan<'a> {
         self.slots[slab][word] &= !bit;
         trial.slots.push((slab, word, bit));
         let slot = word as u64 * 64 + u64::from(bit.trailing_zeros());
-        Some(self.view.slabs[slab].page + slot * block.size)
+        Some(self.view.slabs[slab].begin + slot * block.size)
     }
 
     fn undo(&mut self, trial: Trial) {
@@ -322,7 +322,7 @@ mod tests {
             })
         };
         let free = |n: u64, live: u64, lane| SlabGaps {
-            page: n * CHUNK,
+            begin: n * CHUNK,
             size,
             lane,
             free: Box::new([u64::from(u32::MAX << live)]),

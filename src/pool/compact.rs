@@ -44,8 +44,8 @@ pub(crate) struct Gap {
 /// The free slots of a slab.
 #[derive(Debug, Clone)]
 pub(crate) struct SlabGaps {
-    /// Where slot 0 of its page is, whether or not that is the slab's.
-    pub(crate) page: u64,
+    /// Where its first slot is.
+    pub(crate) begin: u64,
     /// Bytes a slot.
     pub(crate) size: u64,
     pub(crate) lane: LaneId,
@@ -105,7 +105,7 @@ impl Pool {
             let taken = if block.slot {
                 let (_, &number) = slabs.range(..=addr).next_back().expect("the slot's slab is there");
                 let slab = state.slabs.slab(number);
-                let slot = ((addr - slab.page()) / slab.class.size()) as u32;
+                let slot = slab.slot_at(addr).expect("the slot is one of the slab's");
                 let (class, lane) = (slab.class, state.slabs.lane(number));
                 let enter = || self.directory.enter_slot(number, slot, addr, class, lane);
                 Ok(state.slabs.take_slot(number, slot).then(enter))
@@ -202,7 +202,7 @@ impl Pool {
                             }
                             let free = owned.iter().zip(&taken).map(|(owned, taken)| owned & !taken).collect();
                             let lane = state.slabs.lane(number);
-                            view.slabs.push(SlabGaps { page: slab.page(), size: slab.class.size(), lane, free });
+                            view.slabs.push(SlabGaps { begin: slab.slot_addr(0), size: slab.class.size(), lane, free });
                         }
                         // Part of its memory is served elsewhere: it cannot be emptied.
                         (State::Ghost, _) => view.fixed.push((addr, addr + size)),

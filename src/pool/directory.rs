@@ -1,8 +1,8 @@
 //! From an address to its block, without a lock: two loads and a multiplication to its number, and one more load for its header.
 //!
 //! Blocks above [`CLASS_SIZE_MAX`] start at least that far apart, so that a *window* of that size holds the start of at most one of
-//! them; a slab covers whole windows. An entry a window therefore suffices: the number of a block, or of a slab's first slot, and
-//! what to multiply an offset by to get the slot. Windows come in leaves, one for each 4 GiB of addresses. As long as a leaf has none but
+//! them; a slab covers whole windows. An entry a window therefore suffices: the number of a block, or that which the first slot of a
+//! slab's page would have, and what to multiply an offset by to get the slot. Windows come in leaves, one for each 4 GiB of addresses. As long as a leaf has none but
 //! large blocks, its windows are eight times as wide, so that the entries of a whole device's large blocks stay in the processor's caches.
 //! The headers are out of band: nodes of the arenas first, then 4096 slots for each slab that may exist.
 //!
@@ -214,7 +214,16 @@ unsafe impl<T: ZeroIsValid> Sync for LazyTable<T> {}
 
 impl<T: ZeroIsValid> LazyTable<T> {
     fn new(len: usize) -> Result<LazyTable<T>, DriverError> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        LazyTable::with_flags(len, libc::MAP_NORESERVE)
+    }
+
+    /// One that takes all of its memory at once, which is many page faults less than one at a time.
+    fn populated(len: usize) -> Result<LazyTable<T>, DriverError> {
+        LazyTable::with_flags(len, libc::MAP_POPULATE)
+    }
+
+    fn with_flags(len: usize, more: libc::c_int) -> Result<LazyTable<T>, DriverError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | more;
         // SAFETY: a fresh anonymous mapping touches no memory that exists.
         let base = unsafe {
             libc::mmap(std::ptr::null_mut(), len * size_of::<T>(), libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
@@ -332,8 +341,9 @@ impl Directory {
     pub(crate) fn header(&self, id: BlockId) -> &Header {
         debug_assert!((id as usize) < self.headers.len);
         // SAFETY: numbers are made here only: NO_BLOCK, by `node_id` for nodes below NODES (`enter_node` checks), by `slot_id` for slabs
-        // below `self.slabs` (the pool checks before `enter_slab`), and in `find`, at most one past a slab's last. All lie inside the
-        // table that `new` made for them. The table is valid for every index below its length, as in `LazyTable::get`.
+        // below `self.slabs` (the pool checks before `enter_slab`), and in `find`, at most one before a slab's first slot or past its
+        // last: before those of all slabs are those of nodes, and after them one more. All lie inside the table that `new` made for
+        // them. The table is valid for every index below its length, as in `LazyTable::get`.
         unsafe { self.headers.base.add(id as usize).as_ref() }
     }
 
@@ -352,7 +362,7 @@ impl Directory {
         }
         let entry = leaf.entry(ptr.0).load(Relaxed);
         let slot = ClassId::slot_by_reciprocal(entry >> 32, ptr.0 & (PAGE - 1));
-        // A slab's tail may count as one slot too many, of which there is a header too.
+        // What lies before a slab's first slot, or after its last, may count as one more, of which there is a header too.
         let id = entry as u32 + slot;
         let header = self.header(id);
         (header.ptr() == ptr).then_some((id, header))
@@ -376,7 +386,7 @@ impl Directory {
         let fail = || DriverError::new(DriverErrorKind::Other, "address", format!("{addr:#x} has more than 48 bits"));
         let slot = self.root.get((addr >> LEAF_SHIFT) as usize).ok_or_else(fail)?;
         let shift = if wide { WIDE_SHIFT } else { WINDOW_SHIFT };
-        let table = LazyTable::<Entry>::new(1 << (LEAF_SHIFT - shift))?;
+        let table = LazyTable::<Entry>::populated(1 << (LEAF_SHIFT - shift))?;
         let leaf = Leaf { first: table.base.as_ptr(), shift };
         for window in (0..1 << LEAF_SHIFT).step_by(1 << WIDE_SHIFT).filter(|_| !old.first.is_null()) {
             let entry = old.entry(window).load(Relaxed);
@@ -415,9 +425,10 @@ impl Directory {
     /// Enters a slab. Its slots follow as they are taken: [`Directory::enter_slot`].
     pub(super) fn enter_slab(&self, slab: u32, addr: u64, size: u64, class: ClassId) -> Result<(), DriverError> {
         debug_assert!(slab < self.slabs && addr.is_multiple_of(size) && size.is_multiple_of(CLASS_SIZE_MAX));
-        let entry = class.reciprocal() << 32 | u64::from(slot_id(slab, 0));
+        // What `find` adds is counted from the page's start.
+        let entry = class.reciprocal() << 32 | u64::from(slot_id(slab, 0) - class.slots_below(addr % PAGE));
         const { assert!(1 << LEAF_SHIFT >= PAGE && PAGE.is_multiple_of(CLASS_SIZE_MAX)) };
-        // All of a page's windows are in one leaf. Slots are counted from its start, whichever of its windows the slab has.
+        // All of a page's windows are in one leaf.
         let leaf = self.leaf(addr, false)?;
         (addr..addr + size).step_by(CLASS_SIZE_MAX as usize).for_each(|addr| leaf.entry(addr).store(entry, Relaxed));
         Ok(())

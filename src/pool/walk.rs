@@ -101,7 +101,7 @@ impl Pool {
     fn push_slots(&self, state: &PoolState, segment: &mut SegmentInfo, number: u32, slab: &Slab) {
         let lane = state.slabs.lane(number);
         let mut at = slab.addr;
-        for slot in slab.places() {
+        for slot in 0..slab.places() {
             let addr = slab.slot_addr(slot);
             if at < addr {
                 segment.push(free(segment, at, addr - at));
@@ -149,11 +149,9 @@ impl Pool {
         match slab {
             None => Some(node_id(zone, node)),
             Some((number, _, slab)) => {
-                let slot = ((addr - slab.page()) / slab.class.size()) as u32;
-                let addr = slab.slot_addr(slot);
+                let slot = slab.slot_at(addr)?;
                 let lane = state.slabs.lane(number);
-                let enter = || self.directory.enter_slot(number, slot, addr, slab.class, lane);
-                slab.places().contains(&slot).then(enter)
+                Some(self.directory.enter_slot(number, slot, slab.slot_addr(slot), slab.class, lane))
             }
         }
     }
@@ -182,7 +180,7 @@ impl Pool {
         let mut slab_nodes = Vec::new();
         for (number, node, slab) in state.slabs.iter() {
             slab_nodes.push(node);
-            let slots = slab.places().map(|slot| slot_id(number, slot));
+            let slots = (0..slab.places()).map(|slot| slot_id(number, slot));
             found.extend(slots.filter(|&slot| is_in_use(slot)).map(|slot| (slot, Some((slab.addr, slab.class)))));
         }
         slab_nodes.sort_unstable();

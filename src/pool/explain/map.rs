@@ -49,8 +49,8 @@ pub(super) struct SlabInfo {
     pub(super) number: u32,
     pub(super) class: ClassId,
     pub(super) lane: LaneId,
-    /// The first slot that lies in it, and one past the last.
-    pub(super) places: (u32, u32),
+    /// Slots that lie in it.
+    pub(super) places: u32,
     /// Slots that it owns.
     pub(super) slots: u32,
     /// Those of them that are not free.
@@ -194,7 +194,7 @@ impl Map {
         for (number, node, slab) in state.slabs.iter() {
             by_node.insert(node, self.slabs.len());
             let (class, slots, taken) = (slab.class, slab.slots(), slab.slots() - slab.free_slots());
-            let places = (slab.places().start, slab.places().end);
+            let places = slab.places();
             let lane = state.slabs.lane(number);
             let shares = !state.slabs.is_own(number);
             let (looked, live, cached, pending, tag) = (false, 0, 0, 0, None);
@@ -218,14 +218,14 @@ impl Map {
         let mut budget = slots;
         for index in order {
             let info = &mut self.slabs[index];
-            let Some(left) = budget.checked_sub(info.places.1 - info.places.0) else {
+            let Some(left) = budget.checked_sub(info.places) else {
                 self.is_partial = true;
                 break;
             };
             budget = left;
             info.looked = true;
             let mut tags = (None, false);
-            for slot in info.places.0..info.places.1 {
+            for slot in 0..info.places {
                 let header = pool.directory.header(slot_id(info.number, slot));
                 match header.life() {
                     life::LIVE => {

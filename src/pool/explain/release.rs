@@ -53,7 +53,7 @@ impl Scene<'_> {
         let same = |slab: &&SlabInfo| slab.class == class && slab.lane == lane && slab.live > 0;
         let slab = self.map.slabs.iter().find(same)?;
         let is_live = |block: &BlockId| self.pool.directory.header(*block).life() == life::LIVE;
-        let block = (slab.places.0..slab.places.1).map(|slot| slot_id(slab.number, slot)).find(is_live)?;
+        let block = (0..slab.places).map(|slot| slot_id(slab.number, slot)).find(is_live)?;
         Some((vec![block], class.size()))
     }
 

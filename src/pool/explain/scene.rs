@@ -214,7 +214,7 @@ impl Scene<'_> {
             What::Block(block) => Some(block).filter(is_live).into_iter().collect(),
             What::Slab(index) => {
                 let slab = &self.map.slabs[index];
-                (slab.places.0..slab.places.1).map(|slot| slot_id(slab.number, slot)).filter(is_live).collect()
+                (0..slab.places).map(|slot| slot_id(slab.number, slot)).filter(is_live).collect()
             }
         }
     }
