@@ -353,12 +353,17 @@ impl Shared {
         counters.ended.fetch_add(1, Relaxed);
         counters.abandoned.fetch_add(u64::from(abandoned), Relaxed);
         drop(job.source.lock().take());
-        job.progress.lock().outcome = Some(match outcome {
+        let outcome = match outcome {
             Err(error) => Ended::Failed(error),
             Ok(None) => Ended::Loaded,
             Ok(Some(place)) => Ended::Saved(place),
-        });
-        self.queues.lock().under_way -= 1;
+        };
+        {
+            // Together: who has seen the outcome no longer finds the transfer among those under way.
+            let mut queues = self.queues.lock();
+            job.progress.lock().outcome = Some(outcome);
+            queues.under_way -= 1;
+        }
         self.changed.notify_all();
     }
 
