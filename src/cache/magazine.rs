@@ -1,5 +1,4 @@
-//! One thread's free blocks on one device: a small table of stacks, one for each lane and block size up to the largest class, and
-//! [a few large ones](super::large).
+//! One thread's free blocks on one device: a small table of stacks, one for each lane and block size.
 //!
 //! The stacks are chains through the blocks' headers. Everything is in relaxed atomics, so that statistics can be read from anywhere;
 //! who may change them is the [gate](super::gate)'s business.
@@ -8,21 +7,30 @@
 //! the one as it adds to what is active, and back. So `held == held_base - active`, and only what happens off the hot path
 //! changes `held_base`.
 
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::counts::{Counts, Drift, TAGS, Tally, bump, tally};
 use super::gate::Gate;
-use super::large::LargeBlocks;
+use crate::block::{CLASS_SIZE_MAX, set_bits};
 use crate::pool::{BlockId, Directory, Header, Key, LaneBits, LaneId, NO_BLOCK, Pool};
 use crate::telemetry::{SIZE_COUNTS, size_count_index};
 use crate::units::{DevicePtr, StreamId};
 
 const BUCKETS: usize = 512;
+/// Large blocks keep to the last so many, a bit each in a word.
+const LARGE_BUCKETS: usize = BUCKETS >> Key::LARGE_BITS;
+const FIRST_LARGE: usize = BUCKETS - LARGE_BUCKETS;
 /// Stacks in so many groups are told apart when they are emptied; a power of two.
 const GROUPS: usize = 64;
 const GROUP_BUCKETS: usize = BUCKETS / GROUPS;
+/// Large blocks that are freed to the stacks between looks at what is in use.
+const LARGE_FREES: i32 = 128;
+/// The same while memory is tight, between times that they are taken back: the request that does it bears it for all of them.
+const TIGHT_FREES: i32 = 32;
 /// Slots that the first refill brings at most, which doubles with each one.
 const REFILL_LEAST: u64 = 4;
+/// A change of what is in use by this part of the device is a change of phase: 1/64.
+const PHASE_SHIFT: u32 = 6;
 /// Buckets that a key may be in.
 const PROBES: usize = 4;
 /// Streams whose lanes a thread remembers, besides the last one.
@@ -30,7 +38,7 @@ const STREAMS: usize = 16;
 
 #[inline]
 fn first_bucket(key: Key) -> usize {
-    const { assert!(BUCKETS.is_power_of_two()) };
+    const { assert!(BUCKETS.is_power_of_two() && LARGE_BUCKETS == u64::BITS as usize) };
     (key.number() >> (u64::BITS - BUCKETS.trailing_zeros())) as usize
 }
 
@@ -48,10 +56,12 @@ struct Bucket {
     allocs: AtomicU64,
     /// Blocks freed to here.
     frees: AtomicU64,
+    /// `frees` at the last two looks at the phase, the older first.
+    frees_at: [AtomicU64; 2],
     /// The block on top, or [`NO_BLOCK`].
     head: AtomicU32,
-    /// Its place in [`ThreadCache::filled`].
-    group: AtomicU32,
+    /// Of a stack of large blocks its bit in [`ThreadCache::large`], of another its place in [`ThreadCache::filled`].
+    mark: AtomicU32,
 }
 
 impl Bucket {
@@ -62,8 +72,9 @@ impl Bucket {
         top: AtomicU64::new(0),
         allocs: AtomicU64::new(0),
         frees: AtomicU64::new(0),
+        frees_at: [const { AtomicU64::new(0) }; 2],
         head: AtomicU32::new(NO_BLOCK),
-        group: AtomicU32::new(0),
+        mark: AtomicU32::new(0),
     };
 
     #[inline]
@@ -102,9 +113,22 @@ pub(crate) struct ThreadCache {
     held_max: AtomicI64,
     /// How far counts may drift from the sums, in bytes.
     drift_max: AtomicI64,
-    large: LargeBlocks,
+    /// Large blocks that may still be freed to the stacks in this round.
+    large_frees: AtomicI32,
+    /// How many the round began with.
+    round: AtomicI32,
+    /// Freed in rounds before this one since the last look at what is in use.
+    freed: AtomicI32,
+    /// Whether memory was tight when that was last known.
+    tight: AtomicBool,
+    /// Whether the phase has changed since the stacks were last emptied of large blocks.
+    stale: AtomicBool,
+    /// Stacks that large blocks have been freed to since then, a bit each; the few beyond the word share the last bit.
+    large: AtomicU64,
     /// How often slots were brought from slabs since the stacks were last emptied.
     refills: AtomicU32,
+    /// What was in use when the phase last changed, in bytes.
+    phase: AtomicI64,
     /// Streams and their lanes, as [`LaneBits`].
     streams: [(AtomicU64, AtomicU64); STREAMS],
     tags: [AtomicI64; TAGS],
@@ -130,8 +154,14 @@ impl ThreadCache {
             held_base: AtomicI64::new(0),
             held_max: AtomicI64::new(0),
             drift_max: AtomicI64::new(0),
-            large: LargeBlocks::new(),
+            large_frees: AtomicI32::new(LARGE_FREES),
+            round: AtomicI32::new(LARGE_FREES),
+            freed: AtomicI32::new(0),
+            tight: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
+            large: AtomicU64::new(0),
             refills: AtomicU32::new(0),
+            phase: AtomicI64::new(0),
             streams: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; STREAMS],
             tags: [const { AtomicI64::new(0) }; TAGS],
             sizes: [Tally::ZERO; SIZE_COUNTS],
@@ -171,9 +201,6 @@ impl ThreadCache {
     /// Takes a block for a request; null if there is none.
     #[inline]
     pub(crate) fn pop(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> DevicePtr {
-        if key.is_large() {
-            return self.pop_large(key, requested, tag, pool);
-        }
         let bucket = &self.buckets[first_bucket(key)];
         if bucket.key.load(Relaxed) != key.number() {
             return self.pop_probing(key, requested, tag, pool);
@@ -207,22 +234,6 @@ impl ThreadCache {
         DevicePtr(ptr)
     }
 
-    #[inline(never)]
-    fn pop_large(&self, key: Key, requested: u64, tag: u8, pool: &Pool) -> DevicePtr {
-        let Some(block) = self.large.take(key) else { return DevicePtr::NULL };
-        let header = pool.directory.header(block);
-        header.hand_out(requested, tag);
-        bump(&self.hits, 1);
-        self.sizes[size_count_index(key.granules())].add_allocs(key.bytes(), 1);
-        if self.live.raise(requested) | self.active.raise(key.bytes()) {
-            self.note_peaks(pool);
-        }
-        if tag != 0 {
-            self.count_tag(tag, requested as i64);
-        }
-        header.ptr()
-    }
-
     #[cold]
     #[inline(never)]
     fn note_peaks(&self, pool: &Pool) {
@@ -232,13 +243,10 @@ impl ThreadCache {
         self.fold_drifted(pool);
     }
 
-    /// Takes a live block back, if its key has a bucket, or a large one a place, and so much may be held.
+    /// Takes a live block back, if its key has a bucket and the stacks may hold it.
     #[inline]
     pub(crate) fn push(&self, block: BlockId, header: &Header, tag: u8) -> bool {
         let key = header.key();
-        if key.is_large() {
-            return self.push_large(key, block, header, tag);
-        }
         let bucket = &self.buckets[first_bucket(key)];
         if bucket.key.load(Relaxed) != key.number() {
             return self.push_probing(block, header, tag);
@@ -258,29 +266,21 @@ impl ThreadCache {
         if room > self.room_max.load(Relaxed) {
             return false;
         }
-        self.filled[bucket.group.load(Relaxed) as usize % GROUPS].store(1, Relaxed);
+        if bytes > CLASS_SIZE_MAX {
+            let left = self.large_frees.load(Relaxed) - 1;
+            if left < 0 {
+                return false;
+            }
+            self.large_frees.store(left, Relaxed);
+            self.large.store(self.large.load(Relaxed) | 1u64.wrapping_shl(bucket.mark.load(Relaxed)), Relaxed);
+        } else {
+            self.filled[bucket.mark.load(Relaxed) as usize % GROUPS].store(1, Relaxed);
+        }
         self.active.room.store(room, Relaxed);
         let requested = header.requested();
         self.live.lower(requested);
         bump(&bucket.frees, 1);
         bucket.put(block, header);
-        if tag != 0 {
-            self.count_tag(tag, -(requested as i64));
-        }
-        true
-    }
-
-    #[inline(never)]
-    fn push_large(&self, key: Key, block: BlockId, header: &Header, tag: u8) -> bool {
-        let room = self.active.room.load(Relaxed) + key.bytes() as i64;
-        if room > self.room_max.load(Relaxed) || !self.large.put(key, block) {
-            return false;
-        }
-        self.active.room.store(room, Relaxed);
-        let requested = header.requested();
-        self.live.lower(requested);
-        self.sizes[size_count_index(key.granules())].add_frees(key.bytes(), 1);
-        header.set_cached(NO_BLOCK);
         if tag != 0 {
             self.count_tag(tag, -(requested as i64));
         }
@@ -309,7 +309,7 @@ impl ThreadCache {
     pub(crate) fn stock(&self, key: Key, blocks: impl Iterator<Item = BlockId>, directory: &Directory) {
         let Some(bucket) = self.bucket(key) else { return };
         debug_assert!(!key.is_large());
-        self.filled[bucket.group.load(Relaxed) as usize % GROUPS].store(1, Relaxed);
+        self.filled[bucket.mark.load(Relaxed) as usize % GROUPS].store(1, Relaxed);
         for block in blocks {
             bucket.put(block, directory.header(block));
             self.change_base(key.bytes() as i64);
@@ -318,7 +318,6 @@ impl ThreadCache {
 
     /// Gives `key` a bucket; the blocks of the one that had it go to `evict`.
     pub(crate) fn claim(&self, key: Key, directory: &Directory, evict: impl FnMut(BlockId)) {
-        debug_assert!(!key.is_large());
         if self.bucket(key).is_some() {
             return;
         }
@@ -337,43 +336,58 @@ impl ThreadCache {
         bump(&self.hits, allocs);
         bucket.allocs.store(0, Relaxed);
         bucket.frees.store(0, Relaxed);
+        bucket.frees_at.iter().for_each(|frees| frees.store(0, Relaxed));
         bucket.key.store(key.number(), Relaxed);
         bucket.bytes.store(key.bytes(), Relaxed);
-        bucket.group.store(((first + place) / GROUP_BUCKETS).min(GROUPS - 1) as u32, Relaxed);
+        let at = first + place;
+        let bit = at.saturating_sub(FIRST_LARGE).min(LARGE_BUCKETS - 1);
+        let mark = if key.is_large() { bit } else { (at / GROUP_BUCKETS).min(GROUPS - 1) };
+        bucket.mark.store(mark as u32, Relaxed);
     }
 
     fn drain_bucket(&self, bucket: &Bucket, directory: &Directory, sink: impl FnMut(BlockId)) -> u64 {
-        let mut next = bucket.take_all();
-        let chain = std::iter::from_fn(|| {
-            let block = next;
-            next = if block == NO_BLOCK { NO_BLOCK } else { directory.header(block).next() };
-            (block != NO_BLOCK).then_some(block)
-        });
-        self.let_go(chain, directory, sink)
+        self.drain_chain(bucket.take_all(), directory, sink)
     }
 
-    /// Blocks leave for where `sink` puts them. Returns their bytes.
-    fn let_go(
-        &self,
-        blocks: impl Iterator<Item = BlockId>,
-        directory: &Directory,
-        mut sink: impl FnMut(BlockId),
-    ) -> u64 {
-        let mut bytes = 0;
-        for block in blocks {
-            bytes += directory.header(block).size();
+    fn drain_chain(&self, chain: BlockId, directory: &Directory, mut sink: impl FnMut(BlockId)) -> u64 {
+        let (mut block, mut bytes) = (chain, 0);
+        while block != NO_BLOCK {
+            let header = directory.header(block);
+            let next = header.next();
+            bytes += header.size();
             sink(block);
+            block = next;
         }
         self.change_base(-(bytes as i64));
         bytes
     }
 
-    /// Takes out all blocks, or the large ones only. Returns the bytes.
+    /// Empties the stacks, or those of large blocks only. Returns the bytes.
     pub(crate) fn drain(&self, large_only: bool, directory: &Directory, mut sink: impl FnMut(BlockId)) -> u64 {
         if !self.holds_any() {
             return 0;
         }
-        let mut bytes = self.let_go(self.large.take_all(), directory, &mut sink);
+        self.stale.store(false, Relaxed);
+        if large_only && !self.may_hold_large() {
+            return 0;
+        }
+        let large = self.large.load(Relaxed);
+        self.large.store(0, Relaxed);
+        self.freed.store(0, Relaxed);
+        self.begin_round();
+        let mut bytes = 0;
+        let mut empty = |bucket: &Bucket| {
+            if bucket.head.load(Relaxed) != NO_BLOCK {
+                bytes += self.drain_bucket(bucket, directory, &mut sink);
+            }
+        };
+        for bit in set_bits([large]) {
+            let from = FIRST_LARGE + bit as usize;
+            let to = if (bit as usize) < LARGE_BUCKETS - 1 { from + 1 } else { self.buckets.len() };
+            // A small size may have taken one over.
+            let large = |bucket: &&Bucket| Key::from_number(bucket.key.load(Relaxed)).is_large();
+            self.buckets[from..to].iter().filter(large).for_each(&mut empty);
+        }
         if large_only {
             return bytes;
         }
@@ -382,15 +396,61 @@ impl ThreadCache {
             filled.store(0, Relaxed);
             let from = group * GROUP_BUCKETS;
             let to = if group < GROUPS - 1 { from + GROUP_BUCKETS } else { self.buckets.len() };
-            let used = self.buckets[from..to].iter().filter(|bucket| bucket.head.load(Relaxed) != NO_BLOCK);
-            bytes += used.map(|bucket| self.drain_bucket(bucket, directory, &mut sink)).sum::<u64>();
+            self.buckets[from..to].iter().for_each(&mut empty);
         }
         bytes
     }
 
-    /// Whether one more large block would need the others to go first.
-    pub(crate) fn is_full_of_large(&self) -> bool {
-        self.large.is_full()
+    fn begin_round(&self) {
+        let round = if self.tight.load(Relaxed) { TIGHT_FREES } else { LARGE_FREES };
+        self.round.store(round, Relaxed);
+        self.large_frees.store(round, Relaxed);
+    }
+
+    /// Says whether memory is tight.
+    pub(crate) fn set_tight(&self, tight: bool) {
+        self.tight.store(tight, Relaxed);
+    }
+
+    /// Whether a large block has come to the stacks since they were last emptied of such.
+    fn may_hold_large(&self) -> bool {
+        self.large.load(Relaxed) != 0
+    }
+
+    /// Whether blocks of this key have been freed here lately: since the last look at the phase but one.
+    pub(crate) fn knows(&self, key: Key) -> bool {
+        self.bucket(key).is_some_and(|bucket| bucket.frees.load(Relaxed) > bucket.frees_at[0].load(Relaxed))
+    }
+
+    /// Whether the stacks should be emptied of large blocks. A request that they cannot serve is the moment for it: it then sees all that is
+    /// free, coalesced.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.load(Relaxed)
+    }
+
+    /// Ends a round of large frees, if it is over, and says whether it was. Every so many: looks whether what is in use has changed so much that
+    /// the program is in another phase, for which the stacks hold the wrong sizes.
+    pub(crate) fn end_round(&self, pool: &Pool) -> bool {
+        if self.large_frees.load(Relaxed) > 0 {
+            return false;
+        }
+        let freed = self.freed.load(Relaxed) + self.round.load(Relaxed);
+        self.begin_round();
+        self.freed.store(freed % LARGE_FREES, Relaxed);
+        if freed < LARGE_FREES {
+            return true;
+        }
+        for bucket in &self.buckets[FIRST_LARGE..] {
+            let [older, newer] = &bucket.frees_at;
+            older.store(newer.load(Relaxed), Relaxed);
+            newer.store(bucket.frees.load(Relaxed), Relaxed);
+        }
+        let active = pool.active.sum() + self.active.get().0;
+        if active.abs_diff(self.phase.load(Relaxed)) > pool.capacity >> PHASE_SHIFT {
+            self.phase.store(active, Relaxed);
+            self.stale.store(true, Relaxed);
+        }
+        true
     }
 
     /// What this thread adds to the pool's sum of active bytes.
@@ -416,9 +476,8 @@ impl ThreadCache {
         self.room_max.store(self.active.peak.load(Relaxed) - least, Relaxed);
     }
 
-    /// Sets how many bytes may be held, whether large blocks may be among them, and how far counts may drift.
-    pub(crate) fn set_bounds(&self, held: u64, large: bool, drift: i64) {
-        self.large.reset(large);
+    /// Sets how many bytes the stacks may hold, and how far counts may drift.
+    pub(crate) fn set_bounds(&self, held: u64, drift: i64) {
         self.held_max.store(held as i64, Relaxed);
         self.drift_max.store(drift, Relaxed);
         self.change_base(0);
@@ -504,6 +563,7 @@ impl ThreadCache {
             bucket.key.store(0, Relaxed);
             bucket.allocs.store(0, Relaxed);
             bucket.frees.store(0, Relaxed);
+            bucket.frees_at.iter().for_each(|frees| frees.store(0, Relaxed));
             bucket.take_all();
         }
         let lanes = self.streams.iter().map(|(_, lane)| lane);
@@ -511,10 +571,14 @@ impl ThreadCache {
         let sizes = self.sizes.iter().flat_map(|size| [&size.allocs, &size.frees, &size.allocated, &size.freed]);
         sizes.chain(counters).chain(lanes).for_each(|counter| counter.store(0, Relaxed));
         self.filled.iter().for_each(|filled| filled.store(0, Relaxed));
-        self.large.reset(false);
+        self.tight.store(false, Relaxed);
+        self.large.store(0, Relaxed);
+        self.freed.store(0, Relaxed);
+        self.begin_round();
+        self.stale.store(false, Relaxed);
         self.refills.store(0, Relaxed);
         let drifts = [&self.live, &self.active].into_iter().flat_map(|drift| [&drift.room, &drift.peak]);
-        let bounds = [&self.room_max, &self.held_base, &self.held_max, &self.drift_max];
+        let bounds = [&self.phase, &self.room_max, &self.held_base, &self.held_max, &self.drift_max];
         self.tags.iter().chain(drifts).chain(bounds).for_each(|counter| counter.store(0, Relaxed));
     }
 }

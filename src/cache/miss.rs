@@ -6,7 +6,7 @@
 use super::DeviceCache;
 use super::magazine::ThreadCache;
 use crate::block::{ClassId, Owner, block_granules};
-use crate::pool::{Key, Kind, LaneBits, LaneId, NO_BLOCK, PoolState, Want};
+use crate::pool::{Key, Kind, LaneBits, LaneId, NO_BLOCK, PoolState, Pressure, Want};
 use crate::telemetry::Rung;
 use crate::units::{DevicePtr, GRANULE, StreamId};
 
@@ -35,7 +35,7 @@ impl DeviceCache {
         // Two calls, each inlined for its kind.
         let want = |kind| Want { lane, kind, may_grow: false };
         let taken = if key.is_large() {
-            if self.pack(&mut state, cache) {
+            if self.pack(&mut state, cache, key) == Pressure::Idle {
                 return DevicePtr::NULL;
             }
             let kind = Kind::Range { size: bytes, alignment: GRANULE, persistent: false };
@@ -58,12 +58,16 @@ impl DeviceCache {
         header.ptr()
     }
 
-    /// Before a large request is served by the pool: takes back what the calling thread keeps of large blocks, to be put together with what is
-    /// free. Says whether [`Pool::gather_idle`](crate::pool::Pool::gather_idle) is due.
+    /// Before a large request is served by the pool: takes back what the calling thread's magazine has of large blocks, if that is to be put
+    /// together with what is free. Says how short memory is.
     #[inline]
-    pub(super) fn pack(&self, state: &mut PoolState, cache: &ThreadCache) -> bool {
-        cache.drain(true, &self.pool.directory, |block| self.pool.put_back(state, block));
-        self.pool.is_idle(state, cache.active_bytes())
+    pub(super) fn pack(&self, state: &mut PoolState, cache: &ThreadCache, key: Key) -> Pressure {
+        let pressure = self.pool.pressure(state, cache.active_bytes());
+        cache.set_tight(pressure != Pressure::Low);
+        if pressure != Pressure::Low || cache.is_stale() || !cache.knows(key) {
+            cache.drain(true, &self.pool.directory, |block| self.pool.put_back(state, block));
+        }
+        pressure
     }
 
     /// Puts a few more slots of the class into the thread's magazine, so that the next requests need no lock.

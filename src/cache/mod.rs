@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `threads` | which cache is the calling thread's |
 //! | `gate` | how others shut a thread out of its cache |
-//! | `magazine`, `large` | the cache: stacks of free blocks, and a few large ones |
+//! | `magazine` | the cache: stacks of free blocks |
 //! | `counts`, `stats` | what threads count, and its sums |
 //! | `tags` | what a tag's blocks may be together |
 //! | `miss` | plain requests that the magazine has no block for |
@@ -18,7 +18,6 @@ mod counts;
 mod defrag;
 mod extents;
 mod gate;
-mod large;
 mod magazine;
 mod miss;
 mod oom;
@@ -37,7 +36,7 @@ use crate::debug::MemoryReport;
 use crate::driver::Driver;
 use crate::error::{Error, OomExplanation, PlanError, Result};
 use crate::plan::{Export, PlanStats};
-use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, Magazines, Pool, PoolState, Want};
+use crate::pool::{BlockId, Drain, Header, Key, Kind, LaneBits, Magazines, Pool, PoolState, Pressure, Want};
 use crate::sync::Mutex;
 use crate::telemetry::{BlockInfo, BlockState, Event, EventKind, Rung, SegmentInfo};
 use crate::units::{DevicePtr, GRANULE, PAGE, StreamId};
@@ -254,7 +253,7 @@ impl DeviceCache {
                 let want = Want { lane, kind, may_grow };
                 // By plan, nothing is packed: what is large is not in magazines either.
                 if let Some(cache) = cache.filter(|_| !is_slot && !pool.plans_for(block_size))
-                    && self.pack(&mut state, cache)
+                    && self.pack(&mut state, cache, key) == Pressure::Idle
                 {
                     pool.gather_idle(&mut state, want, self);
                 }
@@ -329,11 +328,13 @@ impl DeviceCache {
         let alone = alone || state.is_watched();
         let keeps = cache.filter(|cache| !alone && !state.private.routing() && cache.has_room(key.bytes()));
         if let Some(cache) = keeps {
-            if !key.is_large() {
-                cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
-            } else if cache.is_full_of_large() {
+            let tight = pool.pressure(&state, cache.active_bytes()) != Pressure::Low;
+            cache.set_tight(tight);
+            if cache.end_round(pool) && tight {
+                // The next request that misses would take them back, and bear it for all of them.
                 cache.drain(true, &pool.directory, |cached| pool.put_back(&mut state, cached));
             }
+            cache.claim(key, &pool.directory, |evicted| pool.put_back(&mut state, evicted));
         }
         if !keeps.is_some_and(|cache| cache.push(block, header, tag)) {
             let active = if pool.free(&mut state, block) { key.bytes() } else { 0 };
@@ -441,7 +442,7 @@ impl DeviceCache {
     fn adopt(&self, cache: &'static ThreadCache) {
         let state = self.pool.lock();
         cache.gate.set_slow(self.goes_slow(&state));
-        cache.set_bounds(self.magazine_bytes, !self.pool.has_plans(), self.drift);
+        cache.set_bounds(self.magazine_bytes, self.drift);
         self.threads.lock().push(cache);
     }
 

@@ -18,8 +18,8 @@ const FULL_SHIFT: u32 = 5;
 const APART_SHIFT: u32 = 3;
 
 impl Pool {
-    /// Puts the free memory of a request's lane together, if something has come apart since the last time. For a pool that
-    /// [is idle](Pool::is_idle).
+    /// Puts the free memory of a request's lane together, if something has come apart since the last time. For a pool that is
+    /// [`Pressure::Idle`](super::Pressure::Idle).
     pub(crate) fn gather_idle(&self, state: &mut PoolState, want: Want, magazines: &dyn Magazines) {
         let seen = (want.lane, state.ghosts.last());
         let is_large = want.range().0 == LARGE && matches!(want.kind, Kind::Range { .. });

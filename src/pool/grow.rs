@@ -17,13 +17,9 @@ const WIDE_LANES: LaneId = 16;
 
 /// From which part of the most that was needed on is held besides it, how large new chunks are, in 64ths of the largest. Measured on the
 /// recorded traces; DESIGN.md has the curve.
-const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.0025, 32), (0.0048, 16), (0.0064, 8)];
+const EXCESS: [(f64, u64); 4] = [(0.0, 64), (0.0025, 32), (0.0045, 16), (0.0062, 8)];
 /// The last of these only where so many 64ths of the largest chunk are held besides: two or three chunks say little.
 const EXCESS_LEAST: u64 = 32;
-/// No chunk is larger than this part of the most that was needed,
-const NEEDED_PART: u64 = 32;
-/// but for 16 MiB.
-const NEEDED_LEAST: u64 = 16 << 20;
 /// No less than this part of what is missing at once: few of its chunks are shared with another block.
 const PIECES: u64 = 64;
 /// The limit from which on chunks are as large as configured. With less they are smaller in proportion: 256 GiB.
@@ -357,8 +353,7 @@ impl Pool {
         let steps = if few { &EXCESS[..EXCESS.len() - 1] } else { &EXCESS[..] };
         let (_, part) = steps.iter().rfind(|&&(bound, _)| excess >= bound).unwrap_or(&EXCESS[0]);
         let largest = largest << regrowth;
-        let size = (largest / 64 * part).max(largest.min(missing / PIECES));
-        let size = whole(size.min((state.needed / NEEDED_PART).max(NEEDED_LEAST)));
+        let size = whole((largest / 64 * part).max(largest.min(missing / PIECES)));
         (size, (2 * unit).min(size))
     }
 

@@ -5,7 +5,8 @@ use crate::units::GRANULE;
 
 /// A lane and a block size in granules: blocks of one key serve each other's requests. Kept multiplied by an odd number, which can be
 /// undone, and makes the high bits a hash (Knuth's multiplicative hashing; the number is 2^64 / golden ratio). The lowest bit, which
-/// that leaves alone, says whether the block is above [`CLASS_SIZE_MAX`].
+/// that leaves alone, says whether the block is above [`CLASS_SIZE_MAX`]; if it is, the three highest are set, of which nothing but
+/// their product would depend: so the keys of large blocks keep to the last eighth of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key(u64);
 
@@ -24,10 +25,14 @@ const GATHER: u64 = {
 };
 
 impl Key {
+    /// So many of a number's highest bits are set where the block is large.
+    pub(crate) const LARGE_BITS: u32 = 3;
+
     #[inline]
     pub(crate) fn new(lane: LaneBits, granules: u32) -> Key {
         let large = u64::from(u64::from(granules) > CLASS_SIZE_MAX / GRANULE);
-        Key((lane.0 | u64::from(granules) << 1 | large).wrapping_mul(SCATTER))
+        let number = (lane.0 | u64::from(granules) << 1 | large).wrapping_mul(SCATTER);
+        Key(number | large.wrapping_neg() << (u64::BITS - Key::LARGE_BITS))
     }
 
     /// Whether the block is too large for a slab.

@@ -99,10 +99,23 @@ const LARGE: usize = 1;
 const PERSISTENT: usize = 2;
 /// The arena of blocks with a physical allocation each: segments of plain memory, whatever the driver can do.
 const DEDICATED: usize = 3;
+/// The pool is tight when less than this part of what is held is free: 1/4.
+const TIGHT_SHIFT: u32 = 2;
 /// Next to nothing is in use when it is less than this part of what is held: 1/16.
 const IN_USE_SHIFT: u32 = 4;
 /// The largest block of the small zone, in bytes: 512 KiB. DESIGN.md says what other sizes cost.
 const SMALL_MAX: u64 = 1 << 19;
+
+/// How short memory is: how much of what is held is in use, and how much more may be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pressure {
+    /// There is room.
+    Low,
+    /// Most is in use, or nearly all of the limit is held: how a request is packed decides whether the pool has to grow.
+    Tight,
+    /// Nearly all of the limit is held, and next to nothing is in use.
+    Idle,
+}
 
 /// One device's pool.
 #[derive(Debug)]
@@ -299,12 +312,16 @@ impl Pool {
         Ok(())
     }
 
-    /// Whether nearly all of the limit is held, and next to nothing is in use. `unfolded` is what the calling thread adds to the sum of what is in
-    /// use.
+    /// How short memory is. `unfolded` is what the calling thread adds to the sum of what is in use.
     #[inline]
-    pub(crate) fn is_idle(&self, state: &PoolState, unfolded: i64) -> bool {
+    pub(crate) fn pressure(&self, state: &PoolState, unfolded: i64) -> Pressure {
+        let held = state.space.physical_bytes();
         let in_use = (self.active.sum() + unfolded).max(0) as u64;
-        state.is_full() && in_use < state.space.physical_bytes() >> IN_USE_SHIFT
+        match state.is_full() {
+            true if in_use < held >> IN_USE_SHIFT => Pressure::Idle,
+            false if held.saturating_sub(in_use) >= held >> TIGHT_SHIFT => Pressure::Low,
+            _ => Pressure::Tight,
+        }
     }
 
     /// Fills in what the pool knows.
